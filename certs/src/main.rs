@@ -1,1 +1,57 @@
-fn main() {}
+//! `pgrejoin-certs`: makes an authority and the nodes' certificates.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A small certificate authority for pgrejoin. An existing PKI serves as well.
+#[derive(Debug, Parser)]
+#[command(name = "pgrejoin-certs", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make an authority: ca.crt and ca.key. Keep ca.key away from the nodes.
+    Init {
+        /// Directory to write to
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Make a node's certificate, for serving and for rewinding: NAME.crt and NAME.key
+    Issue {
+        /// Directory with ca.crt and ca.key
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// The node's name, as others reach it and as --allow names it
+        #[arg(long, value_name = "NAME")]
+        name: String,
+        /// A further DNS name or IP address of the node
+        #[arg(long, value_name = "DNS|IP")]
+        san: Vec<String>,
+        /// Days the certificate is valid
+        #[arg(long, value_name = "N", default_value_t = certs::CERTIFICATE_DAYS)]
+        days: u32,
+        /// Directory to write to
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
+#[expect(clippy::print_stderr, reason = "main reports the error that ends the program")]
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Init { out } => certs::init(&out),
+        Command::Issue { ca, name, san, days, out } => certs::issue(&ca, &name, &san, days, &out),
+    };
+    match done.map_err(anyhow::Error::from) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pgrejoin-certs: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,25 @@
-//! placeholder
+//! Serves a PostgreSQL data directory, read-only, over gRPC and mutual TLS.
+//!
+//! One process beside the node, run as the user that owns the data directory. It never writes,
+//! needs no connection to PostgreSQL, and keeps no state between calls: what the node is, is read
+//! from its files at every call, so it survives PostgreSQL being stopped, restarted, promoted or
+//! not there yet.
+
+pub mod cli;
+pub mod config;
+
+mod accept;
+mod allow;
+mod audit;
+mod end;
+mod fetch;
+mod handler;
+mod list;
+mod node;
+mod pages;
+mod rate;
+mod serve;
+mod served;
+
+pub use config::Config;
+pub use serve::{ServeError, serve};

@@ -1,0 +1,237 @@
+//! The handle itself.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use pg_format::{DataPath, FormatError};
+use rustix::fs::{Mode, OFlags};
+
+use crate::confined::open_below;
+
+/// Why a directory could not be opened as a data directory.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The system refused.
+    #[error("could not open data directory {path}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It has no `PG_VERSION`, so it is no data directory.
+    #[error("{path} is not a PostgreSQL data directory: it has no PG_VERSION")]
+    NotADataDirectory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A name or file in it makes no sense.
+    #[error("data directory {path} cannot be read")]
+    Format {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: FormatError,
+    },
+}
+
+/// An open data directory. Tablespaces and a linked `pg_wal` are those it has when it is opened.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    root: OwnedFd,
+    linked_wal: Option<OwnedFd>,
+    linked_tablespaces: BTreeMap<String, (PathBuf, OwnedFd)>,
+}
+
+impl DataDir {
+    /// Opens `path`, which must hold a `PG_VERSION`.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, directory, Mode::empty())
+            .map_err(|errno| io(errno.into()))?;
+        if open_below(&root, "PG_VERSION", OFlags::RDONLY, Mode::empty()).is_err() {
+            return Err(OpenError::NotADataDirectory { path: path.to_owned() });
+        }
+        let linked_wal = open_link(&root, "pg_wal").map_err(io)?.map(|(_, fd)| fd);
+        let mut linked_tablespaces = BTreeMap::new();
+        for name in names_in(&root, "pg_tblspc").map_err(io)? {
+            if let Some(opened) = open_link(&root, &format!("pg_tblspc/{name}")).map_err(io)? {
+                linked_tablespaces.insert(name, opened);
+            }
+        }
+        Ok(Self { path: path.to_owned(), root, linked_wal, linked_tablespaces })
+    }
+
+    /// Where it was opened; for messages, not for opening files.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The handle of the directory itself.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Tablespaces that are symbolic links: OID as text, where the link points, and the handle.
+    pub fn linked_tablespaces(&self) -> impl Iterator<Item = (&str, &Path, BorrowedFd<'_>)> {
+        self.linked_tablespaces
+            .iter()
+            .map(|(oid, (target, fd))| (oid.as_str(), target.as_path(), fd.as_fd()))
+    }
+
+    /// The handle of `pg_wal`'s real directory if it is a symbolic link.
+    pub fn linked_wal(&self) -> Option<BorrowedFd<'_>> {
+        self.linked_wal.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The handle from which `path` is reached without a symbolic link, and the rest of the path;
+    /// the rest is empty if `path` is itself such a link.
+    pub fn resolve<'p>(&self, path: &'p DataPath) -> (BorrowedFd<'_>, &'p str) {
+        let text = path.as_str();
+        if let Some(wal) = &self.linked_wal
+            && let Some(rest) = text.strip_prefix("pg_wal")
+            && (rest.is_empty() || rest.starts_with('/'))
+        {
+            return (wal.as_fd(), rest.trim_start_matches('/'));
+        }
+        if let Some(rest) = text.strip_prefix("pg_tblspc/") {
+            let (oid, rest) = rest.split_once('/').unwrap_or((rest, ""));
+            if let Some((_, fd)) = self.linked_tablespaces.get(oid) {
+                return (fd.as_fd(), rest);
+            }
+        }
+        (self.root.as_fd(), text)
+    }
+
+    /// Opens a regular file for reading. Never blocks on a FIFO, never follows a link.
+    pub fn open_file(&self, path: &DataPath) -> io::Result<File> {
+        let (base, rest) = self.resolve(path);
+        if rest.is_empty() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = File::from(open_below(base, rest, flags, Mode::empty())?);
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        Ok(file)
+    }
+
+    /// Opens a directory.
+    pub fn open_directory(&self, path: &DataPath) -> io::Result<OwnedFd> {
+        let (base, rest) = self.resolve(path);
+        if rest.is_empty() {
+            return Ok(base.try_clone_to_owned()?);
+        }
+        open_below(base, rest, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+    }
+
+    /// Reads a whole file of at most `bytes_max`.
+    pub fn read(&self, path: &DataPath, bytes_max: u64) -> io::Result<Vec<u8>> {
+        let file = self.open_file(path)?;
+        let length = file.metadata()?.len();
+        if length > bytes_max {
+            let message = format!("{length} bytes, more than the {bytes_max} such a file may have");
+            return Err(io::Error::other(message));
+        }
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(&file, bytes_max), &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads a small file at the top level if it exists.
+    pub fn read_if_exists(&self, name: &str, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+        let path = DataPath::new(name).map_err(io::Error::other)?;
+        match self.read(&path, bytes_max) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// Whether anything has this name at the top level, a dangling link included.
+    pub fn has(&self, name: &str) -> bool {
+        rustix::fs::statat(&self.root, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Names in a directory, unordered.
+    pub fn names(&self, path: &DataPath) -> io::Result<Vec<String>> {
+        names(&self.open_directory(path)?)
+    }
+
+    /// Owner and permission bits of the directory.
+    pub fn owner_and_mode(&self) -> io::Result<(u32, u32)> {
+        let metadata = File::from(self.root.try_clone()?).metadata()?;
+        Ok((metadata.uid(), metadata.mode() & 0o7777))
+    }
+
+    /// Makes everything any process wrote to the data directory's file systems durable. Fails if a
+    /// write that was still pending could not be written (Linux 5.8 and later report it).
+    pub fn sync_file_systems(&self) -> io::Result<()> {
+        rustix::fs::syncfs(&self.root)?;
+        for fd in self.linked_wal.iter().chain(self.linked_tablespaces.values().map(|(_, fd)| fd)) {
+            rustix::fs::syncfs(fd)?;
+        }
+        Ok(())
+    }
+}
+
+/// Fills as much of `buffer` as the file has at `offset`; returns the bytes read.
+pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + filled as u64) {
+            Ok(0) => break,
+            Ok(bytes) => filled += bytes,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Names in an open directory but `.` and `..`; names that are no UTF-8 are an error, since no
+/// peer could name them.
+pub(crate) fn names(directory: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(String::from_utf8_lossy(name).into_owned());
+        }
+    }
+    Ok(names)
+}
+
+fn names_in(root: &OwnedFd, directory: &str) -> io::Result<Vec<String>> {
+    match open_below(root, directory, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) {
+        Ok(fd) => names(&fd),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens the directory a symbolic link of the data directory points to; `None` if it is no link.
+fn open_link(root: &OwnedFd, path: &str) -> io::Result<Option<(PathBuf, OwnedFd)>> {
+    let target = match rustix::fs::readlinkat(root, path, Vec::new()) {
+        Ok(target) => PathBuf::from(String::from_utf8_lossy(target.as_bytes()).into_owned()),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::openat(root, path, flags, Mode::empty()) {
+        Ok(fd) => Ok(Some((target, fd))),
+        Err(errno) => {
+            let message = format!("{path} links to {}: {errno}", target.display());
+            Err(io::Error::new(io::Error::from(errno).kind(), message))
+        }
+    }
+}

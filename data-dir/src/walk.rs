@@ -1,0 +1,131 @@
+//! Lists a data directory.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use pg_format::file_class::OWN_DIRECTORY;
+use pg_format::DataPath;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
+
+use crate::DataDir;
+use crate::confined::open_below;
+use crate::dir::names;
+
+/// Deepest directory level entered; PostgreSQL's own trees have five.
+const DEPTH_MAX: usize = 32;
+
+/// Something in a data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Where.
+    pub path: DataPath,
+    /// What.
+    pub kind: EntryKind,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A regular file of so many bytes.
+    File {
+        /// Length in bytes.
+        bytes: u64,
+    },
+    /// A directory; also what a link of `pg_wal` or of a tablespace leads to.
+    Directory {
+        /// Where it really is, if a symbolic link leads to it.
+        link: Option<String>,
+    },
+    /// Any other symbolic link; it is not followed.
+    Link {
+        /// What it holds.
+        target: String,
+    },
+    /// A socket, FIFO or device.
+    Other,
+}
+
+impl DataDir {
+    /// Visits everything below the data directory but pgrejoin's own files, parents before their
+    /// content, in no other order. What vanishes while it is listed is left out.
+    pub fn walk(&self, visit: &mut dyn FnMut(Entry) -> io::Result<()>) -> io::Result<()> {
+        let root = self.root().try_clone_to_owned()?;
+        self.walk_directory(&root, None, 0, visit)
+    }
+
+    fn walk_directory(
+        &self,
+        directory: &OwnedFd,
+        path: Option<&DataPath>,
+        depth: usize,
+        visit: &mut dyn FnMut(Entry) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if depth > DEPTH_MAX {
+            return Err(io::Error::other("directories are nested too deeply"));
+        }
+        for name in names(directory)? {
+            if name == OWN_DIRECTORY {
+                continue;
+            }
+            let child = match path {
+                Some(path) => path.join(&name),
+                None => DataPath::new(name.as_str()),
+            };
+            let Ok(child) = child else { continue };
+            match self.entry(directory, &name, child) {
+                Ok((entry, below)) => {
+                    let path = entry.path.clone();
+                    visit(entry)?;
+                    if let Some(below) = below {
+                        self.walk_directory(&below, Some(&path), depth + 1, visit)?;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at one name; a directory is returned open.
+    fn entry(
+        &self,
+        directory: &OwnedFd,
+        name: &str,
+        path: DataPath,
+    ) -> io::Result<(Entry, Option<OwnedFd>)> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let stat = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)?;
+        let mode = u32::from(stat.stx_mode);
+        let (kind, below) = match FileType::from_raw_mode(mode) {
+            FileType::RegularFile => (EntryKind::File { bytes: stat.stx_size }, None),
+            FileType::Directory => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                let below = open_below(directory, name, flags, Mode::empty())?;
+                (EntryKind::Directory { link: None }, Some(below))
+            }
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(directory, name, Vec::new())?;
+                let target = String::from_utf8_lossy(target.as_bytes()).into_owned();
+                match self.resolve(&path) {
+                    (real, "") => {
+                        let below = real.as_fd().try_clone_to_owned()?;
+                        // Its own handle: a directory's read position belongs to the open file.
+                        let below = rustix::fs::openat(
+                            &below,
+                            ".",
+                            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                            Mode::empty(),
+                        )?;
+                        (EntryKind::Directory { link: Some(target) }, Some(below))
+                    }
+                    _ => (EntryKind::Link { target }, None),
+                }
+            }
+            _ => (EntryKind::Other, None),
+        };
+        Ok((Entry { path, kind, mode: mode & 0o7777 }, below))
+    }
+}

@@ -1,0 +1,211 @@
+//! What the data path carries, as domain types.
+
+use bytes::Bytes;
+use pg_format::{BLOCK_SIZE, DataPath, Lsn, TimelineId};
+
+use crate::PageHash;
+
+/// Consecutive blocks of a segment file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockRange {
+    /// First block, counted from the start of the file.
+    pub first: u32,
+    /// Number of blocks, not 0.
+    pub count: u32,
+}
+
+/// One piece of work for the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// Chosen by the client; replies carry it.
+    pub id: u64,
+    /// The work.
+    pub kind: UnitKind,
+}
+
+/// Kinds of work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnitKind {
+    /// Pages of a file that consists of pages.
+    Blocks {
+        /// The file.
+        path: DataPath,
+        /// The pages, in order.
+        ranges: Vec<BlockRange>,
+    },
+    /// Hashes of pages.
+    Hashes {
+        /// The file.
+        path: DataPath,
+        /// The pages.
+        range: BlockRange,
+    },
+    /// Bytes of a file.
+    File {
+        /// The file.
+        path: DataPath,
+        /// First byte.
+        offset: u64,
+        /// Bytes wanted; fewer come if the file ends before.
+        length: u64,
+    },
+    /// Bytes of a WAL segment file.
+    Wal {
+        /// Timeline in its name.
+        timeline: TimelineId,
+        /// Its number.
+        number: u64,
+        /// First byte.
+        offset: u64,
+        /// Bytes wanted.
+        length: u64,
+    },
+    /// Digests of WAL records that begin in `[from, to)`.
+    Proof {
+        /// First position.
+        from: ProofStart,
+        /// End.
+        to: Lsn,
+        /// List every record instead of one digest a segment.
+        each_record: bool,
+    },
+}
+
+/// Where a proof begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProofStart {
+    /// A record begins exactly here.
+    Record(Lsn),
+    /// The first record that begins in the segment that starts here.
+    Segment(Lsn),
+}
+
+/// A page whose hash was checked. Only these can be written.
+#[derive(Debug, Clone)]
+pub struct VerifiedPage {
+    hash: PageHash,
+    data: Bytes,
+}
+
+impl VerifiedPage {
+    /// Checks a page that was received; `None` if it is not what the hash says.
+    pub fn check(hash: PageHash, data: Bytes) -> Option<Self> {
+        let sound = data.len() == BLOCK_SIZE && PageHash::of(&data) == hash;
+        sound.then_some(Self { hash, data })
+    }
+
+    /// A page that was read here and whose hash is to travel with it; `None` if it is no page.
+    pub fn read(data: Bytes) -> Option<Self> {
+        let hash = PageHash::of(&data);
+        (data.len() == BLOCK_SIZE).then_some(Self { hash, data })
+    }
+
+    /// The hash, which fits.
+    pub fn hash(&self) -> PageHash {
+        self.hash
+    }
+
+    /// The page's bytes.
+    pub fn data(&self) -> &Bytes {
+        &self.data
+    }
+}
+
+/// Bytes of a file whose hash was checked. Only these can be written.
+#[derive(Debug, Clone)]
+pub struct VerifiedChunk {
+    offset: u64,
+    hash: PageHash,
+    data: Bytes,
+}
+
+impl VerifiedChunk {
+    /// Checks bytes that were received; `None` if they are not what the hash says.
+    pub fn check(offset: u64, hash: PageHash, data: Bytes) -> Option<Self> {
+        (PageHash::of(&data) == hash).then_some(Self { offset, hash, data })
+    }
+
+    /// Bytes that were read here and whose hash is to travel with them.
+    pub fn read(offset: u64, data: Bytes) -> Self {
+        Self { offset, hash: PageHash::of(&data), data }
+    }
+
+    /// The hash, which fits.
+    pub fn hash(&self) -> PageHash {
+        self.hash
+    }
+
+    /// Where they belong.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The bytes.
+    pub fn data(&self) -> &Bytes {
+        &self.data
+    }
+}
+
+/// One reply to a unit.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// The unit.
+    pub unit: u64,
+    /// The reply.
+    pub body: ItemBody,
+}
+
+/// What a page was when it was read.
+#[derive(Debug, Clone)]
+pub enum PageContent {
+    /// Sound, or without checksums.
+    Present(VerifiedPage),
+    /// Its checksum did not fit, however often it was read: only replay can make it right.
+    Torn(VerifiedPage),
+    /// The file ends before it.
+    BeyondEnd,
+}
+
+/// Kinds of reply.
+#[derive(Debug, Clone)]
+pub enum ItemBody {
+    /// One page of a blocks unit.
+    Page {
+        /// Which.
+        block: u32,
+        /// What it was.
+        content: PageContent,
+    },
+    /// Hashes of consecutive pages. Fewer than were asked for if the file ends.
+    PageHashes {
+        /// First page.
+        first: u32,
+        /// Their hashes.
+        hashes: Vec<PageHash>,
+    },
+    /// Bytes of a file or of WAL.
+    Chunk(VerifiedChunk),
+    /// Digest of one segment's records.
+    SegmentDigest {
+        /// The segment.
+        number: u64,
+        /// How many records begin in it.
+        records: u64,
+        /// Digest of their positions and CRCs.
+        digest: PageHash,
+    },
+    /// One record.
+    RecordCrc {
+        /// Where it begins.
+        lsn: Lsn,
+        /// Its CRC.
+        crc: u32,
+    },
+    /// Nothing more comes for this unit.
+    End {
+        /// Whether the file did not exist.
+        vanished: bool,
+        /// Its length when it was read; for a proof, where the source's records end.
+        bytes: u64,
+    },
+}

@@ -1,0 +1,150 @@
+//! Frames: batches of replies, compressed each for itself.
+//!
+//! A frame needs no earlier one to be understood, so the client stores it as it came and a cut
+//! connection loses nothing that had arrived.
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use crate::fetch::Item;
+use crate::limits::{BATCH_BYTES, BATCH_BYTES_MAX, ZSTD_LEVEL};
+use crate::wire;
+
+/// How a frame's payload is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// As it is: it did not shrink.
+    Plain,
+    /// One zstd frame.
+    Zstd,
+}
+
+/// A frame as it travels and as it is stored.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// Counts the frames of a stream from 0.
+    pub sequence: u64,
+    /// How the payload is encoded.
+    pub codec: Codec,
+    /// Bytes of the batch when decoded.
+    pub batch_bytes: u32,
+    /// The payload.
+    pub payload: Bytes,
+    /// CRC-32C of the payload.
+    pub payload_crc: u32,
+}
+
+/// Why a frame or an item in it cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The payload is not what its CRC says.
+    #[error("frame payload has a wrong CRC")]
+    Crc,
+    /// It does not decompress to what it promised.
+    #[error("frame does not decompress to the {0} bytes it promised")]
+    Size(u32),
+    /// It is longer than any frame may be.
+    #[error("frame of {0} bytes is longer than the protocol allows")]
+    TooLong(u32),
+    /// zstd refused it.
+    #[error("frame could not be decompressed")]
+    Zstd(#[source] std::io::Error),
+    /// It is no batch.
+    #[error("frame holds no valid batch")]
+    Batch(#[from] prost::DecodeError),
+    /// Content does not have the hash that came with it.
+    #[error("content of unit {unit} does not have the hash that came with it")]
+    Hash {
+        /// The unit.
+        unit: u64,
+    },
+    /// A field holds what it must not.
+    #[error("field {field} of a reply is invalid")]
+    Field {
+        /// Its name.
+        field: &'static str,
+    },
+}
+
+/// Collects items into frames.
+pub struct FrameEncoder {
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+    batch: wire::Batch,
+    batch_bytes: usize,
+    sequence: u64,
+}
+
+impl std::fmt::Debug for FrameEncoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrameEncoder").field("sequence", &self.sequence).finish_non_exhaustive()
+    }
+}
+
+impl FrameEncoder {
+    /// An encoder at the default level.
+    pub fn new() -> Self {
+        // Without its memory zstd cannot work; frames then travel plain.
+        let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL).ok();
+        Self { compressor, batch: wire::Batch::default(), batch_bytes: 0, sequence: 0 }
+    }
+
+    /// Adds an item; a full batch comes back as a frame.
+    pub fn push(&mut self, item: Item) -> Option<Frame> {
+        let item = wire::Item::from(item);
+        self.batch_bytes += item.encoded_len();
+        self.batch.items.push(item);
+        if self.batch_bytes >= BATCH_BYTES { self.flush() } else { None }
+    }
+
+    /// What has been collected, if anything.
+    pub fn flush(&mut self) -> Option<Frame> {
+        if self.batch.items.is_empty() {
+            return None;
+        }
+        let plain = std::mem::take(&mut self.batch).encode_to_vec();
+        self.batch_bytes = 0;
+        let compressed = self.compressor.as_mut().and_then(|c| c.compress(&plain).ok());
+        let batch_bytes = u32::try_from(plain.len()).unwrap_or(u32::MAX);
+        let (codec, payload) = match compressed {
+            Some(compressed) if compressed.len() < plain.len() => (Codec::Zstd, compressed),
+            _ => (Codec::Plain, plain),
+        };
+        let payload = Bytes::from(payload);
+        let sequence = self.sequence;
+        self.sequence += 1;
+        let payload_crc = crc32c::crc32c(&payload);
+        Some(Frame { sequence, codec, batch_bytes, payload, payload_crc })
+    }
+}
+
+impl Default for FrameEncoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Frame {
+    /// Checks and decodes the items. Every page and chunk that comes back has the hash it came
+    /// with. Never allocates more than [`BATCH_BYTES_MAX`] for the batch.
+    pub fn items(&self) -> Result<Vec<Item>, FrameError> {
+        if crc32c::crc32c(&self.payload) != self.payload_crc {
+            return Err(FrameError::Crc);
+        }
+        let promised = self.batch_bytes as usize;
+        if promised > BATCH_BYTES_MAX {
+            return Err(FrameError::TooLong(self.batch_bytes));
+        }
+        let batch = match self.codec {
+            Codec::Plain => self.payload.clone(),
+            Codec::Zstd => {
+                let plain = zstd::bulk::decompress(&self.payload, promised);
+                Bytes::from(plain.map_err(FrameError::Zstd)?)
+            }
+        };
+        if batch.len() != promised {
+            return Err(FrameError::Size(self.batch_bytes));
+        }
+        let batch = wire::Batch::decode(batch)?;
+        batch.items.into_iter().map(Item::try_from).collect()
+    }
+}

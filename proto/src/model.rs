@@ -1,0 +1,100 @@
+//! What the unary calls say, as domain types.
+
+use pg_format::{ControlFile, DataPath, FormatError, TimelineHistory, TimelineId};
+use pg_format::wal::SegmentName;
+
+/// What a running or stopped node is to its cluster, proven by its files alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Accepts writes.
+    Primary,
+    /// Replays another node's WAL.
+    Standby,
+    /// Was shut down cleanly.
+    Stopped,
+}
+
+/// What a node is at one moment.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Its role.
+    pub role: Role,
+    /// The timeline it is on.
+    pub timeline: TimelineId,
+    /// Its `pg_control`, decoded.
+    pub control: ControlFile,
+    /// Its `pg_control`, as it is on disk.
+    pub control_bytes: Vec<u8>,
+    /// All its history files, oldest first.
+    pub histories: Vec<(TimelineId, Vec<u8>)>,
+    /// Process id and start time of its postmaster, if one runs.
+    pub postmaster: Option<(i64, i64)>,
+}
+
+impl Node {
+    /// The history of its timeline. Timeline 1 has no file.
+    pub fn history(&self) -> Result<TimelineHistory, FormatError> {
+        if self.timeline.get() == 1 {
+            return Ok(TimelineHistory::first(self.timeline));
+        }
+        let text = self.histories.iter().find(|(timeline, _)| *timeline == self.timeline);
+        let (_, text) = text.ok_or_else(|| FormatError::Invalid {
+            what: "the source's pg_wal",
+            why: format!("{} is missing", self.timeline.history_file_name()),
+        })?;
+        TimelineHistory::parse(self.timeline, text)
+    }
+
+    /// Whether this is the same life of the same server as `earlier`: nothing that was read between
+    /// the two moments may be believed otherwise.
+    pub fn same_life(&self, earlier: &Self) -> bool {
+        self.role == earlier.role
+            && self.timeline == earlier.timeline
+            && self.control.state == earlier.control.state
+            && self.postmaster == earlier.postmaster
+    }
+}
+
+/// A tablespace of the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tablespace {
+    /// Its OID.
+    pub oid: u32,
+    /// Where its link points; `None` if it lies in place, inside `pg_tblspc`.
+    pub location: Option<String>,
+}
+
+/// The answer to the first call.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// Version of the server program, for messages.
+    pub program_version: String,
+    /// The node.
+    pub node: Node,
+    /// WAL segments in its `pg_wal`.
+    pub wal_segments: Vec<SegmentName>,
+    /// Its tablespaces.
+    pub tablespaces: Vec<Tablespace>,
+    /// Congestion control of the connection, if known.
+    pub congestion_control: Option<String>,
+}
+
+/// A file or directory of the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileEntry {
+    /// Where.
+    pub path: DataPath,
+    /// Its length; `None` for a directory.
+    pub bytes: Option<u64>,
+}
+
+/// The answer to the last call.
+#[derive(Debug, Clone)]
+pub struct Sealed {
+    /// The node as it is now.
+    pub node: Node,
+    /// Every page served before has no newer change than this: a record's end.
+    pub end: pg_format::Lsn,
+    /// The timeline that holds the byte before [`Self::end`].
+    pub end_timeline: TimelineId,
+}

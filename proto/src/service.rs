@@ -1,0 +1,128 @@
+//! The calls, as a server answers them: a trait in domain types and its adapter to tonic.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::fetch::Unit;
+use crate::frame::Frame;
+use crate::limits::REQUEST_MESSAGE_BYTES_MAX;
+use crate::model::{Description, FileEntry, Sealed};
+use crate::status::{CallError, Reason, Refusal};
+use crate::tls::Peer;
+use crate::wire::rejoin_server::{Rejoin, RejoinServer};
+use crate::{PROTOCOL_VERSION, wire};
+
+/// Answers the calls of the protocol. Streams are bounded channels: a slow client holds the
+/// producer back.
+#[tonic::async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// What the node is.
+    async fn describe(&self, peer: Arc<Peer>) -> Result<Description, Refusal>;
+    /// Every file that may be asked for.
+    async fn list_files(&self, peer: Arc<Peer>) -> Result<FileEntries, Refusal>;
+    /// Starts to work on units.
+    async fn fetch(&self, peer: Arc<Peer>, units: Units) -> Result<FrameReceiver, Refusal>;
+    /// Where replay must end.
+    async fn seal(&self, peer: Arc<Peer>) -> Result<Sealed, Refusal>;
+}
+
+/// Batches of a file list.
+pub type FileEntries = mpsc::Receiver<Result<Vec<FileEntry>, Refusal>>;
+/// Frames to be sent.
+pub type FrameReceiver = mpsc::Receiver<Result<Frame, Refusal>>;
+
+/// Units being received.
+#[derive(Debug)]
+pub struct Units {
+    stream: Streaming<wire::FetchRequest>,
+}
+
+impl Units {
+    /// The next units; `None` when the client has sent all.
+    pub async fn next(&mut self) -> Result<Option<Vec<Unit>>, Refusal> {
+        let gone = |status: Status| match CallError::from(status) {
+            CallError::Refused(refusal) => refusal,
+            CallError::Broken(text) | CallError::InvalidReply(text) => {
+                Refusal::new(Reason::InvalidRequest, text)
+            }
+        };
+        let Some(request) = self.stream.message().await.map_err(gone)? else { return Ok(None) };
+        request.units.into_iter().map(Unit::try_from).collect::<Result<_, _>>().map(Some)
+    }
+}
+
+/// The tonic service of a handler.
+pub fn service<H: Handler>(handler: Arc<H>) -> RejoinServer<impl Rejoin> {
+    RejoinServer::new(Adapter { handler }).max_decoding_message_size(REQUEST_MESSAGE_BYTES_MAX)
+}
+
+struct Adapter<H> {
+    handler: Arc<H>,
+}
+
+fn peer<T>(request: &Request<T>) -> Result<Arc<Peer>, Status> {
+    let peer = request.extensions().get::<Arc<Peer>>().cloned();
+    peer.ok_or_else(|| Refusal::new(Reason::NotAllowed, "no client certificate").into())
+}
+
+type ReplyStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl<H: Handler> Rejoin for Adapter<H> {
+    type ListFilesStream = ReplyStream<wire::ListFilesReply>;
+    type FetchStream = ReplyStream<wire::FetchFrame>;
+
+    async fn describe(
+        &self,
+        request: Request<wire::DescribeRequest>,
+    ) -> Result<Response<wire::DescribeReply>, Status> {
+        let peer = peer(&request)?;
+        let theirs = request.into_inner().protocol_version;
+        if theirs != PROTOCOL_VERSION {
+            let message = format!(
+                "the server speaks protocol version {PROTOCOL_VERSION}, the client {theirs}: \
+                 install the same pgrejoin release on both nodes"
+            );
+            return Err(Refusal::new(Reason::WrongVersion, message).into());
+        }
+        Ok(Response::new(self.handler.describe(peer).await?.into()))
+    }
+
+    async fn list_files(
+        &self,
+        request: Request<wire::ListFilesRequest>,
+    ) -> Result<Response<Self::ListFilesStream>, Status> {
+        let batches = self.handler.list_files(peer(&request)?).await?;
+        let last = wire::ListFilesReply { entries: Vec::new(), complete: true };
+        let replies = ReceiverStream::new(batches)
+            .map(|batch| {
+                let entries = batch?.into_iter().map(Into::into).collect();
+                Ok(wire::ListFilesReply { entries, complete: false })
+            })
+            .chain(tokio_stream::once(Ok(last)));
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn fetch(
+        &self,
+        request: Request<Streaming<wire::FetchRequest>>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        let peer = peer(&request)?;
+        let units = Units { stream: request.into_inner() };
+        let frames = self.handler.fetch(peer, units).await?;
+        let replies = ReceiverStream::new(frames).map(|frame| Ok(frame?.into()));
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn seal(
+        &self,
+        request: Request<wire::SealRequest>,
+    ) -> Result<Response<wire::SealReply>, Status> {
+        Ok(Response::new(self.handler.seal(peer(&request)?).await?.into()))
+    }
+}

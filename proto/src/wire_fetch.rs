@@ -1,0 +1,267 @@
+//! Generated messages to domain types and back: the data path.
+
+use bytes::Bytes;
+use pg_format::{BLOCK_SIZE, DataPath, Lsn, TimelineId};
+
+use crate::fetch::{
+    BlockRange, Item, ItemBody, PageContent, ProofStart, Unit, UnitKind, VerifiedChunk,
+    VerifiedPage,
+};
+use crate::frame::{Codec, Frame, FrameError};
+use crate::hash::HASH_BYTES;
+use crate::limits::{UNIT_BLOCKS_MAX, UNIT_BYTES_MAX, UNIT_HASHES_MAX};
+use crate::status::{Reason, Refusal};
+use crate::{PageHash, wire};
+
+fn bad_request(why: impl Into<String>) -> Refusal {
+    Refusal::new(Reason::InvalidRequest, why)
+}
+
+fn path(text: String) -> Result<DataPath, Refusal> {
+    DataPath::new(text).map_err(|error| bad_request(error.to_string()))
+}
+
+fn range(first: u32, count: u32, count_max: u32) -> Result<BlockRange, Refusal> {
+    if count == 0 || count > count_max || first.checked_add(count).is_none() {
+        return Err(bad_request(format!("a range of {count} blocks from {first} is not allowed")));
+    }
+    Ok(BlockRange { first, count })
+}
+
+fn length(offset: u64, length: u64) -> Result<(), Refusal> {
+    if length == 0 || length > UNIT_BYTES_MAX || offset.checked_add(length).is_none() {
+        return Err(bad_request(format!("{length} bytes from {offset} are not allowed")));
+    }
+    Ok(())
+}
+
+impl TryFrom<wire::Unit> for Unit {
+    type Error = Refusal;
+
+    fn try_from(unit: wire::Unit) -> Result<Self, Refusal> {
+        use wire::unit::Kind;
+        let kind = match unit.kind.ok_or_else(|| bad_request("a unit has no kind"))? {
+            Kind::Blocks(blocks) => {
+                let ranges: Result<Vec<_>, _> = blocks
+                    .ranges
+                    .iter()
+                    .map(|r| range(r.first, r.count, UNIT_BLOCKS_MAX))
+                    .collect();
+                let ranges = ranges?;
+                let total: u64 = ranges.iter().map(|r| u64::from(r.count)).sum();
+                if total > u64::from(UNIT_BLOCKS_MAX) {
+                    return Err(bad_request(format!("{total} blocks in one unit")));
+                }
+                UnitKind::Blocks { path: path(blocks.path)?, ranges }
+            }
+            Kind::Hashes(hashes) => UnitKind::Hashes {
+                range: range(hashes.first, hashes.count, UNIT_HASHES_MAX)?,
+                path: path(hashes.path)?,
+            },
+            Kind::File(file) => {
+                length(file.offset, file.length)?;
+                UnitKind::File {
+                    path: path(file.path)?,
+                    offset: file.offset,
+                    length: file.length,
+                }
+            }
+            Kind::Wal(wal) => {
+                length(wal.offset, wal.length)?;
+                let timeline = TimelineId::new(wal.timeline)
+                    .map_err(|error| bad_request(error.to_string()))?;
+                UnitKind::Wal {
+                    timeline,
+                    number: wal.number,
+                    offset: wal.offset,
+                    length: wal.length,
+                }
+            }
+            Kind::Proof(proof) => {
+                let from = Lsn::new(proof.from);
+                let from = if proof.from_record {
+                    ProofStart::Record(from)
+                } else {
+                    ProofStart::Segment(from)
+                };
+                UnitKind::Proof { from, to: Lsn::new(proof.to), each_record: proof.each_record }
+            }
+        };
+        Ok(Self { id: unit.id, kind })
+    }
+}
+
+impl From<Unit> for wire::Unit {
+    fn from(unit: Unit) -> Self {
+        use wire::unit::Kind;
+        let kind = match unit.kind {
+            UnitKind::Blocks { path, ranges } => Kind::Blocks(wire::BlocksUnit {
+                path: path.into(),
+                ranges: ranges
+                    .iter()
+                    .map(|r| wire::BlockRange { first: r.first, count: r.count })
+                    .collect(),
+            }),
+            UnitKind::Hashes { path, range } => Kind::Hashes(wire::HashesUnit {
+                path: path.into(),
+                first: range.first,
+                count: range.count,
+            }),
+            UnitKind::File { path, offset, length } => {
+                Kind::File(wire::FileUnit { path: path.into(), offset, length })
+            }
+            UnitKind::Wal { timeline, number, offset, length } => {
+                Kind::Wal(wire::WalUnit { timeline: timeline.get(), number, offset, length })
+            }
+            UnitKind::Proof { from, to, each_record } => {
+                let (from, from_record) = match from {
+                    ProofStart::Record(lsn) => (lsn, true),
+                    ProofStart::Segment(lsn) => (lsn, false),
+                };
+                let (from, to) = (from.as_u64(), to.as_u64());
+                Kind::Proof(wire::ProofUnit { from, to, from_record, each_record })
+            }
+        };
+        Self { id: unit.id, kind: Some(kind) }
+    }
+}
+
+fn hash_bytes(hash: PageHash) -> Bytes {
+    Bytes::copy_from_slice(hash.as_bytes())
+}
+
+fn hash(bytes: &[u8], field: &'static str) -> Result<PageHash, FrameError> {
+    let bytes: [u8; HASH_BYTES] = bytes.try_into().map_err(|_| FrameError::Field { field })?;
+    Ok(PageHash::from_bytes(bytes))
+}
+
+impl From<Item> for wire::Item {
+    fn from(item: Item) -> Self {
+        use wire::item::Body;
+        let body = match item.body {
+            ItemBody::Page { block, content } => {
+                let (page, torn) = match content {
+                    PageContent::Present(page) => (Some(page), false),
+                    PageContent::Torn(page) => (Some(page), true),
+                    PageContent::BeyondEnd => (None, false),
+                };
+                let (hash, data) = page
+                    .map(|page| (hash_bytes(page.hash()), page.data().clone()))
+                    .unwrap_or_default();
+                Body::Page(wire::PageItem { block, hash, data, torn })
+            }
+            ItemBody::PageHashes { first, hashes } => {
+                let hashes: Vec<u8> = hashes.iter().flat_map(|hash| *hash.as_bytes()).collect();
+                Body::PageHashes(wire::PageHashesItem { first, hashes: hashes.into() })
+            }
+            ItemBody::Chunk(chunk) => Body::Chunk(wire::ChunkItem {
+                offset: chunk.offset(),
+                hash: hash_bytes(chunk.hash()),
+                data: chunk.data().clone(),
+            }),
+            ItemBody::SegmentDigest { number, records, digest } => {
+                Body::Proof(wire::ProofItem {
+                    position: number,
+                    records,
+                    digest: hash_bytes(digest),
+                })
+            }
+            ItemBody::RecordCrc { lsn, crc } => Body::Proof(wire::ProofItem {
+                position: lsn.as_u64(),
+                records: 1,
+                digest: Bytes::copy_from_slice(&crc.to_le_bytes()),
+            }),
+            ItemBody::End { vanished, bytes } => Body::End(wire::UnitEnd { vanished, bytes }),
+        };
+        Self { unit: item.unit, body: Some(body) }
+    }
+}
+
+impl TryFrom<wire::Item> for Item {
+    type Error = FrameError;
+
+    fn try_from(item: wire::Item) -> Result<Self, FrameError> {
+        use wire::item::Body;
+        let unit = item.unit;
+        let body = match item.body.ok_or(FrameError::Field { field: "body" })? {
+            Body::Page(page) => {
+                ItemBody::Page { block: page.block, content: page_content(unit, &page)? }
+            }
+            Body::PageHashes(hashes) => {
+                let (hashes_of_16, rest) = hashes.hashes.as_chunks::<HASH_BYTES>();
+                if !rest.is_empty() || hashes_of_16.len() > UNIT_HASHES_MAX as usize {
+                    return Err(FrameError::Field { field: "hashes" });
+                }
+                let list = hashes_of_16.iter().map(|bytes| PageHash::from_bytes(*bytes));
+                ItemBody::PageHashes { first: hashes.first, hashes: list.collect() }
+            }
+            Body::Chunk(chunk) => {
+                let expected = hash(&chunk.hash, "hash")?;
+                ItemBody::Chunk(
+                    VerifiedChunk::check(chunk.offset, expected, chunk.data)
+                        .ok_or(FrameError::Hash { unit })?,
+                )
+            }
+            Body::Proof(proof) => match <[u8; 4]>::try_from(&proof.digest[..]) {
+                Ok(crc) => ItemBody::RecordCrc {
+                    lsn: Lsn::new(proof.position),
+                    crc: u32::from_le_bytes(crc),
+                },
+                Err(_) => ItemBody::SegmentDigest {
+                    number: proof.position,
+                    records: proof.records,
+                    digest: hash(&proof.digest, "digest")?,
+                },
+            },
+            Body::End(end) => ItemBody::End { vanished: end.vanished, bytes: end.bytes },
+        };
+        Ok(Self { unit, body })
+    }
+}
+
+fn page_content(unit: u64, page: &wire::PageItem) -> Result<PageContent, FrameError> {
+    if page.data.is_empty() {
+        return Ok(PageContent::BeyondEnd);
+    }
+    if page.data.len() != BLOCK_SIZE {
+        return Err(FrameError::Field { field: "data" });
+    }
+    let verified = VerifiedPage::check(hash(&page.hash, "hash")?, page.data.clone())
+        .ok_or(FrameError::Hash { unit })?;
+    Ok(if page.torn { PageContent::Torn(verified) } else { PageContent::Present(verified) })
+}
+
+impl From<Frame> for wire::FetchFrame {
+    fn from(frame: Frame) -> Self {
+        let codec = match frame.codec {
+            Codec::Plain => wire::Codec::Plain,
+            Codec::Zstd => wire::Codec::Zstd,
+        };
+        Self {
+            sequence: frame.sequence,
+            codec: codec.into(),
+            batch_bytes: frame.batch_bytes,
+            payload: frame.payload,
+            payload_crc32c: frame.payload_crc,
+        }
+    }
+}
+
+impl TryFrom<wire::FetchFrame> for Frame {
+    type Error = FrameError;
+
+    fn try_from(frame: wire::FetchFrame) -> Result<Self, FrameError> {
+        let codec = match frame.codec() {
+            wire::Codec::Plain => Codec::Plain,
+            wire::Codec::Zstd => Codec::Zstd,
+            wire::Codec::Unspecified => return Err(FrameError::Field { field: "codec" }),
+        };
+        Ok(Self {
+            sequence: frame.sequence,
+            codec,
+            batch_bytes: frame.batch_bytes,
+            payload: frame.payload,
+            payload_crc: frame.payload_crc32c,
+        })
+    }
+}

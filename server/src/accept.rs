@@ -1,0 +1,186 @@
+//! Takes connections: limits, TLS handshake, and who is at the other end.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::task::{Context, Poll};
+
+use proto::limits::{
+    CONNECTIONS_MAX, CONNECTIONS_PER_IDENTITY_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX,
+};
+use proto::tls::Peer;
+use rustls::ServerConfig;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+
+/// Pause after the system refused a connection, mostly because file descriptors ran out: at once
+/// again would only burn the processor.
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// The TLS configuration in force; replaced as a whole on reload.
+pub(crate) type CurrentTls = Arc<RwLock<Arc<ServerConfig>>>;
+
+/// A connection whose client has a certificate of the authority.
+pub(crate) struct Connection {
+    stream: TlsStream<TcpStream>,
+    peer: Arc<Peer>,
+    _slot: OwnedSemaphorePermit,
+    _identity: IdentitySlot,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Arc<Peer>;
+
+    fn connect_info(&self) -> Arc<Peer> {
+        Arc::clone(&self.peer)
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Connections each identity has open, by certificate fingerprint.
+type Identities = Arc<Mutex<HashMap<String, usize>>>;
+
+/// Counts a connection of an identity as long as it lives.
+struct IdentitySlot {
+    identities: Identities,
+    fingerprint: String,
+}
+
+impl IdentitySlot {
+    fn take(identities: &Identities, fingerprint: &str) -> Option<Self> {
+        let mut open = identities.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(fingerprint.to_owned()).or_default();
+        if *count >= CONNECTIONS_PER_IDENTITY_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Self { identities: Arc::clone(identities), fingerprint: fingerprint.to_owned() })
+    }
+}
+
+impl Drop for IdentitySlot {
+    fn drop(&mut self) {
+        let mut open = self.identities.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.fingerprint) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.fingerprint);
+            }
+        }
+    }
+}
+
+/// Accepts connections until cancelled and hands those with a good handshake on.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    tls: CurrentTls,
+    stop: CancellationToken,
+    accepted: mpsc::Sender<io::Result<Connection>>,
+) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let identities = Identities::default();
+    loop {
+        let arrived = tokio::select! {
+            () = stop.cancelled() => return,
+            arrived = listener.accept() => arrived,
+        };
+        let (stream, address) = match arrived {
+            Ok(arrived) => arrived,
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let slot = Arc::clone(&slots).try_acquire_owned();
+        let handshake = Arc::clone(&handshakes).try_acquire_owned();
+        let (Ok(slot), Ok(handshake)) = (slot, handshake) else {
+            tracing::warn!(%address, "too many connections: refused one");
+            continue;
+        };
+        let config = Arc::clone(&tls.read().unwrap_or_else(PoisonError::into_inner));
+        let (accepted, identities) = (accepted.clone(), Arc::clone(&identities));
+        tokio::spawn(async move {
+            let greeted =
+                tokio::time::timeout(HANDSHAKE_TIMEOUT, greet(stream, address, config)).await;
+            drop(handshake);
+            match greeted {
+                Ok(Ok((stream, peer))) => {
+                    let Some(identity) = IdentitySlot::take(&identities, &peer.fingerprint) else {
+                        let name = peer.name();
+                        tracing::warn!(%address, peer = name, "too many connections of one client");
+                        return;
+                    };
+                    let peer = Arc::new(peer);
+                    let connection = Connection { stream, peer, _slot: slot, _identity: identity };
+                    // Fails only when the server is shutting down.
+                    drop(accepted.send(Ok(connection)).await);
+                }
+                Ok(Err(error)) => tracing::warn!(%address, %error, "TLS handshake failed"),
+                Err(_) => tracing::warn!(%address, "TLS handshake took too long"),
+            }
+        });
+    }
+}
+
+async fn greet(
+    stream: TcpStream,
+    address: SocketAddr,
+    config: Arc<ServerConfig>,
+) -> io::Result<(TlsStream<TcpStream>, Peer)> {
+    stream.set_nodelay(true)?;
+    let congestion_control = choose_congestion_control(&stream);
+    let stream = TlsAcceptor::from(config).accept(stream).await?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let peer = certificate.and_then(|certificate| Peer::from_certificate(certificate, address));
+    let mut peer = peer.ok_or_else(|| io::Error::other("client certificate cannot be read"))?;
+    peer.congestion_control = congestion_control;
+    Ok((stream, peer))
+}
+
+/// Asks for BBR, which keeps a lossy long link full where the others collapse (performance A.7),
+/// and tells what the connection has.
+fn choose_congestion_control(stream: &TcpStream) -> Option<String> {
+    let socket = SockRef::from(stream);
+    // Not every kernel has it or permits it to us; the default works, only slower.
+    drop(socket.set_tcp_congestion(b"bbr"));
+    let name = socket.tcp_congestion().ok()?;
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    Some(String::from_utf8_lossy(name).into_owned())
+}

@@ -1,0 +1,94 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use proto::tls::TlsFiles;
+
+use crate::allow::AllowList;
+use crate::config::{Config, ConfigError};
+
+/// Serves a PostgreSQL data directory, read-only, to pgrejoin clients.
+///
+/// Reading a data directory is reading every row and every password hash in it: whoever is allowed
+/// here has the whole cluster.
+#[derive(Debug, Parser)]
+#[command(name = "pgrejoin-server", version)]
+pub struct Cli {
+    /// Data directory to serve
+    #[arg(short = 'D', long, value_name = "DIR", env = "PGREJOIN_SERVER_PGDATA")]
+    pub pgdata: PathBuf,
+
+    /// Address and port to listen on
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7432")]
+    pub listen: std::net::SocketAddr,
+
+    /// This server's certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    pub cert: PathBuf,
+
+    /// This server's private key, PEM; nobody else may be able to read it
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+
+    /// Authority that signs the clients' certificates, PEM
+    #[arg(long, value_name = "FILE")]
+    pub client_ca: PathBuf,
+
+    /// Client that may read: a name in its certificate (SAN, else CN) or sha256:FINGERPRINT
+    #[arg(long, value_name = "NAME")]
+    pub allow: Vec<String>,
+
+    /// File with more such names, one a line; read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub allow_file: Option<PathBuf>,
+
+    /// Bytes a second sent to all clients together; k, M and G multiply by 1024
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub max_rate: Option<u64>,
+}
+
+impl Cli {
+    /// Checks everything that can be checked before a port is bound.
+    pub fn into_config(self) -> Result<Config, ConfigError> {
+        let allow = AllowList::new(self.allow, self.allow_file)?;
+        let tls =
+            TlsFiles { certificate: self.cert, key: self.key, authority: self.client_ca };
+        Config::new(self.pgdata, self.listen, tls, allow, self.max_rate)
+    }
+}
+
+/// A rate like `500k`, `20M` or a plain number of bytes.
+fn parse_rate(text: &str) -> Result<u64, String> {
+    let bad = || format!("\"{text}\" is not a rate like 500k, 20M or 1G");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    let factor = match &text[digits.len()..] {
+        "" => 1,
+        "k" | "K" => 1 << 10,
+        "m" | "M" => 1 << 20,
+        "g" | "G" => 1 << 30,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(factor).filter(|rate| *rate > 0).ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn rates_have_units() {
+        assert_eq!(parse_rate("20M"), Ok(20 << 20));
+        for bad in ["", "0", "M", "1T", "-1", "1.5M"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Which files anybody may ask for.
+//!
+//! Everything is refused unless its class is on this list, and a private key is refused whatever it
+//! is called.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read as _};
+
+use data_dir::DataDir;
+use pg_format::conf::{self, ConfLine};
+use pg_format::file_class::EMPTIED_DIRECTORIES;
+use pg_format::{DataPath, FileClass};
+
+/// Endings of files that hold keys in forms other than PEM.
+const KEY_ENDINGS: [&str; 5] = [".key", ".p12", ".pfx", ".jks", ".pk8"];
+/// What every PEM private key has in its first and last line.
+const KEY_MARK: &[u8] = b"PRIVATE KEY-----";
+const CONF_BYTES_MAX: u64 = 16 << 20;
+const SCAN_BYTES: usize = 64 << 10;
+
+/// The rules for one data directory.
+#[derive(Debug)]
+pub(crate) struct Served {
+    /// Last components of the paths the configuration names as keys.
+    key_names: BTreeSet<String>,
+}
+
+impl Served {
+    /// Reads which files the configuration names as private keys.
+    pub(crate) fn new(directory: &DataDir) -> Self {
+        let mut key_names = BTreeSet::new();
+        for name in ["postgresql.conf", "postgresql.auto.conf"] {
+            let text = directory.read_if_exists(name, CONF_BYTES_MAX).ok().flatten();
+            let text = text.unwrap_or_default();
+            for line in conf::parse(&String::from_utf8_lossy(&text)) {
+                if let ConfLine::Setting(setting, value) = line
+                    && setting == "ssl_key_file"
+                {
+                    key_names.extend(value.rsplit('/').next().map(str::to_owned));
+                }
+            }
+        }
+        Self { key_names }
+    }
+
+    /// Whether a directory is listed.
+    pub(crate) fn lists_directory(path: &DataPath) -> bool {
+        match FileClass::of(path) {
+            FileClass::Own | FileClass::Log | FileClass::Discarded => false,
+            FileClass::Wal => path.as_str() == "pg_wal",
+            FileClass::Unknown => !matches!(path.as_str(), "log" | "pg_log"),
+            FileClass::Control
+            | FileClass::Relation(_)
+            | FileClass::Slru
+            | FileClass::State
+            | FileClass::Signal
+            | FileClass::Runtime
+            | FileClass::Configuration => true,
+        }
+    }
+
+    /// Whether a regular file may be listed and read. Looks into files that are not PostgreSQL's
+    /// own.
+    pub(crate) fn serves(&self, directory: &DataDir, path: &DataPath) -> io::Result<bool> {
+        match FileClass::of(path) {
+            FileClass::Relation(_) | FileClass::Slru | FileClass::State => Ok(true),
+            FileClass::Configuration | FileClass::Unknown => {
+                if self.is_key_name(path) || EMPTIED_DIRECTORIES.contains(&path.as_str()) {
+                    return Ok(false);
+                }
+                Ok(!holds_private_key(directory.open_file(path)?)?)
+            }
+            FileClass::Control
+            | FileClass::Wal
+            | FileClass::Discarded
+            | FileClass::Signal
+            | FileClass::Runtime
+            | FileClass::Log
+            | FileClass::Own => Ok(false),
+        }
+    }
+
+    fn is_key_name(&self, path: &DataPath) -> bool {
+        let name = path.file_name();
+        let lower = name.to_ascii_lowercase();
+        self.key_names.contains(name) || KEY_ENDINGS.iter().any(|ending| lower.ends_with(ending))
+    }
+}
+
+/// Reads a whole file for the mark of a PEM private key.
+fn holds_private_key(mut file: File) -> io::Result<bool> {
+    let mut buffer = vec![0; SCAN_BYTES];
+    let mut kept = 0;
+    loop {
+        let bytes = file.read(buffer.get_mut(kept..).unwrap_or_default())?;
+        if bytes == 0 {
+            return Ok(false);
+        }
+        let filled = kept + bytes;
+        let seen = buffer.get(..filled).unwrap_or_default();
+        if seen.windows(KEY_MARK.len()).any(|window| window == KEY_MARK) {
+            return Ok(true);
+        }
+        // The mark may lie across two reads.
+        kept = filled.min(KEY_MARK.len() - 1);
+        buffer.copy_within(filled - kept..filled, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_never_served_whatever_their_name() {
+        let home = tempfile::tempdir().unwrap();
+        let put = |name: &str, content: &[u8]| {
+            io::Write::write_all(&mut fs::File::create(home.path().join(name)).unwrap(), content)
+        };
+        put("PG_VERSION", b"15\n").unwrap();
+        put("postgresql.conf", b"ssl_key_file = 'secret.txt'\n").unwrap();
+        put("secret.txt", b"der").unwrap();
+        put("server.key", b"x").unwrap();
+        let mut hidden = vec![b' '; SCAN_BYTES - 5];
+        hidden.extend_from_slice(b"-----BEGIN PRIVATE KEY-----");
+        put("notes", &hidden).unwrap();
+        put("readme", b"hello").unwrap();
+        put("postmaster.pid", b"1").unwrap();
+        let directory = DataDir::open(home.path()).unwrap();
+        let served = Served::new(&directory);
+        let serves = |name: &str| served.serves(&directory, &DataPath::new(name).unwrap()).unwrap();
+        assert!(serves("readme") && serves("PG_VERSION") && serves("postgresql.conf"));
+        for name in ["secret.txt", "server.key", "notes", "postmaster.pid"] {
+            assert!(!serves(name), "{name}");
+        }
+    }
+}
