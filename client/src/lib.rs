@@ -1,1 +1,27 @@
-//! placeholder
+//! Rewinds a PostgreSQL node onto the history of another, over the network.
+//!
+//! [`rewind::rewind`] is the pipeline and reads like its list of steps; the other modules are the
+//! rooms it walks through. ARCHITECTURE.md has the map.
+
+pub mod analysis;
+pub mod apply;
+pub mod choose;
+pub mod cli;
+pub mod compat;
+pub mod config;
+pub mod error;
+pub mod fetch;
+pub mod inspect;
+pub mod monitor;
+pub mod outcome;
+pub mod plan;
+pub mod recovery;
+pub mod rewind;
+pub mod stage;
+pub mod start;
+
+mod seal;
+
+pub use config::Config;
+pub use error::{Class, RewindError};
+pub use outcome::Outcome;

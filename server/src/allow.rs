@@ -32,7 +32,7 @@ pub enum AllowError {
 
 /// Names and fingerprints of the clients that may read.
 #[derive(Debug)]
-pub struct AllowList {
+pub(crate) struct AllowList {
     fixed: BTreeSet<String>,
     file: Option<PathBuf>,
     names: RwLock<BTreeSet<String>>,
@@ -40,7 +40,7 @@ pub struct AllowList {
 
 impl AllowList {
     /// The names given and those in the file; there must be one.
-    pub fn new(names: Vec<String>, file: Option<PathBuf>) -> Result<Self, AllowError> {
+    pub(crate) fn new(names: Vec<String>, file: Option<PathBuf>) -> Result<Self, AllowError> {
         let fixed = names.into_iter().map(|name| checked(&name)).collect::<Result<_, _>>()?;
         let list = Self { fixed, file, names: RwLock::default() };
         list.reload()?;
@@ -48,7 +48,7 @@ impl AllowList {
     }
 
     /// Reads the file again. What was allowed stays allowed if that fails.
-    pub fn reload(&self) -> Result<(), AllowError> {
+    pub(crate) fn reload(&self) -> Result<(), AllowError> {
         let mut names = self.fixed.clone();
         if let Some(path) = &self.file {
             let text = std::fs::read_to_string(path)
@@ -67,13 +67,13 @@ impl AllowList {
     }
 
     /// The file, for watching.
-    pub fn file(&self) -> Option<&PathBuf> {
+    pub(crate) fn file(&self) -> Option<&PathBuf> {
         self.file.as_ref()
     }
 
     /// Refuses a peer none of whose names is listed. The common name counts only for certificates
     /// without alternative names, as everywhere in TLS.
-    pub fn check(&self, peer: &Peer) -> Result<(), Refusal> {
+    pub(crate) fn check(&self, peer: &Peer) -> Result<(), Refusal> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
         let common = peer.common_name.iter().filter(|_| peer.alternative_names.is_empty());
         let fingerprint = format!("{FINGERPRINT_PREFIX}{}", peer.fingerprint);

@@ -21,5 +21,6 @@ mod rate;
 mod serve;
 mod served;
 
+pub use allow::AllowError;
 pub use config::Config;
 pub use serve::{ServeError, serve};

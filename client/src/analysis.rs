@@ -1,0 +1,452 @@
+//! Where the histories part, proven by content, and what the target did since.
+//!
+//! Blocks: reads much WAL. Runs on a blocking thread and asks the source through a handle.
+
+use std::fs::File;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
+use data_dir::proof;
+use data_dir::wal::{LocalWal, Segments as _, records_after};
+use pg_format::backup_label::ReplayStart;
+use pg_format::control_file::WalLevel;
+use pg_format::wal::{SegmentName, Start};
+use pg_format::{Lsn, TimelineHistory, TimelineId};
+use proto::fetch::{Item, ItemBody, ProofStart, Unit, UnitKind};
+use proto::limits::UNIT_BYTES_MAX;
+use proto::model::Description;
+use tokio::runtime::Handle;
+
+use crate::error::{Class, RewindError};
+use crate::fetch::Session;
+use crate::inspect::archive::{Elsewhere, TargetWal, nameless_file};
+use crate::inspect::window::{checkpoints_before, scan_window};
+use crate::inspect::{Target, wal_context};
+use crate::plan::window::{Checkpoint, Window};
+
+/// Bytes of WAL that must be proven equal before the fork if the last checkpoint cannot be reached.
+const PROOF_BYTES_MIN: u64 = 1 << 20;
+
+/// What is known about where the two nodes parted.
+#[derive(Debug)]
+pub struct Analysis {
+    /// Where the histories part, if it is proven.
+    pub fork: Option<Fork>,
+    /// End of the target's valid WAL, if it could be read.
+    pub target_end: Option<Lsn>,
+    /// What strategy *fork* needs, or why it cannot be.
+    pub rewindable: Result<Rewindable, String>,
+    /// Segments of the common part that came from an archive or the source.
+    pub fetched: Vec<(SegmentName, File)>,
+}
+
+/// A proven fork point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fork {
+    /// First position at which the histories differ, or can.
+    pub lsn: Lsn,
+    /// The timeline they share up to there.
+    pub timeline: TimelineId,
+}
+
+/// What strategy *fork* works from.
+#[derive(Debug)]
+pub struct Rewindable {
+    /// What the target did.
+    pub window: Window,
+    /// Where replay would begin.
+    pub start: ReplayStart,
+}
+
+/// What the analysis works on.
+pub struct Subject<'a> {
+    /// The target.
+    pub target: &'a Target,
+    /// The source.
+    pub source: &'a Description,
+    /// The source's history.
+    pub source_history: &'a TimelineHistory,
+    /// For asking the source.
+    pub session: Session,
+    /// The runtime it is asked on.
+    pub runtime: Handle,
+    /// `--wal-archive`
+    pub wal_archive: Option<PathBuf>,
+    /// `--restore-command`, else the target's own.
+    pub restore_command: Option<String>,
+}
+
+fn wal_error(error: io::Error) -> RewindError {
+    RewindError::because(Class::Target, "could not read the target's WAL", error)
+}
+
+/// The source's file for a segment, found along its history as the server would.
+pub fn source_segment(
+    source: &Description,
+    history: &TimelineHistory,
+    number: u64,
+) -> Option<SegmentName> {
+    let size = source.node.control.wal_segment_size;
+    history
+        .spans()
+        .iter()
+        .rev()
+        .filter(|span| size.segment_of(span.begin) <= number)
+        .map(|span| SegmentName { timeline: span.timeline, number })
+        .find(|name| source.wal_segments.binary_search(name).is_ok())
+}
+
+impl Subject<'_> {
+    /// Asks the source, from a blocking thread.
+    fn ask(&self, unit: UnitKind) -> Result<Vec<Item>, RewindError> {
+        let mut session = self.session.clone();
+        let units = vec![Unit { id: 0, kind: unit }];
+        self.runtime.block_on(async move { session.collect(units).await })
+    }
+
+    /// A whole segment of the source, in memory.
+    fn fetch_segment(&self, name: SegmentName) -> io::Result<Option<File>> {
+        let Some(name) = source_segment(self.source, self.source_history, name.number) else {
+            return Ok(None);
+        };
+        let size = self.source.node.control.wal_segment_size;
+        let file = nameless_file()?;
+        let mut offset = 0;
+        while offset < size.bytes() {
+            let length = UNIT_BYTES_MAX.min(size.bytes() - offset);
+            let SegmentName { timeline, number } = name;
+            let items = self.ask(UnitKind::Wal { timeline, number, offset, length });
+            for item in items.map_err(|error| io::Error::other(error.chain()))? {
+                match item.body {
+                    ItemBody::Chunk(chunk) => file.write_all_at(chunk.data(), chunk.offset())?,
+                    ItemBody::End { vanished: true, .. } => return Ok(None),
+                    _ => {}
+                }
+            }
+            offset += length;
+        }
+        file.set_len(size.bytes())?;
+        Ok(Some(file))
+    }
+
+    /// Finds the fork and reads the window.
+    pub fn analyse(&self) -> Result<Analysis, RewindError> {
+        let ancestor = self.target.history.common_ancestor(self.source_history);
+        let Some(ancestor) = ancestor else {
+            return Err(RewindError::new(
+                Class::Rebuild,
+                "source and target have no timeline in common: take a new base backup",
+            ));
+        };
+        let context = wal_context(&self.target.control.file);
+        let directory = &self.target.directory;
+        let history = &self.target.history;
+        let size = context.segment_size;
+        let from_source = |name: SegmentName| self.fetch_segment(name);
+        // Only what lies before the fork of the histories is known to be common already.
+        let end = if ancestor.end == Lsn::MAX { 0 } else { size.segment_of(ancestor.end) };
+        let elsewhere = Elsewhere {
+            archive: self.wal_archive.clone(),
+            restore_command: self.restore_command.clone(),
+            source: Some((&from_source, end)),
+        };
+        let wal = TargetWal::new(LocalWal { directory, history, context }, elsewhere);
+        let analysis = self.with_wal(&wal, ancestor.timeline, ancestor.end)?;
+        Ok(Analysis { fetched: wal.fetched().map_err(wal_error)?, ..analysis })
+    }
+
+    fn with_wal(
+        &self,
+        wal: &TargetWal<'_>,
+        timeline: TimelineId,
+        forked_at: Lsn,
+    ) -> Result<Analysis, RewindError> {
+        let none = |fork, target_end, why: String| {
+            Ok(Analysis { fork, target_end, rewindable: Err(why), fetched: Vec::new() })
+        };
+        let context = wal.local().context;
+        let control = &self.target.control.file;
+        let redo = control.checkpoint_copy.redo;
+        let (own, scanned) = scan_window(wal, context, redo, Lsn::MAX)?;
+        if scanned.last_record.is_none() {
+            let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);
+            return none(
+                None,
+                None,
+                format!("the target's WAL from its last checkpoint at {redo} is not available: {why}"),
+            );
+        }
+        if let Some(end) = scanned.stopped_by {
+            let segments = self.target.directory.wal_segments(context.segment_size)?;
+            let last = segments.iter().map(|name| name.number).max().unwrap_or(0);
+            if let Some(at) = records_after(wal, context, end, last)? {
+                let why = format!(
+                    "the target's WAL is damaged at {} ({}): intact records follow at {at}",
+                    end.at, end.why
+                );
+                return none(None, None, why);
+            }
+        }
+        if scanned.end < control.min_recovery_point {
+            let why = format!(
+                "the target's WAL ends at {}, before its minimum recovery point {}",
+                scanned.end, control.min_recovery_point
+            );
+            return none(None, None, why);
+        }
+        let fork = match self.prove(wal, &own, forked_at.min(scanned.end))? {
+            Ok(lsn) => Fork { lsn, timeline },
+            Err(why) => return none(None, Some(scanned.end), why),
+        };
+        let rewindable = self.window(wal, &own, fork.lsn)?;
+        Ok(Analysis {
+            fork: Some(fork),
+            target_end: Some(scanned.end),
+            rewindable,
+            fetched: Vec::new(),
+        })
+    }
+
+    /// Compares the records of both nodes below `to`: the position from which on they differ, or
+    /// why nothing is proven.
+    fn prove(
+        &self,
+        wal: &TargetWal<'_>,
+        own: &Window,
+        to: Lsn,
+    ) -> Result<Result<Lsn, String>, RewindError> {
+        let local = wal.local();
+        let size = local.context.segment_size;
+        let last = size.segment_of(Lsn::new(to.as_u64().saturating_sub(1)));
+        let both = |number: u64| -> Result<bool, RewindError> {
+            let theirs = source_segment(self.source, self.source_history, number).is_some();
+            Ok(theirs && local.open(number).map_err(wal_error)?.is_some())
+        };
+        // One segment more than the window: a fork close behind a segment's start proves little.
+        let wanted = size.segment_of(own.start).min(last).saturating_sub(1);
+        let mut first = last + 1;
+        while first > wanted && both(first - 1)? {
+            first -= 1;
+        }
+        if first > last {
+            return Ok(Err(format!("the nodes have no WAL in common before {to}")));
+        }
+        let start = size.start_of(first);
+        let checkpoint = own.last_checkpoint_before(to).map(|checkpoint| checkpoint.lsn);
+        let enough = checkpoint.is_some_and(|lsn| lsn >= start)
+            || to.distance_from(start) >= PROOF_BYTES_MIN;
+        if !enough {
+            let bytes = to.distance_from(start);
+            return Ok(Err(format!("the nodes have only {bytes} bytes of WAL in common before {to}")));
+        }
+        self.first_difference(local, start, to).map(Ok)
+    }
+
+    fn first_difference(
+        &self,
+        local: &LocalWal<'_>,
+        start: Lsn,
+        to: Lsn,
+    ) -> Result<Lsn, RewindError> {
+        let mut ours = Vec::new();
+        let from = Start::FirstAfter(start);
+        let our_end = proof::digests(local, local.context, from, to, &mut |d| ours.push(d))?;
+        let (theirs, their_end) = self.source_digests(start, to)?;
+        let differs = ours.iter().zip(&theirs).find(|(a, b)| a != b).map(|(a, _)| a.number);
+        let Some(number) = differs else {
+            return Ok(our_end.min(their_end).min(to));
+        };
+        let size = local.context.segment_size;
+        let (start, to) = (size.start_of(number), size.start_of(number + 1).min(to));
+        let mut ours = Vec::new();
+        let from = Start::FirstAfter(start);
+        let our_end = proof::records(local, local.context, from, to, &mut |lsn, crc| {
+            ours.push((lsn, crc));
+        })?;
+        let unit = UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: true };
+        let mut theirs = Vec::new();
+        let mut their_end = to;
+        for item in self.ask(unit)? {
+            match item.body {
+                ItemBody::RecordCrc { lsn, crc } => theirs.push((lsn, crc)),
+                ItemBody::End { bytes, .. } => their_end = Lsn::new(bytes),
+                _ => {}
+            }
+        }
+        let pair = ours.iter().zip(&theirs).find(|(a, b)| a != b);
+        Ok(pair.map_or(our_end.min(their_end), |(a, b)| a.0.min(b.0)))
+    }
+
+    fn source_digests(
+        &self,
+        start: Lsn,
+        to: Lsn,
+    ) -> Result<(Vec<proof::SegmentDigest>, Lsn), RewindError> {
+        let unit = UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: false };
+        let mut digests = Vec::new();
+        let mut end = start;
+        for item in self.ask(unit)? {
+            match item.body {
+                ItemBody::SegmentDigest { number, records, digest } => {
+                    let digest = *digest.as_bytes();
+                    digests.push(proof::SegmentDigest { number, records, digest });
+                }
+                ItemBody::End { bytes, .. } => end = Lsn::new(bytes),
+                _ => {}
+            }
+        }
+        Ok((digests, end))
+    }
+
+    /// R1: finds where the window must begin, reads it, and checks that it tells everything.
+    fn window(
+        &self,
+        wal: &TargetWal<'_>,
+        own: &Window,
+        fork: Lsn,
+    ) -> Result<Result<Rewindable, String>, RewindError> {
+        let control = &self.target.control.file;
+        let context = wal.local().context;
+        let common = control.checkpoint < fork;
+        let mut checkpoint = own.last_checkpoint_before(fork).copied();
+        if checkpoint.is_none() {
+            let newest = &mut |found: &Checkpoint| {
+                checkpoint = Some(*found);
+                ControlFlow::Break(())
+            };
+            checkpoints_before(wal, context, fork, newest)?;
+        }
+        let Some(checkpoint) = checkpoint else {
+            return Ok(Err(format!("no WAL holds a checkpoint before the fork at {fork}")));
+        };
+        let mut start = start_of(&checkpoint);
+        if common && control.checkpoint_copy.redo < start.redo {
+            start = ReplayStart {
+                redo: control.checkpoint_copy.redo,
+                checkpoint: control.checkpoint,
+                timeline: control.checkpoint_copy.timeline,
+            };
+        }
+        let theirs = source_start(self.source);
+        if theirs.redo < start.redo {
+            start = theirs;
+        }
+        let mut first = start.redo;
+        let promoted = own.promotions.iter().any(|lsn| *lsn >= fork)
+            || self.target.history.spans().iter().any(|span| span.begin >= fork);
+        if promoted && !common {
+            match safe_hints(wal, own, checkpoint, fork)? {
+                Ok(redo) => first = first.min(redo),
+                Err(why) => return Ok(Err(why)),
+            }
+        }
+        let (window, scanned) = scan_window(wal, context, first, fork)?;
+        if window.end < own.end {
+            let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);
+            let end = window.end;
+            return Ok(Err(format!("the WAL from {first} is not complete: it stops at {end}: {why}")));
+        }
+        Ok(check_window(&window, self.target).map(|()| Rewindable { window, start }))
+    }
+}
+
+fn start_of(checkpoint: &Checkpoint) -> ReplayStart {
+    ReplayStart {
+        redo: checkpoint.checkpoint.redo,
+        checkpoint: checkpoint.lsn,
+        timeline: checkpoint.checkpoint.timeline,
+    }
+}
+
+/// Replay from the source's newest completed checkpoint or restartpoint.
+pub fn source_start(source: &Description) -> ReplayStart {
+    let control = &source.node.control;
+    ReplayStart {
+        redo: control.checkpoint_copy.redo,
+        checkpoint: control.checkpoint,
+        timeline: control.checkpoint_copy.timeline,
+    }
+}
+
+/// R10, R12: whether the target's WAL names every page it changed.
+fn check_window(window: &Window, target: &Target) -> Result<(), String> {
+    let control = &target.control.file;
+    if !control.logs_hints() {
+        return Err("the target has neither checksums nor wal_log_hints: its WAL does not name \
+                    every page it changed"
+            .to_owned());
+    }
+    if let Some(at) = window.hints_off_at.filter(|_| !control.writes_checksums()) {
+        return Err(format!("wal_log_hints was off on the target at {at}"));
+    }
+    if control.wal_level == WalLevel::Minimal {
+        return Err("wal_level is minimal on the target: its WAL does not name every page".into());
+    }
+    if let Some(at) = window.minimal_at {
+        return Err(format!("wal_level was minimal on the target at {at}"));
+    }
+    if let Some(at) = window.checksums_changed_at {
+        return Err(format!("checksums were switched on the target at {at}"));
+    }
+    match window.unknown_at {
+        Some(at) => Err(format!("the target's WAL has a record of unknown effect at {at}")),
+        None => Ok(()),
+    }
+}
+
+/// R1, for a target that was promoted and has completed a checkpoint since: hints on pages last
+/// changed between its last restartpoint and the checkpoint may not have been logged. Goes back to
+/// a checkpoint after which every transaction still open at the last common one began.
+fn safe_hints(
+    wal: &TargetWal<'_>,
+    own: &Window,
+    last: Checkpoint,
+    fork: Lsn,
+) -> Result<Result<Lsn, String>, RewindError> {
+    let first_own = own.checkpoints.iter().find(|checkpoint| checkpoint.lsn >= fork);
+    let before = first_own.map_or(Lsn::MAX, |checkpoint| checkpoint.checkpoint.redo);
+    // Entries of an index may have been marked dead without the transaction touching them.
+    let prepared = own
+        .prepared_ends
+        .iter()
+        .find(|end| end.committed && end.lsn >= fork && end.lsn < before);
+    if let Some(end) = prepared {
+        return Ok(Err(format!(
+            "a transaction prepared before the fork was committed on the target at {}, and the \
+             hints it left behind were not all logged",
+            end.lsn
+        )));
+    }
+    let context = wal.local().context;
+    let mut oldest_active = None;
+    let mut found = None;
+    let mut search = |checkpoint: &Checkpoint| {
+        match oldest_active {
+            None => {
+                // A shutdown checkpoint does not say which transactions were open.
+                oldest_active = checkpoint.oldest_active();
+                if oldest_active == Some(checkpoint.checkpoint.next_xid) {
+                    found = Some(checkpoint.checkpoint.redo);
+                }
+            }
+            Some(oldest) if checkpoint.checkpoint.next_xid <= oldest => {
+                found = Some(checkpoint.checkpoint.redo);
+            }
+            Some(_) => {}
+        }
+        if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    if search(&last).is_continue() {
+        checkpoints_before(wal, context, last.lsn, &mut search)?;
+    }
+    Ok(found.ok_or_else(|| {
+        format!(
+            "the target was promoted after the fork and its WAL does not reach back to a \
+             checkpoint before the transactions that were open at {}",
+            last.lsn
+        )
+    }))
+}
+

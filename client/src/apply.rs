@@ -1,0 +1,13 @@
+//! Changes the target so that no crash can leave a wrong node.
+//!
+//! The steps and their order are those of design 6: everything is staged and sealed first, then
+//! `pg_control` is hidden, the files are changed, and a new `pg_control` is put in place last.
+//! Every mutation goes through [`disk::Disk`].
+
+pub mod disk;
+pub mod hold;
+pub mod manifest;
+pub mod pack;
+pub mod preflight;
+pub mod redo;
+pub mod state;

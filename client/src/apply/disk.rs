@@ -1,0 +1,291 @@
+//! The one door through which the target and the state directory are changed.
+//!
+//! Paths are those of the data directory. The trait is what tests record, cut and fail; the real
+//! disk opens everything below its handles, without following a link.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use data_dir::DataDir;
+use data_dir::confined::open_below;
+use pg_format::DataPath;
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+/// Files kept open between writes, so that a page costs one system call.
+const OPEN_FILES_MAX: usize = 128;
+
+/// Changes to the target. Nothing is durable before it was synced: a file's content by
+/// [`Disk::sync_file`], names by [`Disk::sync_directory`] of their directory.
+pub trait Disk: fmt::Debug + Send + Sync {
+    /// Makes a directory if it does not exist.
+    fn create_directory(&self, path: &DataPath) -> io::Result<()>;
+    /// Makes an empty file; one that exists loses its content.
+    fn create_file(&self, path: &DataPath) -> io::Result<()>;
+    /// Makes an empty file; one that exists is an error.
+    fn create_new(&self, path: &DataPath) -> io::Result<()>;
+    /// Writes bytes of an existing file.
+    fn write_at(&self, path: &DataPath, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Cuts or extends a file; the new part reads as zeros.
+    fn set_length(&self, path: &DataPath, bytes: u64) -> io::Result<()>;
+    /// Gives a file or directory these permission bits.
+    fn set_mode(&self, path: &DataPath, mode: u32) -> io::Result<()>;
+    /// Gives a file another name; a file that has the name is replaced.
+    fn rename(&self, from: &DataPath, to: &DataPath) -> io::Result<()>;
+    /// Makes a symbolic link.
+    fn symlink(&self, target: &str, path: &DataPath) -> io::Result<()>;
+    /// Removes a file or a symbolic link.
+    fn remove_file(&self, path: &DataPath) -> io::Result<()>;
+    /// Removes an empty directory.
+    fn remove_directory(&self, path: &DataPath) -> io::Result<()>;
+    /// Makes a file's content and length durable.
+    fn sync_file(&self, path: &DataPath) -> io::Result<()>;
+    /// Makes the names in a directory durable; `None` is the data directory itself.
+    fn sync_directory(&self, path: Option<&DataPath>) -> io::Result<()>;
+
+    /// Opens a file for reading.
+    fn open(&self, path: &DataPath) -> io::Result<File>;
+    /// Names in a directory.
+    fn names(&self, path: &DataPath) -> io::Result<Vec<String>>;
+    /// What has this name: a directory, or something else; `None` if nothing.
+    fn is_directory(&self, path: &DataPath) -> io::Result<Option<bool>>;
+}
+
+/// The real disk.
+#[derive(Debug)]
+pub struct RealDisk {
+    directory: Arc<DataDir>,
+    /// Where packs and WAL are staged, if not in the state directory.
+    staging: Option<OwnedFd>,
+    file_mode: Mode,
+    directory_mode: Mode,
+    sync: bool,
+    open: Mutex<HashMap<DataPath, Arc<File>>>,
+}
+
+impl RealDisk {
+    /// The disk of a locked target. New files follow the mode of the data directory, as
+    /// PostgreSQL's do: group access is all or nothing.
+    pub fn new(
+        directory: Arc<DataDir>,
+        staging: Option<&Path>,
+        sync: bool,
+    ) -> io::Result<Self> {
+        let (_, mode) = directory.owner_and_mode()?;
+        let group = mode & 0o050 == 0o050;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let staging =
+            staging.map(|path| rustix::fs::open(path, flags, Mode::empty())).transpose()?;
+        Ok(Self {
+            directory,
+            staging,
+            file_mode: Mode::from_raw_mode(if group { 0o640 } else { 0o600 }),
+            directory_mode: Mode::from_raw_mode(if group { 0o750 } else { 0o700 }),
+            sync,
+            open: Mutex::default(),
+        })
+    }
+
+    fn resolve<'p>(&self, path: &'p DataPath) -> (BorrowedFd<'_>, &'p str) {
+        if let Some(staging) = &self.staging {
+            for staged in super::state::STAGED_DIRECTORIES {
+                if path.is_within(staged) {
+                    let rest = path.as_str().trim_start_matches(pg_format::file_class::OWN_DIRECTORY);
+                    return (staging.as_fd(), rest.trim_start_matches('/'));
+                }
+            }
+        }
+        self.directory.resolve(path)
+    }
+
+    /// The open directory that holds `path`, and its name there.
+    fn parent<'p>(&self, path: &'p DataPath) -> io::Result<(OwnedFd, &'p str)> {
+        let (base, rest) = self.resolve(path);
+        // A link that is itself the path, as a tablespace's, lies in the directory that holds it.
+        let (base, rest) =
+            if rest.is_empty() { (self.directory.root(), path.as_str()) } else { (base, rest) };
+        let (parent, name) = rest.rsplit_once('/').unwrap_or(("", rest));
+        if parent.is_empty() {
+            return Ok((base.try_clone_to_owned()?, name));
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        Ok((open_below(base, parent, flags, Mode::empty())?, name))
+    }
+
+    fn open_with(&self, path: &DataPath, flags: OFlags) -> io::Result<File> {
+        let (base, rest) = self.resolve(path);
+        let file = open_below(base, rest, flags | OFlags::NOCTTY, self.file_mode)?;
+        Ok(File::from(file))
+    }
+
+    /// A file open for writing, from the cache if it is there.
+    fn writable(&self, path: &DataPath) -> io::Result<Arc<File>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = open.get(path) {
+            return Ok(Arc::clone(file));
+        }
+        if open.len() >= OPEN_FILES_MAX {
+            open.clear();
+        }
+        let file = Arc::new(self.open_with(path, OFlags::RDWR)?);
+        open.insert(path.clone(), Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn forget(&self, path: &DataPath) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|known, _| !known.is_within(path.as_str()));
+    }
+}
+
+impl Disk for RealDisk {
+    fn create_directory(&self, path: &DataPath) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        match rustix::fs::mkdirat(&parent, name, self.directory_mode) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::EXIST) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+        // The umask must not decide who may read a database.
+        self.set_mode(path, self.directory_mode.as_raw_mode())
+    }
+
+    fn create_file(&self, path: &DataPath) -> io::Result<()> {
+        self.forget(path);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC;
+        let file = self.open_with(path, flags)?;
+        rustix::fs::fchmod(&file, self.file_mode)?;
+        Ok(())
+    }
+
+    fn create_new(&self, path: &DataPath) -> io::Result<()> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let file = self.open_with(path, flags)?;
+        rustix::fs::fchmod(&file, self.file_mode)?;
+        Ok(())
+    }
+
+    fn write_at(&self, path: &DataPath, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.writable(path)?.write_all_at(bytes, offset)
+    }
+
+    fn set_length(&self, path: &DataPath, bytes: u64) -> io::Result<()> {
+        self.writable(path)?.set_len(bytes)
+    }
+
+    fn set_mode(&self, path: &DataPath, mode: u32) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        let file = open_below(&parent, name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
+        Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?)
+    }
+
+    fn rename(&self, from: &DataPath, to: &DataPath) -> io::Result<()> {
+        self.forget(from);
+        self.forget(to);
+        let (old_parent, old_name) = self.parent(from)?;
+        let (new_parent, new_name) = self.parent(to)?;
+        Ok(rustix::fs::renameat(&old_parent, old_name, &new_parent, new_name)?)
+    }
+
+    fn symlink(&self, target: &str, path: &DataPath) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        Ok(rustix::fs::symlinkat(target, &parent, name)?)
+    }
+
+    fn remove_file(&self, path: &DataPath) -> io::Result<()> {
+        self.forget(path);
+        let (parent, name) = self.parent(path)?;
+        Ok(rustix::fs::unlinkat(&parent, name, AtFlags::empty())?)
+    }
+
+    fn remove_directory(&self, path: &DataPath) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        Ok(rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
+    }
+
+    fn sync_file(&self, path: &DataPath) -> io::Result<()> {
+        if self.sync { self.writable(path)?.sync_all() } else { Ok(()) }
+    }
+
+    fn sync_directory(&self, path: Option<&DataPath>) -> io::Result<()> {
+        if !self.sync {
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        match path.map(|path| self.resolve(path)) {
+            None => Ok(rustix::fs::fsync(self.directory.root())?),
+            Some((base, "")) => Ok(rustix::fs::fsync(base)?),
+            Some((base, rest)) => {
+                Ok(rustix::fs::fsync(open_below(base, rest, flags, Mode::empty())?)?)
+            }
+        }
+    }
+
+    fn open(&self, path: &DataPath) -> io::Result<File> {
+        self.open_with(path, OFlags::RDONLY | OFlags::NONBLOCK)
+    }
+
+    fn names(&self, path: &DataPath) -> io::Result<Vec<String>> {
+        let (base, rest) = self.resolve(path);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = if rest.is_empty() {
+            rustix::fs::openat(base, ".", flags, Mode::empty())?
+        } else {
+            open_below(base, rest, flags, Mode::empty())?
+        };
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&directory)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn is_directory(&self, path: &DataPath) -> io::Result<Option<bool>> {
+        let (parent, name) = match self.parent(path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => {
+                let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+                Ok(Some(kind == rustix::fs::FileType::Directory))
+            }
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// Removes whatever is at `path`, with everything below it. Nothing there is fine.
+pub fn remove_tree(disk: &dyn Disk, path: &DataPath) -> io::Result<()> {
+    match disk.is_directory(path)? {
+        None => Ok(()),
+        Some(false) => disk.remove_file(path),
+        Some(true) => {
+            for name in disk.names(path)? {
+                remove_tree(disk, &path.join(&name).map_err(io::Error::other)?)?;
+            }
+            disk.remove_directory(path)
+        }
+    }
+}
+
+/// Puts a small file in place so that after a crash either the old or the new one is there: it is
+/// written beside, made durable and renamed.
+pub fn replace_file(disk: &dyn Disk, path: &DataPath, bytes: &[u8]) -> io::Result<()> {
+    let beside = DataPath::new(format!("{path}.pgrejoin-new")).map_err(io::Error::other)?;
+    disk.create_file(&beside)?;
+    disk.write_at(&beside, 0, bytes)?;
+    disk.sync_file(&beside)?;
+    disk.rename(&beside, path)?;
+    disk.sync_directory(path.parent().as_ref())
+}

@@ -1,0 +1,142 @@
+//! Checks before anything is fetched: room on every file system, and permission for every change.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use data_dir::DataDir;
+use data_dir::confined::open_below;
+use pg_format::DataPath;
+use rustix::fs::{Access, AtFlags, Mode, OFlags};
+
+use crate::error::{Class, RewindError};
+use crate::plan::input::{TargetFiles, file_bytes};
+use crate::plan::report::Totals;
+use crate::plan::{FileAction, Plan};
+
+/// Kept free beyond what is needed: the file system's own metadata and the server's first minutes.
+const SPARE_BYTES: u64 = 16 << 20;
+
+/// Bytes needed on one file system.
+#[derive(Debug, Default)]
+struct Need {
+    path: String,
+    bytes: u64,
+    free: u64,
+}
+
+/// Refuses a plan for which there is no room. Staged pages are compressed; half of their size is
+/// what rows that compress badly need.
+pub fn check_space(
+    directory: &DataDir,
+    staging: Option<&Path>,
+    plan: &Plan,
+    target: &TargetFiles,
+    wal_bytes: u64,
+) -> Result<(), RewindError> {
+    let mut needs: BTreeMap<u64, Need> = BTreeMap::new();
+    let staged = Totals::of(plan).bytes() / 2 + wal_bytes;
+    match staging {
+        Some(path) => {
+            let opened = std::fs::File::open(path).map_err(|error| {
+                let message = format!("could not open staging directory {}", path.display());
+                RewindError::because(Class::Usage, message, error)
+            })?;
+            add(&mut needs, opened, &path.display().to_string(), staged)?;
+        }
+        None => add(&mut needs, directory.root(), &directory.path().display().to_string(), staged)?,
+    }
+    for file in &plan.files {
+        let bytes = match file.action {
+            // The old file stays until the new one is in place.
+            FileAction::Replace { bytes } => bytes.unwrap_or_default(),
+            FileAction::Patch { bytes } => {
+                bytes.saturating_sub(target.get(&file.path).and_then(file_bytes).unwrap_or(0))
+            }
+            FileAction::Remove | FileAction::RemoveTree | FileAction::MakeDirectory { .. } => 0,
+        };
+        if bytes > 0 {
+            let (base, _) = directory.resolve(&file.path);
+            let name = file.path.components().take(2).collect::<Vec<_>>().join("/");
+            add(&mut needs, base, &name, bytes)?;
+        }
+    }
+    for need in needs.values() {
+        if need.bytes.saturating_add(SPARE_BYTES) > need.free {
+            let message = format!(
+                "not enough space on the file system of {}: about {} bytes are needed, {} are free; \
+                 make room or give --staging-dir on another file system",
+                need.path, need.bytes, need.free
+            );
+            return Err(RewindError::new(Class::Preflight, message));
+        }
+    }
+    Ok(())
+}
+
+fn add(
+    needs: &mut BTreeMap<u64, Need>,
+    directory: impl AsFd,
+    path: &str,
+    bytes: u64,
+) -> Result<(), RewindError> {
+    let failed = |error: std::io::Error| {
+        RewindError::because(Class::Preflight, format!("could not look at {path}"), error)
+    };
+    let owned = directory.as_fd().try_clone_to_owned().map_err(failed)?;
+    let device = std::fs::File::from(owned).metadata().map_err(failed)?.dev();
+    let need = needs.entry(device).or_default();
+    if need.path.is_empty() {
+        let stat = rustix::fs::fstatvfs(&directory).map_err(|e| failed(e.into()))?;
+        need.free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        path.clone_into(&mut need.path);
+    }
+    need.bytes = need.bytes.saturating_add(bytes);
+    Ok(())
+}
+
+/// Refuses a plan that would stop half way at something it may not write.
+pub fn check_permissions(directory: &DataDir, plan: &Plan) -> Result<(), RewindError> {
+    let mut parents = std::collections::BTreeSet::new();
+    for file in &plan.files {
+        if let FileAction::Patch { .. } = file.action {
+            // Opening for writing changes nothing and finds what permission bits do not show, as
+            // an immutable file or a file system mounted read-only.
+            let (base, rest) = directory.resolve(&file.path);
+            let opened = open_below(base, rest, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty());
+            opened.map_err(|error| unwritable(&file.path, error))?;
+        }
+        parents.insert(file.path.parent());
+    }
+    parents.insert(None);
+    for name in ["global", "pg_wal"] {
+        parents.extend(DataPath::new(name).ok().map(Some));
+    }
+    for parent in parents {
+        match parent {
+            None => writable(directory.root()).map_err(|error| {
+                let message = format!("{} cannot be written", directory.path().display());
+                RewindError::because(Class::Preflight, message, error)
+            })?,
+            Some(path) => match directory.open_directory(&path) {
+                Ok(opened) => {
+                    writable(&opened).map_err(|error| unwritable(&path, error))?;
+                }
+                // Made by the plan itself.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(unwritable(&path, error)),
+            },
+        }
+    }
+    Ok(())
+}
+
+fn writable(directory: impl AsFd) -> std::io::Result<()> {
+    Ok(rustix::fs::accessat(directory, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?)
+}
+
+fn unwritable(path: &DataPath, error: std::io::Error) -> RewindError {
+    let message = format!("{path} on the target cannot be written: correct its owner and mode");
+    RewindError::because(Class::Preflight, message, error)
+}

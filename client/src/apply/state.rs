@@ -1,0 +1,218 @@
+//! The state directory `.pgrejoin`: what is in it, and which state it tells.
+
+use std::io;
+
+use data_dir::DataDir;
+use pg_format::DataPath;
+use pg_format::file_class::OWN_DIRECTORY;
+
+use super::disk::{Disk, remove_tree, replace_file};
+use super::manifest::{Manifest, ManifestError};
+
+/// Directories that `--staging-dir` moves elsewhere.
+pub const STAGED_DIRECTORIES: [&str; 2] = [".pgrejoin/packs", ".pgrejoin/wal"];
+
+const SEALED: &str = ".pgrejoin/sealed";
+const HIDDEN: &str = ".pgrejoin/hidden";
+const COMMITTED: &str = ".pgrejoin/committed";
+/// The target's `pg_control` while it is hidden.
+const SAVED_CONTROL: &str = ".pgrejoin/pg_control.saved";
+/// The new one before it is put in place.
+const NEW_CONTROL: &str = ".pgrejoin/pg_control.new";
+/// Where the WAL of lost transactions is kept; stays when everything else goes.
+const DIVERGED: &str = "diverged";
+
+/// A path below the data directory that this program made up.
+#[expect(clippy::expect_used, reason = "the names are constants and numbers of ours")]
+fn own(path: impl Into<String>) -> DataPath {
+    DataPath::new(path).expect("our own paths are plain")
+}
+
+/// Where a fetched WAL segment is staged.
+pub fn staged_wal(name: &str) -> DataPath {
+    own(format!("{OWN_DIRECTORY}/wal/{name}"))
+}
+
+/// Where the pack of a connection is.
+pub fn pack(number: usize) -> DataPath {
+    own(format!("{OWN_DIRECTORY}/packs/{number:04}"))
+}
+
+/// The state directory of the file system that holds `path`: renames must not leave it.
+fn beside(directory: &DataDir, path: &DataPath) -> String {
+    let parts: Vec<&str> = path.components().collect();
+    match parts[..] {
+        ["pg_tblspc", oid, _, ..]
+            if directory.linked_tablespaces().any(|(linked, ..)| linked == oid) =>
+        {
+            format!("pg_tblspc/{oid}/{OWN_DIRECTORY}")
+        }
+        ["pg_wal", ..] if directory.linked_wal().is_some() => format!("pg_wal/{OWN_DIRECTORY}"),
+        _ => OWN_DIRECTORY.to_owned(),
+    }
+}
+
+/// Where the planned file `index` is put together before it is renamed to `path`.
+pub fn temporary(directory: &DataDir, path: &DataPath, index: usize) -> DataPath {
+    own(format!("{}/new-{index}", beside(directory, path)))
+}
+
+/// Where the planned removal `index` of `path` goes until clean-up.
+pub fn trash(directory: &DataDir, path: &DataPath, index: usize) -> DataPath {
+    own(format!("{}/trash-{index}", beside(directory, path)))
+}
+
+/// Where a segment of lost transactions is kept.
+pub fn diverged(directory: &DataDir, fork: &str, name: &str) -> DataPath {
+    let wal = own(format!("pg_wal/{name}"));
+    own(format!("{}/{DIVERGED}/{fork}/{name}", beside(directory, &wal)))
+}
+
+/// Every state directory of the target: its own, and one on each file system it links to.
+pub fn state_directories(directory: &DataDir) -> Vec<DataPath> {
+    let mut all = vec![own(OWN_DIRECTORY)];
+    if directory.linked_wal().is_some() {
+        all.push(own(format!("pg_wal/{OWN_DIRECTORY}")));
+    }
+    for (oid, ..) in directory.linked_tablespaces() {
+        all.push(own(format!("pg_tblspc/{oid}/{OWN_DIRECTORY}")));
+    }
+    all
+}
+
+/// What the marks say.
+#[derive(Debug)]
+pub enum State {
+    /// No rewind is under way.
+    None,
+    /// One was being prepared; the target is unchanged.
+    Preparing,
+    /// Everything is staged; the target is unchanged.
+    Sealed(Box<Manifest>),
+    /// The target is being changed.
+    Hidden(Box<Manifest>),
+    /// The target is rewound; only clean-up is left.
+    Committed(Box<Manifest>),
+}
+
+/// Why the state cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The system refused.
+    #[error("could not read the state directory")]
+    Io(#[from] io::Error),
+    /// The manifest is unusable.
+    #[error("{SEALED} is not usable")]
+    Manifest(#[from] ManifestError),
+}
+
+fn exists(disk: &dyn Disk, path: &str) -> io::Result<bool> {
+    disk.is_directory(&own(path)).map(|found| found.is_some())
+}
+
+fn read(disk: &dyn Disk, path: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut disk.open(&own(path))?, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads the marks of a locked target.
+pub fn load(disk: &dyn Disk) -> Result<State, StateError> {
+    if !exists(disk, SEALED)? {
+        // `diverged` alone is what a finished rewind leaves.
+        let names = match exists(disk, OWN_DIRECTORY)? {
+            true => disk.names(&own(OWN_DIRECTORY))?,
+            false => Vec::new(),
+        };
+        let busy = names.iter().any(|name| name != DIVERGED);
+        return Ok(if busy { State::Preparing } else { State::None });
+    }
+    let manifest = Box::new(Manifest::decode(&read(disk, SEALED)?)?);
+    if exists(disk, COMMITTED)? {
+        return Ok(State::Committed(manifest));
+    }
+    if exists(disk, "global/pg_control")? {
+        let live = read(disk, "global/pg_control")?;
+        if exists(disk, HIDDEN)? && live == manifest.new_control {
+            return Ok(State::Committed(manifest));
+        }
+        return Ok(State::Sealed(manifest));
+    }
+    Ok(State::Hidden(manifest))
+}
+
+/// Makes an empty state directory, throwing away what an unsealed attempt left.
+pub fn prepare(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
+    discard(disk, directory)?;
+    for path in state_directories(directory) {
+        disk.create_directory(&path)?;
+        disk.set_mode(&path, 0o700)?;
+    }
+    for path in STAGED_DIRECTORIES {
+        disk.create_directory(&own(path))?;
+    }
+    disk.sync_directory(Some(&own(OWN_DIRECTORY)))?;
+    disk.sync_directory(None)
+}
+
+/// Removes everything but the WAL of lost transactions; the directories too if they are then empty.
+pub fn discard(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
+    for path in state_directories(directory) {
+        if disk.is_directory(&path)? != Some(true) {
+            continue;
+        }
+        // The marks go last: until then the state is told rightly.
+        let mut names = disk.names(&path)?;
+        names.sort_by_key(|name| matches!(name.as_str(), "committed" | "hidden" | "sealed"));
+        let mut kept = false;
+        for name in names {
+            if name == DIVERGED {
+                kept = true;
+                continue;
+            }
+            remove_tree(disk, &path.join(&name).map_err(io::Error::other)?)?;
+        }
+        if !kept {
+            disk.remove_directory(&path)?;
+        }
+        disk.sync_directory(path.parent().as_ref())?;
+    }
+    for staged in STAGED_DIRECTORIES {
+        remove_tree(disk, &own(staged))?;
+    }
+    Ok(())
+}
+
+/// From here on the rewind can be finished without the source.
+pub fn seal(disk: &dyn Disk, manifest: &[u8]) -> io::Result<()> {
+    replace_file(disk, &own(SEALED), manifest)
+}
+
+/// Takes `pg_control` away: PostgreSQL refuses to start from here on.
+pub fn hide(disk: &dyn Disk) -> io::Result<()> {
+    disk.rename(&own("global/pg_control"), &own(SAVED_CONTROL))?;
+    disk.sync_directory(Some(&own("global")))?;
+    disk.sync_directory(Some(&own(OWN_DIRECTORY)))?;
+    mark_hidden(disk)
+}
+
+/// Writes the mark that says so.
+pub fn mark_hidden(disk: &dyn Disk) -> io::Result<()> {
+    replace_file(disk, &own(HIDDEN), b"hidden\n")
+}
+
+/// Puts the new `pg_control` in place: the commit.
+pub fn commit(disk: &dyn Disk, control: &[u8]) -> io::Result<()> {
+    let new = own(NEW_CONTROL);
+    disk.create_file(&new)?;
+    disk.write_at(&new, 0, control)?;
+    disk.sync_file(&new)?;
+    disk.rename(&new, &own("global/pg_control"))?;
+    disk.sync_directory(Some(&own("global")))?;
+    mark_committed(disk)
+}
+
+/// Writes the mark that says so.
+pub fn mark_committed(disk: &dyn Disk) -> io::Result<()> {
+    replace_file(disk, &own(COMMITTED), b"committed\n")
+}

@@ -1,0 +1,211 @@
+//! The command line of `pgrejoin`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use proto::limits::{CONNECTIONS_CLIENT_MAX, CONNECTIONS_DEFAULT};
+
+/// Makes a PostgreSQL node that lost its place rejoin its cluster without a new base backup.
+///
+/// Exit codes: 0 done, or nothing to do; 1 other failure; 2 usage; 3 the target cannot be rewound
+/// as it is; 4 authentication; 5 try again later; 6 rebuild the node; 7 a check before the first
+/// change failed; 8 modified but unfinished: run again, do not start PostgreSQL; 130 and 143
+/// stopped by a signal. After every code but 0 and 8 the target is as it was.
+#[derive(Debug, Parser)]
+#[command(name = "pgrejoin", version)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Rewind the target onto the source's history
+    Rewind(Box<RewindArgs>),
+    /// Finish an interrupted rewind from what is on local disk, without the source
+    Resume(StateArgs),
+    /// Say in which state a data directory is and what to do
+    Status(StateArgs),
+}
+
+/// Which data directory.
+#[derive(Debug, Args)]
+pub struct StateArgs {
+    /// Data directory of the node that was being rewound
+    #[arg(short = 'D', long, value_name = "DIR")]
+    pub target_pgdata: PathBuf,
+}
+
+/// How the way is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StrategyArg {
+    /// The cheapest that is right
+    Auto,
+    /// Compare every page by hash; works across any divergence
+    Compare,
+    /// Replay from the last common checkpoint, as `pg_rewind` does
+    Fork,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputArg {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// Which side's configuration files stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ConfigFilesArg {
+    /// The target's
+    Keep,
+    /// The source's, as `pg_rewind` does
+    Source,
+}
+
+/// What happens to files PostgreSQL does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExtraFilesArg {
+    /// The target's stay, the source's are not fetched
+    Keep,
+    /// Made equal to the source's, as `pg_rewind` does
+    Mirror,
+}
+
+/// A choice that reads as an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum YesNo {
+    /// Do
+    Yes,
+    /// Do not
+    No,
+}
+
+/// Options of `rewind`.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+pub struct RewindArgs {
+    /// Data directory of the node to rewind
+    #[arg(short = 'D', long, value_name = "DIR", env = "PGREJOIN_TARGET_PGDATA")]
+    pub target_pgdata: PathBuf,
+    /// Where pgrejoin-server runs beside the node to follow
+    #[arg(long, value_name = "https://HOST:PORT", env = "PGREJOIN_SOURCE")]
+    pub source: String,
+    /// Change nothing, fetch no data: say what would be done
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// This node's certificate, PEM
+    #[arg(long, value_name = "FILE", env = "PGREJOIN_CERT", help_heading = "Identity")]
+    pub cert: PathBuf,
+    /// This node's private key, PEM
+    #[arg(long, value_name = "FILE", env = "PGREJOIN_KEY", help_heading = "Identity")]
+    pub key: PathBuf,
+    /// Authority that signs the server's certificate, PEM
+    #[arg(long, value_name = "FILE", env = "PGREJOIN_CA", help_heading = "Identity")]
+    pub ca: PathBuf,
+    /// Name the server's certificate must have, if not the host of --source
+    #[arg(long, value_name = "NAME", help_heading = "Identity")]
+    pub server_name: Option<String>,
+
+    /// How the way is chosen
+    #[arg(long, value_enum, default_value = "auto", help_heading = "Transfer")]
+    pub strategy: StrategyArg,
+    /// TCP connections
+    #[arg(long, value_name = "N", default_value_t = CONNECTIONS_DEFAULT, value_parser = connections, help_heading = "Transfer")]
+    pub connections: usize,
+    /// Give up when the source has sent nothing for so long: 90s, 5m, 1h
+    #[arg(long, value_name = "D", default_value = "5m", value_parser = duration, help_heading = "Transfer")]
+    pub timeout: Duration,
+
+    /// Show progress
+    #[arg(short = 'P', long, help_heading = "Output")]
+    pub progress: bool,
+    /// How results are printed
+    #[arg(long, value_enum, default_value = "text", help_heading = "Output")]
+    pub output: OutputArg,
+
+    /// Write primary_conninfo to postgresql.auto.conf
+    #[arg(short = 'R', long = "write-recovery-conf", help_heading = "Recovery")]
+    pub write_recovery_conf: bool,
+    /// The primary_conninfo to write; @FILE reads it from a file
+    #[arg(long, value_name = "STR", env = "PGREJOIN_PRIMARY_CONNINFO", hide_env_values = true, help_heading = "Recovery")]
+    pub primary_conninfo: Option<String>,
+    /// Command that restores a WAL segment, if not the target's own restore_command
+    #[arg(long, value_name = "CMD", help_heading = "Recovery")]
+    pub restore_command: Option<String>,
+    /// Directory with archived WAL segments
+    #[arg(long, value_name = "DIR", help_heading = "Recovery")]
+    pub wal_archive: Option<PathBuf>,
+    /// The target's postgresql.conf, if not in its data directory
+    #[arg(long, value_name = "FILE", help_heading = "Recovery")]
+    pub config_file: Option<PathBuf>,
+    /// Start the node when it is rewound and wait until it streams
+    #[arg(long, help_heading = "Recovery")]
+    pub start: bool,
+    /// The pg_ctl to start it with
+    #[arg(long, value_name = "PATH", help_heading = "Recovery")]
+    pub pg_ctl: Option<PathBuf>,
+
+    /// Directory for fetched data, if not inside the target
+    #[arg(long, value_name = "DIR", help_heading = "Target files")]
+    pub staging_dir: Option<PathBuf>,
+    /// Keep the WAL of lost transactions in .pgrejoin/diverged
+    #[arg(long, value_enum, default_value = "yes", help_heading = "Target files")]
+    pub keep_diverged: YesNo,
+    /// Where a tablespace the target does not have is put
+    #[arg(long, value_name = "OLD=NEW", value_parser = mapping, help_heading = "Target files")]
+    pub tablespace_mapping: Vec<(String, String)>,
+    /// Which side's configuration files stay
+    #[arg(long, value_enum, default_value = "keep", help_heading = "Target files")]
+    pub config_files: ConfigFilesArg,
+    /// What happens to files PostgreSQL does not know
+    #[arg(long, value_enum, default_value = "keep", help_heading = "Target files")]
+    pub extra_files: ExtraFilesArg,
+    /// Do not wait for the disk: the result may be lost if the machine fails
+    #[arg(short = 'N', long, help_heading = "Target files")]
+    pub no_sync: bool,
+}
+
+fn connections(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|n| (1..=CONNECTIONS_CLIENT_MAX).contains(n));
+    number.ok_or_else(|| format!("must be 1 to {CONNECTIONS_CLIENT_MAX}"))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("\"{text}\" is not a duration like 90s, 5m or 1h");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    let seconds = match &text[digits.len()..] {
+        "" | "s" => number,
+        "m" => number.saturating_mul(60),
+        "h" => number.saturating_mul(3600),
+        _ => return Err(bad()),
+    };
+    if seconds == 0 { Err(bad()) } else { Ok(Duration::from_secs(seconds)) }
+}
+
+fn mapping(text: &str) -> Result<(String, String), String> {
+    let (old, new) = text.split_once('=').ok_or("must be OLD=NEW")?;
+    if !old.starts_with('/') || !new.starts_with('/') {
+        return Err("both paths must be absolute".to_owned());
+    }
+    Ok((old.to_owned(), new.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

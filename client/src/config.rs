@@ -1,0 +1,170 @@
+//! A configuration that is valid by construction.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::limits::DEFAULT_PORT;
+use proto::tls::TlsFiles;
+use rustls::pki_types::ServerName;
+
+use crate::cli::{ConfigFilesArg, ExtraFilesArg, OutputArg, RewindArgs, StrategyArg, YesNo};
+use crate::error::{Class, RewindError};
+
+/// Where the server is and who it must be.
+#[derive(Debug, Clone)]
+pub struct SourceAddress {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Name its certificate must have.
+    pub server_name: ServerName<'static>,
+    /// Our identity and the authority.
+    pub tls: Arc<rustls::ClientConfig>,
+}
+
+/// What `-R` writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recovery {
+    /// Only `standby.signal`.
+    SignalOnly,
+    /// `primary_conninfo` too: this one, or the one the target has.
+    WriteConninfo(Option<String>),
+}
+
+/// Everything a rewind needs to know.
+#[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent choice of the operator")]
+pub struct Config {
+    /// The target's data directory.
+    pub target: PathBuf,
+    /// The server.
+    pub source: SourceAddress,
+    /// Stop after the plan.
+    pub dry_run: bool,
+    /// How the way is chosen.
+    pub strategy: StrategyArg,
+    /// TCP connections.
+    pub connections: usize,
+    /// How long the source may be silent.
+    pub timeout: Duration,
+    /// Whether progress is shown.
+    pub progress: bool,
+    /// How results are printed.
+    pub output: OutputArg,
+    /// What is written for recovery.
+    pub recovery: Recovery,
+    /// Overrides the target's own `restore_command`.
+    pub restore_command: Option<String>,
+    /// Directory with archived WAL.
+    pub wal_archive: Option<PathBuf>,
+    /// The target's configuration file outside its data directory.
+    pub config_file: Option<PathBuf>,
+    /// Start the node at the end.
+    pub start: bool,
+    /// With this program.
+    pub pg_ctl: Option<PathBuf>,
+    /// Where fetched data goes.
+    pub staging_dir: Option<PathBuf>,
+    /// Keep the WAL of lost transactions.
+    pub keep_diverged: bool,
+    /// Places for new tablespaces.
+    pub tablespace_mapping: Vec<(String, String)>,
+    /// Whether the source's configuration files replace the target's.
+    pub config_from_source: bool,
+    /// Whether unknown files are made equal to the source's.
+    pub mirror_extra_files: bool,
+    /// Whether the disk is waited for.
+    pub sync: bool,
+}
+
+impl Config {
+    /// Checks what can be checked without looking at the target or the source.
+    pub fn new(args: RewindArgs) -> Result<Self, RewindError> {
+        let usage = |message: String| RewindError::new(Class::Usage, message);
+        let rest = args.source.strip_prefix("https://").ok_or_else(|| {
+            usage(format!("source \"{}\" must begin with https://", args.source))
+        })?;
+        let (host, port) = split_host(rest.trim_end_matches('/'))
+            .ok_or_else(|| usage(format!("source \"{}\" has no valid host and port", args.source)))?;
+        let name = args.server_name.clone().unwrap_or_else(|| host.clone());
+        let server_name = ServerName::try_from(name.clone())
+            .map_err(|_| usage(format!("\"{name}\" is no name a certificate can have")))?;
+        let files = TlsFiles { certificate: args.cert, key: args.key, authority: args.ca };
+        let tls = proto::tls::client_config(&files)
+            .map_err(|error| RewindError::because(Class::Usage, "TLS identity is not usable", error))?;
+        let conninfo = args.primary_conninfo.map(read_secret).transpose()?;
+        let recovery = if args.write_recovery_conf || conninfo.is_some() {
+            Recovery::WriteConninfo(conninfo)
+        } else {
+            Recovery::SignalOnly
+        };
+        Ok(Self {
+            target: args.target_pgdata,
+            source: SourceAddress { host, port, server_name, tls: Arc::new(tls) },
+            dry_run: args.dry_run,
+            strategy: args.strategy,
+            connections: args.connections,
+            timeout: args.timeout,
+            progress: args.progress,
+            output: args.output,
+            recovery,
+            restore_command: args.restore_command,
+            wal_archive: args.wal_archive,
+            config_file: args.config_file,
+            start: args.start,
+            pg_ctl: args.pg_ctl,
+            staging_dir: args.staging_dir,
+            keep_diverged: args.keep_diverged == YesNo::Yes,
+            tablespace_mapping: args.tablespace_mapping,
+            config_from_source: args.config_files == ConfigFilesArg::Source,
+            mirror_extra_files: args.extra_files == ExtraFilesArg::Mirror,
+            sync: !args.no_sync,
+        })
+    }
+}
+
+/// Splits `host`, `host:port` or `[v6]:port`.
+fn split_host(text: &str) -> Option<(String, u16)> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, port) = rest.split_once(']')?;
+        let port = match port.strip_prefix(':') {
+            Some(port) => port.parse().ok()?,
+            None if port.is_empty() => DEFAULT_PORT,
+            None => return None,
+        };
+        return Some((host.to_owned(), port));
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse().ok()?),
+        None => (text, DEFAULT_PORT),
+    };
+    let plain = !host.is_empty() && !host.contains(['/', ':', '@', ' ']);
+    plain.then(|| (host.to_owned(), port))
+}
+
+/// A value given as it is, or as `@FILE`.
+fn read_secret(value: String) -> Result<String, RewindError> {
+    let Some(path) = value.strip_prefix('@') else { return Ok(value) };
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| RewindError::because(Class::Usage, format!("could not read {path}"), error))?;
+    Ok(text.trim_end_matches('\n').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_and_ports_are_told_apart() {
+        let host = |text: &str| split_host(text);
+        assert_eq!(host("a.b:1"), Some(("a.b".to_owned(), 1)));
+        assert_eq!(host("a"), Some(("a".to_owned(), DEFAULT_PORT)));
+        assert_eq!(host("[::1]:5"), Some(("::1".to_owned(), 5)));
+        assert_eq!(host("[::1]"), Some(("::1".to_owned(), DEFAULT_PORT)));
+        for bad in ["", ":1", "a:b", "u@h:1", "::1", "[::1", "[::1]x", "a/b"] {
+            assert_eq!(host(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Gets things from the source: connections, the units of work, and what survives a cut link.
+
+pub mod compare;
+pub mod connect;
+pub mod pool;
+pub mod progress;
+pub mod session;
+pub mod wal;
+
+pub use session::Session;

@@ -1,0 +1,315 @@
+//! Works through many units over several connections and survives their loss.
+//!
+//! Units wait in one list in file order. Each connection keeps more of them asked for than the link
+//! can hold, so no round trip is waited for. Frames are checked and given to a sink on a blocking
+//! thread of each connection. When a connection breaks, what had arrived is kept, the rest goes back
+//! to the list, and a new connection is made.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use proto::fetch::{Item, Unit};
+use proto::frame::Frame;
+use proto::limits::{PROGRESS_TIMEOUT, RECEIVE_BUDGET_BYTES, REQUEST_MESSAGE_BYTES_MAX};
+use proto::status::CallError;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::Session;
+use super::progress::{Outstanding, cost, is_finished};
+use crate::error::{Class, RewindError};
+use crate::monitor::Monitor;
+
+/// Frames received but not yet checked, on each connection: with a batch of at most 2 MiB the sum
+/// over all connections stays inside the receive budget.
+const FRAMES_QUEUED: usize = 4;
+/// Messages with units made but not sent.
+const REQUESTS_QUEUED: usize = 4;
+/// Units in one message; a unit names at most 1024 ranges of at most 12 bytes.
+const UNITS_PER_MESSAGE: usize = REQUEST_MESSAGE_BYTES_MAX / (16 << 10);
+
+/// Takes what arrives on one connection. Runs on a blocking thread.
+pub trait Sink: Send {
+    /// A frame and the checked replies in it, all of them asked for.
+    fn receive(&mut self, frame: &Frame, items: &[Item]) -> Result<(), RewindError>;
+    /// Nothing more comes.
+    fn finish(&mut self) -> Result<(), RewindError>;
+}
+
+/// What the connections carried.
+#[derive(Debug, Clone, Default)]
+pub struct Carried {
+    /// Payload bytes, by connection.
+    pub payload_bytes: Vec<u64>,
+    /// Frames, over all connections.
+    pub frames: u64,
+    /// Times a connection was lost and made again.
+    pub reconnects: u64,
+}
+
+impl Carried {
+    /// Payload bytes over all connections.
+    pub fn total(&self) -> u64 {
+        self.payload_bytes.iter().sum()
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    waiting: Mutex<VecDeque<Unit>>,
+    done_bytes: AtomicU64,
+    total_bytes: u64,
+    last_progress: Mutex<Instant>,
+    reconnects: AtomicU64,
+    frames: AtomicU64,
+    monitor: Arc<dyn Monitor>,
+}
+
+impl Shared {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<Unit>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn progressed(&self, bytes: u64) {
+        let done = self.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.monitor.progress(done.min(self.total_bytes), self.total_bytes);
+        *self.last_progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn silent_for(&self) -> Duration {
+        self.last_progress.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}
+
+/// Fetches all `units`; `sink` is called with the number of each connection.
+pub async fn run(
+    session: &Session,
+    units: Vec<Unit>,
+    mut sink: impl FnMut(usize) -> Result<Box<dyn Sink>, RewindError>,
+    monitor: Arc<dyn Monitor>,
+) -> Result<Carried, RewindError> {
+    let shared = Arc::new(Shared {
+        total_bytes: units.iter().map(|unit| cost(&unit.kind)).sum(),
+        waiting: Mutex::new(units.into()),
+        done_bytes: AtomicU64::new(0),
+        last_progress: Mutex::new(Instant::now()),
+        reconnects: AtomicU64::new(0),
+        frames: AtomicU64::new(0),
+        monitor,
+    });
+    let mut workers = JoinSet::new();
+    for number in 0..session.connections() {
+        let worker = Worker {
+            session: session.clone(),
+            shared: Arc::clone(&shared),
+            outstanding: Arc::default(),
+            payload_bytes: 0,
+        };
+        let sink = sink(number)?;
+        workers.spawn(async move { (number, worker.work(sink).await) });
+    }
+    let mut carried =
+        Carried { payload_bytes: vec![0; session.connections()], ..Carried::default() };
+    while let Some(finished) = workers.join_next().await {
+        let (number, result) = finished.map_err(|error| {
+            RewindError::because(Class::Other, "a connection's task failed", error)
+        })?;
+        if let Some(bytes) = carried.payload_bytes.get_mut(number) {
+            *bytes = result?;
+        }
+    }
+    carried.frames = shared.frames.load(Ordering::Relaxed);
+    carried.reconnects = shared.reconnects.load(Ordering::Relaxed);
+    Ok(carried)
+}
+
+type SharedOutstanding = Arc<Mutex<Outstanding>>;
+
+fn lock(outstanding: &SharedOutstanding) -> std::sync::MutexGuard<'_, Outstanding> {
+    outstanding.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Worker {
+    session: Session,
+    shared: Arc<Shared>,
+    outstanding: SharedOutstanding,
+    payload_bytes: u64,
+}
+
+/// How a stream ended.
+enum Ended {
+    Done,
+    Broken(CallError),
+}
+
+impl Worker {
+    /// Works until no unit is waiting; returns the payload bytes received.
+    async fn work(mut self, mut sink: Box<dyn Sink>) -> Result<u64, RewindError> {
+        while !self.shared.waiting().is_empty() {
+            let connection = self.session.reconnect().await?;
+            let (sender, receiver) = mpsc::channel(FRAMES_QUEUED);
+            let checker = self.checker(sink, receiver);
+            let ended = self.stream(connection.client, sender).await;
+            let (returned, checked) = checker.await.map_err(|error| {
+                RewindError::because(Class::Other, "a checking thread failed", error)
+            })?;
+            sink = returned;
+            checked?;
+            let early = CallError::Broken("the stream ended before all replies came".to_owned());
+            let ended = match (self.give_back(), ended) {
+                (true, Ended::Done) => Ended::Broken(early),
+                (_, ended) => ended,
+            };
+            if let Ended::Broken(error) = ended {
+                if !error.is_transient() {
+                    return Err(error.into());
+                }
+                if self.shared.silent_for() > self.session.patience() {
+                    return Err(error.into());
+                }
+                self.shared.reconnects.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(%error, "data connection lost");
+            }
+        }
+        tokio::task::spawn_blocking(move || sink.finish()).await.map_err(|error| {
+            RewindError::because(Class::Other, "a checking thread failed", error)
+        })??;
+        Ok(self.payload_bytes)
+    }
+
+    /// Checks frames and feeds the sink, on a blocking thread.
+    fn checker(
+        &self,
+        mut sink: Box<dyn Sink>,
+        mut frames: mpsc::Receiver<Frame>,
+    ) -> tokio::task::JoinHandle<(Box<dyn Sink>, Result<(), RewindError>)> {
+        let (outstanding, shared) = (Arc::clone(&self.outstanding), Arc::clone(&self.shared));
+        tokio::task::spawn_blocking(move || {
+            let mut check = |frame: &Frame| -> Result<(), RewindError> {
+                let invalid = |error: &dyn std::error::Error| {
+                    let message = format!("the source sent an invalid reply: {error}");
+                    RewindError::new(Class::Other, message)
+                };
+                let items = frame.items().map_err(|error| invalid(&error))?;
+                {
+                    let mut outstanding = lock(&outstanding);
+                    for item in &items {
+                        outstanding.receive(item).map_err(|error| invalid(&error))?;
+                    }
+                }
+                sink.receive(frame, &items)?;
+                shared.frames.fetch_add(1, Ordering::Relaxed);
+                shared.progressed(u64::from(frame.batch_bytes));
+                Ok(())
+            };
+            let mut result = Ok(());
+            while let Some(frame) = frames.blocking_recv() {
+                result = check(&frame);
+                if result.is_err() {
+                    break;
+                }
+            }
+            (sink, result)
+        })
+    }
+
+    /// Asks and receives on one connection until nothing is left or it breaks.
+    async fn stream(
+        &mut self,
+        mut client: proto::client::Client,
+        checked: mpsc::Sender<Frame>,
+    ) -> Ended {
+        let (requests, queue) = mpsc::channel(REQUESTS_QUEUED);
+        let asking = tokio::spawn(ask(
+            Arc::clone(&self.shared),
+            Arc::clone(&self.outstanding),
+            requests,
+            u64::from(RECEIVE_BUDGET_BYTES) / self.session.connections().max(1) as u64,
+        ));
+        let ended = match client.fetch(queue).await {
+            Ok(mut frames) => self.receive(&mut frames, &checked).await,
+            Err(error) => Ended::Broken(error),
+        };
+        drop(checked);
+        asking.abort();
+        // Aborted or finished, both are fine: what it had taken is outstanding.
+        drop(asking.await);
+        ended
+    }
+
+    async fn receive(
+        &mut self,
+        frames: &mut proto::client::Frames,
+        checked: &mpsc::Sender<Frame>,
+    ) -> Ended {
+        let limit = PROGRESS_TIMEOUT.min(self.session.patience());
+        loop {
+            match tokio::time::timeout(limit, frames.next()).await {
+                Ok(Ok(Some(frame))) => {
+                    self.payload_bytes += frame.payload.len() as u64;
+                    if checked.send(frame).await.is_err() {
+                        // The checker found a fault and reports it.
+                        return Ended::Done;
+                    }
+                }
+                Ok(Ok(None)) => return Ended::Done,
+                Ok(Err(error)) => return Ended::Broken(error),
+                Err(_) => {
+                    let seconds = limit.as_secs();
+                    let message = format!("the source has sent nothing for {seconds} seconds");
+                    return Ended::Broken(CallError::Broken(message));
+                }
+            }
+        }
+    }
+
+    /// Puts what was asked for and did not arrive back to the front of the list; tells whether
+    /// there was any.
+    fn give_back(&self) -> bool {
+        let left = lock(&self.outstanding).take();
+        let mut waiting = self.shared.waiting();
+        let missing = left.into_iter().rev().filter(|unit| !is_finished(unit));
+        let before = waiting.len();
+        missing.for_each(|unit| waiting.push_front(unit));
+        waiting.len() > before
+    }
+}
+
+/// Keeps `window` bytes asked for until no unit is waiting; then the stream's requests end.
+async fn ask(
+    shared: Arc<Shared>,
+    outstanding: SharedOutstanding,
+    requests: mpsc::Sender<Vec<Unit>>,
+    window: u64,
+) {
+    /// How often the window is looked at when it is full; short beside the time it holds.
+    const PAUSE: Duration = Duration::from_millis(5);
+    loop {
+        // Room for the message first: a unit that was taken is always sent.
+        let Ok(permit) = requests.reserve().await else { return };
+        let batch = {
+            let mut waiting = shared.waiting();
+            let mut outstanding = lock(&outstanding);
+            let mut room = window.saturating_sub(outstanding.cost());
+            let mut batch = Vec::new();
+            while batch.len() < UNITS_PER_MESSAGE && room > 0 {
+                let Some(unit) = waiting.pop_front() else { break };
+                room = room.saturating_sub(cost(&unit.kind));
+                outstanding.insert(unit.clone());
+                batch.push(unit);
+            }
+            if batch.is_empty() && waiting.is_empty() {
+                return;
+            }
+            batch
+        };
+        if batch.is_empty() {
+            drop(permit);
+            tokio::time::sleep(PAUSE).await;
+        } else {
+            permit.send(batch);
+        }
+    }
+}

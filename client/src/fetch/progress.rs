@@ -1,0 +1,147 @@
+//! How far each unit of work has come, so that a cut link costs nothing that had arrived.
+//!
+//! It is also where a peer is held to what it was asked for: a reply that does not fit is an error.
+
+use std::collections::BTreeMap;
+
+use pg_format::BLOCK_BYTES;
+use proto::fetch::{BlockRange, Item, ItemBody, Unit, UnitKind};
+
+/// A reply that does not belong to what was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("a reply of unit {unit} was not asked for: {why}")]
+pub struct Unexpected {
+    unit: u64,
+    why: &'static str,
+}
+
+/// Units that were asked for and are not finished, in the order they were asked.
+#[derive(Debug, Default)]
+pub struct Outstanding {
+    units: BTreeMap<u64, (u64, Unit)>,
+    next: u64,
+}
+
+/// Bytes a unit is expected to bring, before compression.
+pub fn cost(kind: &UnitKind) -> u64 {
+    match kind {
+        UnitKind::Blocks { ranges, .. } => {
+            ranges.iter().map(|range| u64::from(range.count) * BLOCK_BYTES).sum()
+        }
+        // Little travels, but the source has to read all of it.
+        UnitKind::Hashes { range, .. } => u64::from(range.count) * 64,
+        UnitKind::File { length, .. } | UnitKind::Wal { length, .. } => *length,
+        UnitKind::Proof { .. } => BLOCK_BYTES,
+    }
+}
+
+impl Outstanding {
+    /// Notes a unit that is being asked for.
+    pub fn insert(&mut self, unit: Unit) {
+        self.units.insert(unit.id, (self.next, unit));
+        self.next += 1;
+    }
+
+    /// Bytes still expected.
+    pub fn cost(&self) -> u64 {
+        self.units.values().map(|(_, unit)| cost(&unit.kind)).sum()
+    }
+
+    /// Whether nothing is expected.
+    pub fn is_empty(&self) -> bool {
+        self.units.is_empty()
+    }
+
+    /// What is left to ask for, in order: only what has not arrived.
+    pub fn take(&mut self) -> Vec<Unit> {
+        let mut left: Vec<_> = std::mem::take(&mut self.units).into_values().collect();
+        left.sort_by_key(|(order, _)| *order);
+        left.into_iter().map(|(_, unit)| unit).collect()
+    }
+
+    /// Checks a reply against what was asked and takes it off.
+    pub fn receive(&mut self, item: &Item) -> Result<(), Unexpected> {
+        let fault = |why| Unexpected { unit: item.unit, why };
+        let (_, unit) = self.units.get_mut(&item.unit).ok_or_else(|| fault("no such unit"))?;
+        match (&mut unit.kind, &item.body) {
+            (_, ItemBody::End { .. }) => {
+                self.units.remove(&item.unit);
+            }
+            (UnitKind::Blocks { ranges, .. }, ItemBody::Page { block, .. }) => {
+                match ranges.first_mut() {
+                    Some(range) if range.first == *block => take_first(ranges),
+                    _ => return Err(fault("another page was next")),
+                }
+            }
+            (UnitKind::Hashes { range, .. }, ItemBody::PageHashes { first, hashes }) => {
+                if *first != range.first || hashes.len() > range.count as usize {
+                    return Err(fault("hashes of other pages"));
+                }
+            }
+            (
+                UnitKind::File { offset, length, .. } | UnitKind::Wal { offset, length, .. },
+                ItemBody::Chunk(chunk),
+            ) => {
+                let bytes = chunk.data().len() as u64;
+                if chunk.offset() != *offset || bytes > *length {
+                    return Err(fault("other bytes were next"));
+                }
+                *offset += bytes;
+                *length -= bytes;
+            }
+            (
+                UnitKind::Proof { .. },
+                ItemBody::SegmentDigest { .. } | ItemBody::RecordCrc { .. },
+            ) => {}
+            _ => return Err(fault("it is of another kind")),
+        }
+        Ok(())
+    }
+}
+
+fn take_first(ranges: &mut Vec<BlockRange>) {
+    if let Some(range) = ranges.first_mut() {
+        range.first += 1;
+        range.count -= 1;
+        if range.count == 0 {
+            ranges.remove(0);
+        }
+    }
+}
+
+/// Whether anything of a unit is left to ask for after a cut.
+pub fn is_finished(unit: &Unit) -> bool {
+    match &unit.kind {
+        UnitKind::Blocks { ranges, .. } => ranges.is_empty(),
+        UnitKind::File { length, .. } | UnitKind::Wal { length, .. } => *length == 0,
+        UnitKind::Hashes { .. } | UnitKind::Proof { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pg_format::DataPath;
+    use proto::fetch::PageContent;
+
+    use super::*;
+
+    fn page(unit: u64, block: u32) -> Item {
+        Item { unit, body: ItemBody::Page { block, content: PageContent::BeyondEnd } }
+    }
+
+    #[test]
+    fn only_what_is_missing_is_asked_again() {
+        let mut outstanding = Outstanding::default();
+        let ranges = vec![BlockRange { first: 5, count: 2 }, BlockRange { first: 9, count: 2 }];
+        let path = DataPath::new("base/5/1").unwrap();
+        outstanding.insert(Unit { id: 7, kind: UnitKind::Blocks { path, ranges } });
+        for block in [5, 6, 9] {
+            outstanding.receive(&page(7, block)).unwrap();
+        }
+        assert!(outstanding.receive(&page(7, 9)).is_err());
+        assert!(outstanding.receive(&page(8, 10)).is_err());
+        let left = outstanding.take();
+        let UnitKind::Blocks { ranges, .. } = &left[0].kind else { panic!() };
+        assert_eq!(ranges[..], [BlockRange { first: 10, count: 1 }]);
+    }
+}

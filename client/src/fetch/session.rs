@@ -1,0 +1,152 @@
+//! A session with one source: its connections, and patience with them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::fetch::{Item, Unit};
+use proto::model::{Description, FileEntry, Sealed};
+use proto::status::CallError;
+use tokio::sync::mpsc;
+
+use super::connect::{Connection, connect};
+use super::progress::Outstanding;
+use crate::config::SourceAddress;
+use crate::error::{Class, RewindError};
+use crate::plan::SourceFiles;
+
+/// Longest time the first call may take: a source that does not answer this is stalled.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pauses between attempts to get a connection back grow from the first to the second.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// See [`BACKOFF_MIN`].
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Session {
+    source: Arc<SourceAddress>,
+    connections: usize,
+    patience: Duration,
+    control: Connection,
+}
+
+impl Session {
+    /// Connects and asks the source what it is. Fails at the first error: whoever starts a rewind
+    /// against a source that is not there wants to know at once.
+    pub async fn open(
+        source: SourceAddress,
+        connections: usize,
+        patience: Duration,
+    ) -> Result<(Self, Description), RewindError> {
+        let mut control = connect(&source, connections).await?;
+        let description = control.describe(DESCRIBE_TIMEOUT.min(patience)).await?;
+        let source = Arc::new(source);
+        Ok((Self { source, connections, patience, control }, description))
+    }
+
+    /// Number of data connections.
+    pub fn connections(&self) -> usize {
+        self.connections
+    }
+
+    /// How long the source may be silent.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// A new connection, tried for as long as the source may be silent.
+    pub async fn reconnect(&self) -> Result<Connection, RewindError> {
+        let since = Instant::now();
+        let mut pause = BACKOFF_MIN;
+        loop {
+            let error = match self.connect_once().await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => error,
+            };
+            if error.class() != Class::Transient || since.elapsed() + pause > self.patience {
+                return Err(error);
+            }
+            tracing::debug!(error = %error.chain(), "source not reachable, trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    async fn connect_once(&self) -> Result<Connection, RewindError> {
+        let mut connection = connect(&self.source, self.connections).await?;
+        connection.describe(DESCRIBE_TIMEOUT.min(self.patience)).await?;
+        Ok(connection)
+    }
+
+    /// Makes a call on the control connection; a broken connection is replaced and the call made
+    /// again. Only for calls that change nothing.
+    async fn call<T, F>(&mut self, make: impl Fn(Connection) -> F) -> Result<T, RewindError>
+    where
+        F: Future<Output = Result<T, CallError>>,
+    {
+        loop {
+            match make(self.control.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) if matches!(error, CallError::Broken(_)) => {
+                    tracing::debug!(%error, "control connection lost");
+                    self.control = self.reconnect().await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// What the source is now.
+    pub async fn describe(&mut self) -> Result<Description, RewindError> {
+        let limit = DESCRIBE_TIMEOUT.min(self.patience);
+        self.call(|mut connection| async move { connection.client.describe(limit).await }).await
+    }
+
+    /// Where replay must end for everything fetched so far.
+    pub async fn seal(&mut self) -> Result<Sealed, RewindError> {
+        self.call(|mut connection| async move { connection.client.seal().await }).await
+    }
+
+    /// Everything the source serves.
+    pub async fn list(&mut self) -> Result<SourceFiles, RewindError> {
+        self.call(|mut connection| async move {
+            let mut list = connection.client.list_files().await?;
+            let mut files = SourceFiles::new();
+            while let Some(batch) = list.next().await? {
+                files.extend(batch.into_iter().map(|FileEntry { path, bytes }| (path, bytes)));
+            }
+            Ok(files)
+        })
+        .await
+    }
+
+    /// All replies to a few units, on the control connection.
+    pub async fn collect(&mut self, units: Vec<Unit>) -> Result<Vec<Item>, RewindError> {
+        let patience = self.patience;
+        self.call(move |connection| collect(connection, units.clone(), patience)).await
+    }
+}
+
+async fn collect(
+    mut connection: Connection,
+    units: Vec<Unit>,
+    patience: Duration,
+) -> Result<Vec<Item>, CallError> {
+    let mut outstanding = Outstanding::default();
+    units.iter().cloned().for_each(|unit| outstanding.insert(unit));
+    let (requests, queue) = mpsc::channel(1);
+    // The only message: the channel has room for it.
+    drop(requests.try_send(units));
+    let mut frames = connection.client.fetch(queue).await?;
+    let mut replies = Vec::new();
+    while !outstanding.is_empty() {
+        let frame = tokio::time::timeout(patience, frames.next()).await;
+        let frame = frame.map_err(|_| CallError::Broken("the source has stalled".to_owned()))??;
+        let frame = frame.ok_or_else(|| CallError::Broken("the stream ended early".to_owned()))?;
+        for item in frame.items().map_err(|e| CallError::InvalidReply(e.to_string()))? {
+            outstanding.receive(&item).map_err(|e| CallError::InvalidReply(e.to_string()))?;
+            replies.push(item);
+        }
+    }
+    Ok(replies)
+}

@@ -1,0 +1,206 @@
+//! Fetches the source's WAL into staging and follows it while the rest of the rewind runs: the
+//! source may recycle a segment as soon as it has made another checkpoint.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use pg_format::wal::{Decoder, Progress, SegmentName, Start, WalContext};
+use pg_format::{BLOCK_BYTES, Lsn, TimelineHistory};
+use proto::fetch::{ItemBody, Unit, UnitKind};
+use proto::limits::UNIT_BYTES_MAX;
+
+use super::Session;
+use crate::apply::disk::Disk;
+use crate::apply::state;
+use crate::error::{Class, RewindError};
+
+/// Units asked for at once: together more than a long fast link holds.
+const UNITS_AT_ONCE: u64 = 4;
+
+/// See the module.
+#[derive(Debug)]
+pub struct WalFollower {
+    session: Session,
+    disk: Arc<dyn Disk>,
+    history: TimelineHistory,
+    context: WalContext,
+    decoder: Decoder,
+    /// Where the decoder began, for beginning again before any record was found.
+    start: Start,
+    staged: BTreeSet<SegmentName>,
+    fetched_bytes: u64,
+}
+
+impl WalFollower {
+    /// A follower that begins at the page start `from`; what is before it in that segment must be
+    /// staged already.
+    pub fn new(
+        session: Session,
+        disk: Arc<dyn Disk>,
+        history: TimelineHistory,
+        context: WalContext,
+        from: Lsn,
+    ) -> Self {
+        let start = Start::FirstAfter(from);
+        let decoder = Decoder::new(context, start);
+        let staged = BTreeSet::new();
+        Self { session, disk, history, context, decoder, start, staged, fetched_bytes: 0 }
+    }
+
+    /// Takes a segment that somebody else staged.
+    pub fn adopt(&mut self, name: SegmentName) {
+        self.staged.insert(name);
+    }
+
+    /// Cuts the staged WAL at `end`: nothing behind it, zeros up to the end of its segment, and all
+    /// of it durable.
+    pub fn finish(&mut self, end: Lsn) -> std::io::Result<()> {
+        let size = self.context.segment_size;
+        let last = size.segment_of(Lsn::new(end.as_u64().saturating_sub(1)));
+        for name in std::mem::take(&mut self.staged) {
+            let path = state::staged_wal(&name.file_name(size));
+            if name.number > last {
+                self.disk.remove_file(&path)?;
+                continue;
+            }
+            if name.number == last {
+                self.disk.set_length(&path, end.distance_from(size.start_of(last)))?;
+            }
+            self.disk.set_length(&path, size.bytes())?;
+            self.disk.sync_file(&path)?;
+            self.staged.insert(name);
+        }
+        Ok(())
+    }
+
+    /// Segments staged so far.
+    pub fn staged(&self) -> &BTreeSet<SegmentName> {
+        &self.staged
+    }
+
+    /// WAL bytes fetched so far, before compression.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched_bytes
+    }
+
+    /// Fetches what the source has now; returns where valid WAL ends.
+    pub async fn advance(&mut self) -> Result<Lsn, RewindError> {
+        while self.round().await? {}
+        Ok(self.decoder.end())
+    }
+
+    /// Fetches until valid WAL reaches `end`, which the source has announced.
+    pub async fn advance_to(&mut self, end: Lsn) -> Result<(), RewindError> {
+        let since = Instant::now();
+        while self.advance().await? < end {
+            if since.elapsed() > self.session.patience() {
+                let message = format!(
+                    "the source's WAL stops at {} although it must reach {end}: try again later",
+                    self.decoder.end()
+                );
+                return Err(RewindError::new(Class::Transient, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks once; tells whether asking again at once may bring more.
+    async fn round(&mut self) -> Result<bool, RewindError> {
+        let size = self.context.segment_size;
+        let before = self.decoder.wants();
+        let mut units = Vec::new();
+        let mut at = before;
+        for id in 0..UNITS_AT_ONCE {
+            let number = size.segment_of(at);
+            let offset = size.offset_of(at);
+            let length = UNIT_BYTES_MAX.min(size.bytes() - offset);
+            let timeline = self.history.timeline_of_segment(number, size);
+            units.push(Unit { id, kind: UnitKind::Wal { timeline, number, offset, length } });
+            at = at.plus(length);
+        }
+        let asked: Vec<Lsn> = units.iter().map(|unit| self.start_of(unit)).collect();
+        let items = self.session.collect(units).await?;
+        let mut expected = before;
+        for item in items {
+            let index = usize::try_from(item.unit).unwrap_or(usize::MAX);
+            let Some(unit_start) = asked.get(index).copied() else { continue };
+            match item.body {
+                ItemBody::Chunk(chunk) => {
+                    let lsn = size.start_of(size.segment_of(unit_start)).plus(chunk.offset());
+                    // After a gap nothing more can be used in this round.
+                    if lsn == expected {
+                        self.stage(lsn, chunk.data())?;
+                        expected = lsn.plus(chunk.data().len() as u64);
+                    }
+                }
+                ItemBody::End { vanished: true, .. } if index == 0 => {
+                    return self.missing(size.segment_of(before));
+                }
+                _ => {}
+            }
+        }
+        Ok(self.decoder.wants() > before)
+    }
+
+    fn start_of(&self, unit: &Unit) -> Lsn {
+        match unit.kind {
+            UnitKind::Wal { number, offset, .. } => {
+                self.context.segment_size.start_of(number).plus(offset)
+            }
+            _ => Lsn::INVALID,
+        }
+    }
+
+    /// A segment that is not there: not yet, if everything before it was read; else gone.
+    fn missing(&self, number: u64) -> Result<bool, RewindError> {
+        if self.decoder.last_record().is_some() {
+            return Ok(false);
+        }
+        let size = self.context.segment_size;
+        let timeline = self.history.timeline_of_segment(number, size);
+        let name = SegmentName { timeline, number }.file_name(size);
+        let message = format!("the source no longer has WAL segment {name}, which replay needs");
+        Err(RewindError::new(Class::Rebuild, message))
+    }
+
+    /// Writes pages to staging and decodes them.
+    fn stage(&mut self, lsn: Lsn, bytes: &[u8]) -> Result<(), RewindError> {
+        let size = self.context.segment_size;
+        let number = size.segment_of(lsn);
+        let timeline = self.history.timeline_of_segment(number, size);
+        let name = SegmentName { timeline, number };
+        let path = state::staged_wal(&name.file_name(size));
+        let staging = |error| {
+            RewindError::because(Class::Preflight, format!("could not write {path}"), error)
+        };
+        if self.staged.insert(name) && size.offset_of(lsn) == 0 {
+            self.disk.create_file(&path).map_err(staging)?;
+        }
+        self.disk.write_at(&path, size.offset_of(lsn), bytes).map_err(staging)?;
+        self.fetched_bytes += bytes.len() as u64;
+        if self.decoder.wants() < lsn {
+            return Ok(());
+        }
+        let skip = usize::try_from(self.decoder.wants().distance_from(lsn)).unwrap_or(usize::MAX);
+        let whole = bytes.len() - bytes.len() % usize::try_from(BLOCK_BYTES).unwrap_or(1);
+        let Some(pages) = bytes.get(skip..whole).filter(|pages| !pages.is_empty()) else {
+            return Ok(());
+        };
+        let progress = self.decoder.feed(pages, &mut |_, _| ControlFlow::Continue(()));
+        let progress = progress.map_err(|error| {
+            RewindError::because(Class::Other, "the source's WAL cannot be understood", error)
+        })?;
+        if let Progress::End(_) = progress {
+            // The last page was being written: it is fetched and read again from its last record.
+            let start = match self.decoder.last_record() {
+                Some(_) => Start::Record(self.decoder.end()),
+                None => self.start,
+            };
+            self.start = start;
+            self.decoder = Decoder::new(self.context, start);
+        }
+        Ok(())
+    }
+}

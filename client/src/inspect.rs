@@ -1,0 +1,99 @@
+//! A read-only look at the target: is it stopped, ours and sound, and what is in it?
+
+pub mod archive;
+pub mod running;
+pub mod settings;
+pub mod window;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use data_dir::control::Control;
+use data_dir::{DataDir, Entry};
+use pg_format::wal::WalContext;
+use pg_format::{ControlFile, DataPath, TimelineHistory};
+use rustix::fs::FlockOperation;
+
+use crate::config::Config;
+use crate::error::{Class, RewindError};
+use settings::Settings;
+
+/// The target, locked: nobody else rewinds it as long as this value lives.
+#[derive(Debug)]
+pub struct Target {
+    /// Its data directory; the lock is on its handle.
+    pub directory: Arc<DataDir>,
+    /// Its `pg_control`.
+    pub control: Control,
+    /// The history of its timeline.
+    pub history: TimelineHistory,
+    /// Its settings.
+    pub settings: Settings,
+    /// Everything in it.
+    pub files: BTreeMap<DataPath, Entry>,
+}
+
+/// Opens and locks a data directory that is ours and in which no server runs.
+pub fn lock(path: &Path) -> Result<DataDir, RewindError> {
+    let directory = DataDir::open(path)?;
+    let target = |message: String| RewindError::new(Class::Target, message);
+    let io = |error| RewindError::because(Class::Target, format!("could not look at {}", path.display()), error);
+    let (owner, _) = directory.owner_and_mode().map_err(io)?;
+    let us = rustix::process::geteuid().as_raw();
+    if owner != us {
+        return Err(target(format!(
+            "data directory {} belongs to user id {owner}, this program runs as {us}: run it as \
+             the owner",
+            path.display()
+        )));
+    }
+    let operation = FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::flock(directory.root(), operation).map_err(|_| {
+        target(format!("another pgrejoin is working on {}: let it finish", path.display()))
+    })?;
+    running::refuse_running(&directory)?;
+    Ok(directory)
+}
+
+/// Looks at a locked target and refuses one that cannot be rewound.
+pub fn inspect(directory: &Arc<DataDir>, config: &Config) -> Result<Target, RewindError> {
+    let refuse = |message: String| Err(RewindError::new(Class::Target, message));
+    if config.sync {
+        // R16: what a killed server left in the kernel's cache must survive before it is built on.
+        directory.sync_file_systems().map_err(|error| {
+            let message = "could not make the target's files durable";
+            RewindError::because(Class::Target, message, error)
+        })?;
+    }
+    let control = directory.control()?;
+    let backup = control.file.backup_start_point;
+    if directory.has("backup_label") || backup.is_valid() {
+        return refuse(format!(
+            "target {} is a base backup whose recovery has not finished (backup_label or backup \
+             start point {backup}): start it once or take a new base backup",
+            directory.path().display()
+        ));
+    }
+    let settings = settings::read(directory, config.config_file.as_deref())?;
+    settings.refuse_recovery_target()?;
+    let history = directory.history(control.file.timeline())?;
+    let mut files = BTreeMap::new();
+    let walked = directory.walk(&mut |entry| {
+        files.insert(entry.path.clone(), entry);
+        Ok(())
+    });
+    walked.map_err(|error| {
+        RewindError::because(Class::Target, "could not list the target's files", error)
+    })?;
+    Ok(Target { directory: Arc::clone(directory), control, history, settings, files })
+}
+
+/// How a node's WAL is read.
+pub fn wal_context(control: &ControlFile) -> WalContext {
+    WalContext {
+        format: control.major.wal_format(),
+        system_identifier: control.system_identifier,
+        segment_size: control.wal_segment_size,
+    }
+}

@@ -1,0 +1,175 @@
+//! The target's WAL, wherever each segment still is: its own `pg_wal`, then an archive, then the
+//! source, which has the common part too (R14).
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use data_dir::wal::{LocalWal, Segments};
+use pg_format::wal::SegmentName;
+
+/// Gets a segment from the source; `None` if it does not have it.
+pub type FromSource<'a> = dyn Fn(SegmentName) -> io::Result<Option<File>> + Send + Sync + 'a;
+
+/// Where segments are looked for besides `pg_wal`.
+pub struct Elsewhere<'a> {
+    /// `--wal-archive`
+    pub archive: Option<PathBuf>,
+    /// `restore_command`
+    pub restore_command: Option<String>,
+    /// The source, and the first segment it may not be asked for: from the fork on its WAL is
+    /// another.
+    pub source: Option<(&'a FromSource<'a>, u64)>,
+}
+
+/// See the module.
+pub struct TargetWal<'a> {
+    local: LocalWal<'a>,
+    elsewhere: Elsewhere<'a>,
+    /// Segments from elsewhere, or the knowledge that there is none. Their files have no name, so
+    /// that looking changes nothing.
+    found: Mutex<HashMap<u64, Option<(SegmentName, File)>>>,
+}
+
+impl std::fmt::Debug for TargetWal<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TargetWal").field("local", &self.local).finish_non_exhaustive()
+    }
+}
+
+impl<'a> TargetWal<'a> {
+    /// The target's WAL.
+    pub fn new(local: LocalWal<'a>, elsewhere: Elsewhere<'a>) -> Self {
+        Self { local, elsewhere, found: Mutex::default() }
+    }
+
+    /// What is in `pg_wal` itself.
+    pub fn local(&self) -> &LocalWal<'a> {
+        &self.local
+    }
+
+    /// Segments that came from elsewhere, in order.
+    pub fn fetched(&self) -> io::Result<Vec<(SegmentName, File)>> {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = Vec::new();
+        for (name, file) in found.values().flatten() {
+            list.push((*name, file.try_clone()?));
+        }
+        list.sort_by_key(|(name, _)| *name);
+        Ok(list)
+    }
+
+    fn look_elsewhere(&self, number: u64) -> io::Result<Option<(SegmentName, File)>> {
+        let size = self.local.context.segment_size;
+        let spans = self.local.history.spans().iter().rev();
+        for span in spans.filter(|span| size.segment_of(span.begin) <= number) {
+            let name = SegmentName { timeline: span.timeline, number };
+            let mut file = None;
+            if let Some(archive) = &self.elsewhere.archive {
+                file = open_if_exists(&archive.join(name.file_name(size)))?;
+            }
+            if let (None, Some(command)) = (&file, &self.elsewhere.restore_command) {
+                file = restore(command, &name.file_name(size), self.local.directory.path())?;
+            }
+            if let (None, Some((source, end))) = (&file, &self.elsewhere.source)
+                && number < *end
+            {
+                file = source(name)?;
+            }
+            if let Some(file) = file.filter(|file| self.is_segment(file)) {
+                return Ok(Some((name, file)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a file has a segment's length; its content is checked when it is decoded.
+    fn is_segment(&self, file: &File) -> bool {
+        let bytes = self.local.context.segment_size.bytes();
+        file.metadata().is_ok_and(|metadata| metadata.len() == bytes)
+    }
+}
+
+impl Segments for TargetWal<'_> {
+    fn open(&self, number: u64) -> io::Result<Option<File>> {
+        if let Some(file) = self.local.open(number)? {
+            return Ok(Some(file));
+        }
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if !found.contains_key(&number) {
+            let looked = self.look_elsewhere(number)?;
+            found.insert(number, looked);
+        }
+        let known = found.get(&number).and_then(Option::as_ref);
+        known.map(|(_, file)| file.try_clone()).transpose()
+    }
+}
+
+fn open_if_exists(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+/// A file without a name, gone when it is closed.
+pub fn nameless_file() -> io::Result<File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::memfd_create("pgrejoin-wal", flags)?))
+}
+
+/// Runs `restore_command` for one segment. It writes to a private temporary directory that is
+/// removed at once; a command that fails says that it does not have the segment.
+fn restore(command: &str, name: &str, pgdata: &Path) -> io::Result<Option<File>> {
+    let home = std::env::temp_dir().join(format!("pgrejoin-restore-{}", std::process::id()));
+    match std::fs::create_dir(&home) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let path = home.join(name);
+    let text = expand(command, name, &path.to_string_lossy());
+    // The command runs where the server would run it, in the data directory.
+    let status = Command::new("/bin/sh").arg("-c").arg(&text).current_dir(pgdata).status();
+    let file = match status {
+        Ok(status) if status.success() => open_if_exists(&path),
+        Ok(_) => Ok(None),
+        Err(error) => Err(error),
+    };
+    drop(std::fs::remove_dir_all(&home));
+    file
+}
+
+/// Replaces `%f`, `%p`, `%r` and `%%` as the server does (`BuildRestoreCommand`).
+fn expand(command: &str, name: &str, path: &str) -> String {
+    let mut text = String::new();
+    let mut chars = command.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            text.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('f') => text.push_str(name),
+            Some('p') => text.push_str(path),
+            // Oldest segment that must be kept: all of them.
+            Some('r') => text.push_str("000000010000000000000000"),
+            Some('%') => text.push('%'),
+            Some(other) => text.extend(['%', other]),
+            None => text.push('%'),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_are_expanded() {
+        assert_eq!(expand("cp /a/%f \"%p\" 100%% %x %", "F", "P"), "cp /a/F \"P\" 100% %x %");
+    }
+}

@@ -1,0 +1,93 @@
+//! Is anything still writing to the target?
+//!
+//! A process id in a file proves nothing: it may be stale and its number taken by another program,
+//! and after a kill of the postmaster a backend may live on without any file. So the questions are:
+//! which process works in this directory, and who is attached to its shared memory?
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+
+use data_dir::DataDir;
+
+use crate::error::{Class, RewindError};
+
+/// Ancestors looked at to tell the operator's own shell from a server.
+const ANCESTORS_MAX: usize = 64;
+
+/// Refuses a data directory in which a server, a backend or another rewind is at work.
+pub fn refuse_running(directory: &DataDir) -> Result<(), RewindError> {
+    let path = directory.path().display();
+    let refuse = |why: String| {
+        Err(RewindError::new(Class::Target, format!("target {path} is in use: {why}")))
+    };
+    let pid_file = directory.postmaster_pid().map_err(|error| {
+        RewindError::because(Class::Target, "could not read the target's postmaster.pid", error)
+    })?;
+    if let Some(shared) = pid_file.as_ref().and_then(|pid| pid.shared_memory_id) {
+        let attached = attached_to(shared);
+        if attached > 0 {
+            return refuse(format!(
+                "{attached} processes are attached to its shared memory (id {shared}): stop the \
+                 server, or end its backends if the postmaster is dead"
+            ));
+        }
+    }
+    for (pid, name) in processes_in(directory) {
+        return refuse(format!(
+            "process {pid} ({name}) works in it: stop the server, or end that process"
+        ));
+    }
+    Ok(())
+}
+
+/// Number of processes attached to a System V shared memory segment.
+fn attached_to(id: i64) -> u64 {
+    let table = std::fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
+    let row = table.lines().skip(1).find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let found = columns.get(1)?.parse::<i64>().ok()? == id;
+        found.then(|| columns.get(6)?.parse().ok()).flatten()
+    });
+    row.unwrap_or(0)
+}
+
+/// Processes whose working directory is the data directory, but not this one and those that
+/// started it: the operator's shell may stand there.
+fn processes_in(directory: &DataDir) -> Vec<(i32, String)> {
+    let Ok(ours) = rustix::fs::fstat(directory.root()) else { return Vec::new() };
+    let lineage = lineage();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let there = std::fs::metadata(format!("/proc/{pid}/cwd"))
+            .is_ok_and(|cwd| cwd.dev() == ours.st_dev && cwd.ino() == ours.st_ino);
+        if there && !lineage.contains(&pid) {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            found.push((pid, name.trim().to_owned()));
+        }
+    }
+    found
+}
+
+/// This process and its ancestors.
+fn lineage() -> Vec<i32> {
+    let mut pids = Vec::new();
+    let mut pid = rustix::process::getpid().as_raw_nonzero().get();
+    while pids.len() < ANCESTORS_MAX && pid > 1 {
+        pids.push(pid);
+        match parent(pid) {
+            Ok(parent) => pid = parent,
+            Err(_) => break,
+        }
+    }
+    pids
+}
+
+fn parent(pid: i32) -> io::Result<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in parentheses may hold anything; what follows the last one is regular.
+    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    rest.split_whitespace().nth(1).and_then(|p| p.parse().ok()).ok_or_else(|| io::Error::other("?"))
+}

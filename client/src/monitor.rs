@@ -1,0 +1,67 @@
+//! Where the pipeline reports what it does. Nothing else but `main.rs` prints.
+
+pub mod json;
+pub mod lines;
+pub mod terminal;
+
+use std::fmt;
+
+/// The steps of a rewind, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Lock and look at the target.
+    Inspect,
+    /// Ask the source what it is.
+    Describe,
+    /// Find where the histories part.
+    Fork,
+    /// Read the target's WAL.
+    Scan,
+    /// List the source's files.
+    List,
+    /// Compare page hashes.
+    Compare,
+    /// Decide what to do.
+    Plan,
+    /// Fetch WAL and data into staging.
+    Fetch,
+    /// Make the staged set complete and durable.
+    Seal,
+    /// Change the target.
+    Apply,
+    /// Make it a rewound node.
+    Commit,
+    /// Start PostgreSQL and wait.
+    Start,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inspect => "inspect",
+            Self::Describe => "describe",
+            Self::Fork => "fork",
+            Self::Scan => "scan",
+            Self::List => "list",
+            Self::Compare => "compare",
+            Self::Plan => "plan",
+            Self::Fetch => "fetch",
+            Self::Seal => "seal",
+            Self::Apply => "apply",
+            Self::Commit => "commit",
+            Self::Start => "start",
+        })
+    }
+}
+
+/// Receives what a rewind reports. Called from several threads.
+pub trait Monitor: Send + Sync {
+    /// A step begins.
+    fn step(&self, step: Step);
+    /// So much of the current step is done, in bytes.
+    fn progress(&self, done: u64, total: u64);
+    /// Something the operator should know.
+    fn note(&self, message: &str);
+    /// Something the operator should worry about.
+    fn warning(&self, message: &str);
+}

@@ -1,0 +1,175 @@
+//! What a rewind did, for people and for programs.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use pg_format::{Lsn, TimelineId};
+use serde_json::json;
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use crate::monitor::Step;
+use crate::plan::report::Totals;
+
+/// The time as `backup_label` and messages show it.
+pub fn utc_now() -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
+    OffsetDateTime::now_utc().format(format).unwrap_or_default()
+}
+
+/// How a run ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Result {
+    /// The target follows the source's history already, or can.
+    NothingToDo,
+    /// A dry run.
+    WouldRewind,
+    /// The target was rewound.
+    Rewound,
+    /// An interrupted rewind was finished.
+    Resumed,
+}
+
+/// Bytes that travelled, before and after compression.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Carriage {
+    /// Payload bytes of page hashes.
+    pub hashes: u64,
+    /// Payload bytes of pages and files.
+    pub data: u64,
+    /// WAL bytes before compression.
+    pub wal: u64,
+    /// Frames of the data fetch.
+    pub frames: u64,
+    /// Connections lost and made again.
+    pub reconnects: u64,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// How it ended.
+    pub result: Result,
+    /// Why, in words.
+    pub reason: String,
+    /// Where the histories part.
+    pub fork: Option<(Lsn, TimelineId)>,
+    /// The strategy and why.
+    pub strategy: Option<(&'static str, String)>,
+    /// What the plan amounts to.
+    pub totals: Totals,
+    /// What travelled.
+    pub carriage: Carriage,
+    /// Where replay begins and ends.
+    pub replay: Option<(Lsn, Lsn)>,
+    /// Time of each step.
+    pub times: Vec<(Step, Duration)>,
+    /// What was kept aside or taken away.
+    pub kept: Vec<String>,
+}
+
+impl Outcome {
+    /// An outcome of which nothing more is known.
+    pub fn new(result: Result, reason: impl Into<String>) -> Self {
+        Self {
+            result,
+            reason: reason.into(),
+            fork: None,
+            strategy: None,
+            totals: Totals::default(),
+            carriage: Carriage::default(),
+            replay: None,
+            times: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    fn result_name(&self) -> &'static str {
+        match self.result {
+            Result::NothingToDo => "no_rewind_required",
+            Result::WouldRewind => "would_rewind",
+            Result::Rewound => "rewound",
+            Result::Resumed => "resumed",
+        }
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut text = format!("{}\n", self.reason);
+        // Writing to a string cannot fail.
+        let mut line = |label: &str, value: String| drop(writeln!(text, "  {label:<12}{value}"));
+        if let Some((lsn, timeline)) = self.fork {
+            line("fork point", format!("{lsn} on timeline {timeline}"));
+        }
+        if let Some((name, why)) = &self.strategy {
+            line("strategy", format!("{name}: {why}"));
+            let totals = self.totals;
+            line(
+                "plan",
+                format!(
+                    "{} pages in {} files, {} files new or replaced, {} removed, {} bytes to fetch \
+                     before compression",
+                    totals.pages,
+                    totals.patched,
+                    totals.replaced,
+                    totals.removed,
+                    totals.bytes()
+                ),
+            );
+        }
+        if let Some((start, end)) = self.replay {
+            line("replay", format!("from {start} to {end}"));
+        }
+        let carried = self.carriage;
+        if carried.hashes + carried.data + carried.wal > 0 {
+            line(
+                "received",
+                format!(
+                    "{} bytes of data in {} frames, {} of page hashes, {} of WAL before \
+                     compression; {} reconnects",
+                    carried.data, carried.frames, carried.hashes, carried.wal, carried.reconnects
+                ),
+            );
+        }
+        if !self.times.is_empty() {
+            let times = self.times.iter().map(|(step, t)| format!("{step} {:.2}s", t.as_secs_f64()));
+            line("times", times.collect::<Vec<_>>().join(", "));
+        }
+        for kept in &self.kept {
+            line("note", kept.clone());
+        }
+        text
+    }
+
+    /// For programs: one object.
+    pub fn json(&self) -> serde_json::Value {
+        let times: serde_json::Map<_, _> = self
+            .times
+            .iter()
+            .map(|(step, time)| (step.to_string(), json!(time.as_secs_f64())))
+            .collect();
+        json!({
+            "event": "result",
+            "result": self.result_name(),
+            "reason": self.reason,
+            "fork_lsn": self.fork.map(|(lsn, _)| lsn.to_string()),
+            "fork_timeline": self.fork.map(|(_, timeline)| timeline.get()),
+            "strategy": self.strategy.as_ref().map(|(name, _)| name),
+            "strategy_reason": self.strategy.as_ref().map(|(_, why)| why),
+            "pages": self.totals.pages,
+            "files_patched": self.totals.patched,
+            "files_replaced": self.totals.replaced,
+            "files_removed": self.totals.removed,
+            "bytes_planned": self.totals.bytes(),
+            "bytes_data": self.carriage.data,
+            "bytes_hashes": self.carriage.hashes,
+            "bytes_wal": self.carriage.wal,
+            "frames": self.carriage.frames,
+            "reconnects": self.carriage.reconnects,
+            "replay_from": self.replay.map(|(start, _)| start.to_string()),
+            "replay_to": self.replay.map(|(_, end)| end.to_string()),
+            "seconds": times,
+            "kept": self.kept,
+        })
+    }
+}

@@ -1,0 +1,12 @@
+//! Decides what to do. Pure: values in, values out, no I/O; a dry run is "stop after the plan".
+
+pub mod decide;
+pub mod input;
+pub mod page_map;
+pub mod replay;
+pub mod report;
+pub mod wal;
+pub mod window;
+
+pub use decide::{FileAction, Plan, PlannedFile};
+pub use input::{Differences, SourceFiles, Strategy, TargetFiles};

@@ -1,0 +1,61 @@
+//! The facts a plan is made from, as plain values.
+
+use std::collections::BTreeMap;
+
+use data_dir::{Entry, EntryKind};
+use pg_format::DataPath;
+
+use super::page_map::BlockSet;
+use super::window::Window;
+
+/// Everything in the target.
+pub type TargetFiles = BTreeMap<DataPath, Entry>;
+
+/// Everything the source serves: length of a file, `None` for a directory.
+pub type SourceFiles = BTreeMap<DataPath, Option<u64>>;
+
+/// Pages that differ, for each file whose hashes were compared.
+pub type Differences = BTreeMap<DataPath, BlockSet>;
+
+/// How the pages to fetch are known.
+#[derive(Debug)]
+pub enum Strategy<'w> {
+    /// Every page is compared; replay starts at the source's last completed checkpoint.
+    Compare,
+    /// The target's WAL names them; replay starts at the last common checkpoint.
+    Fork(&'w Window),
+}
+
+/// What the operator chose for files that are not PostgreSQL's data.
+#[derive(Debug, Clone, Copy)]
+pub struct Choices {
+    /// The source's configuration replaces the target's.
+    pub config_from_source: bool,
+    /// Unknown files are made equal to the source's.
+    pub mirror_extra_files: bool,
+}
+
+/// All facts.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// The target's files.
+    pub target: &'a TargetFiles,
+    /// The source's files.
+    pub source: &'a SourceFiles,
+    /// The way.
+    pub strategy: &'a Strategy<'a>,
+    /// Name of the version's directory inside tablespaces.
+    pub version_directory: &'a str,
+    /// The operator's choices.
+    pub choices: Choices,
+    /// Where each linked tablespace that the target lacks is to be: by OID.
+    pub new_tablespaces: &'a BTreeMap<u32, String>,
+}
+
+/// Length of a target's regular file.
+pub fn file_bytes(entry: &Entry) -> Option<u64> {
+    match entry.kind {
+        EntryKind::File { bytes } => Some(bytes),
+        EntryKind::Directory { .. } | EntryKind::Link { .. } | EntryKind::Other => None,
+    }
+}

@@ -1,0 +1,116 @@
+//! Sets of blocks: which pages of which files.
+
+use std::collections::BTreeMap;
+
+use pg_format::{Fork, RelationPath, RelationSegment};
+use proto::fetch::BlockRange;
+
+/// A set of blocks of one file, as a bitmap that grows with the highest block.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BlockSet {
+    words: Vec<u64>,
+}
+
+impl BlockSet {
+    /// Adds a block.
+    pub fn insert(&mut self, block: u32) {
+        let word = (block / 64) as usize;
+        if word >= self.words.len() {
+            self.words.resize(word + 1, 0);
+        }
+        if let Some(word) = self.words.get_mut(word) {
+            *word |= 1 << (block % 64);
+        }
+    }
+
+    /// Adds the blocks from `first` up to, but not including, `end`.
+    pub fn insert_range(&mut self, first: u32, end: u32) {
+        for block in first..end {
+            self.insert(block);
+        }
+    }
+
+    /// Whether a block is in it.
+    pub fn contains(&self, block: u32) -> bool {
+        self.words.get((block / 64) as usize).is_some_and(|word| word & (1 << (block % 64)) != 0)
+    }
+
+    /// The blocks, in order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.words.iter().enumerate().flat_map(|(index, word)| {
+            let base = u32::try_from(index * 64).unwrap_or(u32::MAX);
+            (0..64).filter(move |bit| word & (1 << bit) != 0).map(move |bit| base + bit)
+        })
+    }
+
+    /// Number of blocks.
+    pub fn len(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
+
+    /// Its runs of consecutive blocks below `end`, none longer than `count_max`.
+    pub fn ranges(&self, end: u32, count_max: u32) -> Vec<BlockRange> {
+        let mut ranges: Vec<BlockRange> = Vec::new();
+        for block in self.iter().take_while(|block| *block < end) {
+            match ranges.last_mut() {
+                Some(last) if last.first + last.count == block && last.count < count_max => {
+                    last.count += 1;
+                }
+                _ => ranges.push(BlockRange { first: block, count: 1 }),
+            }
+        }
+        ranges
+    }
+}
+
+/// Blocks of main forks, by segment file.
+#[derive(Debug, Clone, Default)]
+pub struct PageMap {
+    segments: BTreeMap<RelationSegment, BlockSet>,
+}
+
+impl PageMap {
+    /// Adds a block of a relation.
+    pub fn insert(&mut self, relation: RelationPath, block: u32) {
+        let (segment, block) = RelationSegment::of_block(relation, Fork::Main, block);
+        self.segments.entry(segment).or_default().insert(block);
+    }
+
+    /// The blocks of one segment file.
+    pub fn segment(&self, segment: &RelationSegment) -> Option<&BlockSet> {
+        self.segments.get(segment)
+    }
+
+    /// Number of blocks in all.
+    pub fn len(&self) -> u64 {
+        self.segments.values().map(BlockSet::len).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.segments.values().all(BlockSet::is_empty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_join_neighbours_and_stop_at_the_end() {
+        let mut set = BlockSet::default();
+        for block in [0, 1, 2, 63, 64, 200] {
+            set.insert(block);
+        }
+        let ranges: Vec<(u32, u32)> =
+            set.ranges(200, 2).iter().map(|range| (range.first, range.count)).collect();
+        assert_eq!(ranges, [(0, 2), (2, 1), (63, 2)]);
+        assert_eq!(set.len(), 6);
+        assert!(set.contains(64) && !set.contains(65) && !set.contains(100_000));
+    }
+}

@@ -1,0 +1,98 @@
+//! What the staged WAL will do when it is replayed, and whether it may be.
+
+use pg_format::control_file::WalLevel;
+use pg_format::wal::Effect;
+use pg_format::Lsn;
+
+/// Something in the replayed range that replay would get wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hazard {
+    /// A database copied file by file: replay copies what the directory then holds (R11).
+    CopyDatabase {
+        /// The record.
+        at: Lsn,
+        /// The database.
+        database: u32,
+    },
+    /// A tablespace made or dropped under a path of the source.
+    Tablespace {
+        /// The record.
+        at: Lsn,
+        /// The tablespace.
+        tablespace: u32,
+        /// Its path; `None` if it was dropped.
+        location: Option<String>,
+    },
+    /// `full_page_writes` was off: torn pages would not be repaired (R9).
+    FullPageWritesOff {
+        /// The record.
+        at: Lsn,
+    },
+    /// `wal_level` was minimal: replay stops there (R12).
+    MinimalWal {
+        /// The record.
+        at: Lsn,
+    },
+}
+
+impl Hazard {
+    /// Where it is.
+    pub fn at(&self) -> Lsn {
+        match self {
+            Self::CopyDatabase { at, .. }
+            | Self::Tablespace { at, .. }
+            | Self::FullPageWritesOff { at }
+            | Self::MinimalWal { at } => *at,
+        }
+    }
+
+    /// The hazard a record at `at` is, if any.
+    pub fn of(at: Lsn, effect: &Effect) -> Option<Self> {
+        match effect {
+            Effect::CopyDatabase { database, .. } => {
+                Some(Self::CopyDatabase { at, database: *database })
+            }
+            Effect::Tablespace { tablespace, location } => Some(Self::Tablespace {
+                at,
+                tablespace: *tablespace,
+                location: location.clone(),
+            }),
+            Effect::FullPageWrites(false) => Some(Self::FullPageWritesOff { at }),
+            Effect::ParameterChange { wal_level: WalLevel::Minimal, .. } => {
+                Some(Self::MinimalWal { at })
+            }
+            Effect::Checkpoint { checkpoint, .. } if !checkpoint.full_page_writes => {
+                Some(Self::FullPageWritesOff { at })
+            }
+            _ => None,
+        }
+    }
+
+    /// What, where and what to do.
+    pub fn explain(&self) -> String {
+        match self {
+            Self::CopyDatabase { at, database } => format!(
+                "the source copied database {database} file by file at {at} (CREATE DATABASE … \
+                 STRATEGY file_copy, or SET TABLESPACE), which replay cannot repeat: run CHECKPOINT \
+                 on the source and try again"
+            ),
+            Self::Tablespace { at, tablespace, location: Some(location) } => format!(
+                "the source created tablespace {tablespace} in \"{location}\" at {at}, and replay \
+                 will want the same empty directory here: make it, or run CHECKPOINT on the source \
+                 and use --strategy compare with --tablespace-mapping"
+            ),
+            Self::Tablespace { at, tablespace, location: None } => format!(
+                "the source dropped tablespace {tablespace} at {at}: run CHECKPOINT on the source \
+                 and try again"
+            ),
+            Self::FullPageWritesOff { at } => format!(
+                "full_page_writes was off on the source at {at}: pages read while they were being \
+                 written could not be repaired; switch it on, run CHECKPOINT there and try again"
+            ),
+            Self::MinimalWal { at } => format!(
+                "wal_level was minimal on the source at {at}: replay would stop there; raise it, \
+                 run CHECKPOINT there and try again"
+            ),
+        }
+    }
+}

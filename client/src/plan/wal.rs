@@ -1,0 +1,170 @@
+//! What happens in the target's `pg_wal` (R6). Pure.
+
+use std::collections::BTreeSet;
+
+use pg_format::wal::SegmentName;
+use pg_format::{DataPath, Lsn, TimelineHistory, TimelineId, WalSegmentSize};
+
+use crate::apply::manifest::{SmallFile, WalChanges};
+
+/// The facts.
+#[derive(Debug)]
+pub struct WalFacts<'a> {
+    /// Names in the target's `pg_wal`.
+    pub names: &'a [String],
+    /// Names in its `archive_status`.
+    pub statuses: &'a [String],
+    /// Names in its `summaries`.
+    pub summaries: &'a [String],
+    /// Segment size.
+    pub size: WalSegmentSize,
+    /// The source's history.
+    pub history: &'a TimelineHistory,
+    /// The source's history files.
+    pub histories: &'a [(TimelineId, Vec<u8>)],
+    /// The proven fork point; without one nothing in the target's `pg_wal` is known to be common.
+    pub fork: Option<Lsn>,
+    /// End of the target's WAL.
+    pub target_end: Option<Lsn>,
+    /// Segments staged.
+    pub staged: &'a BTreeSet<SegmentName>,
+    /// Where replay ends.
+    pub end: Lsn,
+    /// Directory for lost transactions; `None` if they are not kept.
+    pub keep_as: Option<String>,
+}
+
+/// Decides.
+pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatError> {
+    let fork_segment = facts.fork.map_or(0, |fork| facts.size.segment_of(fork));
+    let mut changes = WalChanges { keep_as: facts.keep_as.clone(), ..WalChanges::default() };
+    let staged: BTreeSet<String> =
+        facts.staged.iter().map(|name| name.file_name(facts.size)).collect();
+    for name in facts.names {
+        if let Some(segment) = SegmentName::parse(name, facts.size) {
+            if segment.number >= fork_segment {
+                if holds_lost_transactions(facts, segment) {
+                    changes.diverged.push(name.clone());
+                } else if !staged.contains(name) {
+                    changes.remove.push(name.clone());
+                }
+            }
+        } else if let Some(timeline) = TimelineId::from_history_file_name(name) {
+            // A dead branch's history file would make recovery look for that branch.
+            if !facts.history.contains(timeline) {
+                changes.remove.push(name.clone());
+            }
+        } else if name.ends_with(".partial") {
+            changes.remove.push(name.clone());
+        }
+    }
+    statuses(facts, fork_segment, &mut changes);
+    for name in facts.summaries {
+        let end = name.get(24..40).and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        if facts.fork.is_none_or(|fork| end.is_none_or(|end| end > fork.as_u64())) {
+            changes.remove.push(format!("summaries/{name}"));
+        }
+    }
+    changes.place = staged.into_iter().collect();
+    for (timeline, text) in facts.histories {
+        if facts.history.contains(*timeline) {
+            let name = timeline.history_file_name();
+            changes.write.push(small(&format!("pg_wal/{name}"), text.clone())?);
+            changes.write.push(small(&format!("pg_wal/archive_status/{name}.done"), Vec::new())?);
+        }
+    }
+    let last = facts.size.segment_of(facts.end);
+    for segment in facts.staged.iter().filter(|segment| segment.number < last) {
+        let name = segment.file_name(facts.size);
+        changes.write.push(small(&format!("pg_wal/archive_status/{name}.done"), Vec::new())?);
+    }
+    Ok(changes)
+}
+
+fn small(path: &str, bytes: Vec<u8>) -> Result<SmallFile, pg_format::FormatError> {
+    Ok(SmallFile { path: DataPath::new(path)?, bytes })
+}
+
+/// Whether a segment at or after the fork was written by the target, not only preallocated.
+fn holds_lost_transactions(facts: &WalFacts<'_>, segment: SegmentName) -> bool {
+    match (facts.fork, facts.target_end) {
+        (Some(fork), Some(end)) => end > fork && segment.number <= facts.size.segment_of(end),
+        // Nothing is known about it: it may be the only record of something.
+        _ => true,
+    }
+}
+
+/// Archive marks of what goes, go too; a placed file has none but the one written for it.
+fn statuses(facts: &WalFacts<'_>, fork_segment: u64, changes: &mut WalChanges) {
+    for status in facts.statuses {
+        let name = status.rsplit_once('.').map_or(status.as_str(), |(name, _)| name);
+        let base = name.strip_suffix(".partial").unwrap_or(name);
+        let goes = match SegmentName::parse(base, facts.size) {
+            Some(segment) => segment.number >= fork_segment,
+            None => TimelineId::from_history_file_name(name).is_some(),
+        };
+        if goes {
+            changes.remove.push(format!("archive_status/{status}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_another_timeline_stays_from_the_fork_on() {
+        let size = WalSegmentSize::new(16 << 20).unwrap();
+        let two = TimelineId::new(2).unwrap();
+        let history = TimelineHistory::parse(two, b"1\t0/3000100\tx\n").unwrap();
+        let staged = BTreeSet::from([SegmentName { timeline: two, number: 3 }]);
+        let names: Vec<String> = [
+            "000000010000000000000002",
+            "000000010000000000000003",
+            "000000010000000000000004",
+            "000000010000000000000005",
+            "000000010000000000000003.partial",
+            "00000003.history",
+            "archive_status",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        let statuses = [
+            "000000010000000000000002.ready".to_owned(),
+            "000000010000000000000003.ready".to_owned(),
+            "00000003.history.ready".to_owned(),
+        ];
+        let changes = changes(&WalFacts {
+            names: &names,
+            statuses: &statuses,
+            summaries: &["0000000100000000020000280000000002000100.summary".to_owned()],
+            size,
+            history: &history,
+            histories: &[(two, b"1\t0/3000100\tx\n".to_vec())],
+            fork: Some(Lsn::new(0x300_0100)),
+            target_end: Some(Lsn::new(0x400_1000)),
+            staged: &staged,
+            end: Lsn::new(0x300_2000),
+            keep_as: Some("1-x".to_owned()),
+        })
+        .unwrap();
+        assert_eq!(changes.diverged, ["000000010000000000000003", "000000010000000000000004"]);
+        assert_eq!(
+            changes.remove,
+            [
+                "000000010000000000000005",
+                "000000010000000000000003.partial",
+                "00000003.history",
+                "archive_status/000000010000000000000003.ready",
+                "archive_status/00000003.history.ready",
+            ]
+        );
+        assert_eq!(changes.place, ["000000020000000000000003"]);
+        let written: Vec<&str> = changes.write.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(
+            written,
+            ["pg_wal/00000002.history", "pg_wal/archive_status/00000002.history.done"]
+        );
+    }
+}

@@ -1,0 +1,81 @@
+//! What the target's WAL says it did since the histories were last known to be equal on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pg_format::control_file::CheckPoint;
+use pg_format::{Lsn, RelationPath};
+
+use super::page_map::PageMap;
+
+/// A checkpoint record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Where the record begins.
+    pub lsn: Lsn,
+    /// Whether it was written at a shutdown.
+    pub shutdown: bool,
+    /// What it says.
+    pub checkpoint: CheckPoint,
+}
+
+impl Checkpoint {
+    /// The oldest transaction that was running, with its epoch; `None` if the record does not say.
+    pub fn oldest_active(&self) -> Option<u64> {
+        let (next, oldest) = (self.checkpoint.next_xid, self.checkpoint.oldest_active_xid);
+        if oldest == 0 {
+            return None;
+        }
+        let same_epoch = (next & !0xFFFF_FFFF) | u64::from(oldest);
+        Some(if same_epoch > next { same_epoch.saturating_sub(1 << 32) } else { same_epoch })
+    }
+}
+
+/// The end of a prepared transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PreparedEnd {
+    /// Where the record begins.
+    pub lsn: Lsn,
+    /// Committed or rolled back.
+    pub committed: bool,
+    /// The transaction, if the record could be read that far.
+    pub xid: Option<u32>,
+}
+
+/// See the module.
+#[derive(Debug, Clone, Default)]
+pub struct Window {
+    /// First record read.
+    pub start: Lsn,
+    /// End of the last valid record.
+    pub end: Lsn,
+    /// Main-fork blocks named by any record.
+    pub pages: PageMap,
+    /// Smallest length, in blocks, each relation was cut to.
+    pub truncated: BTreeMap<RelationPath, u32>,
+    /// Relations created after the fork.
+    pub created: BTreeSet<RelationPath>,
+    /// Database directories (tablespace, database) that were made, moved or dropped: what is in
+    /// them has no block references.
+    pub directories: BTreeSet<(u32, u32)>,
+    /// Checkpoints, oldest first.
+    pub checkpoints: Vec<Checkpoint>,
+    /// Ends of recovery.
+    pub promotions: Vec<Lsn>,
+    /// Ends of prepared transactions.
+    pub prepared_ends: Vec<PreparedEnd>,
+    /// Where `wal_level` became minimal.
+    pub minimal_at: Option<Lsn>,
+    /// Where `wal_log_hints` was found off.
+    pub hints_off_at: Option<Lsn>,
+    /// Where checksums were switched (19).
+    pub checksums_changed_at: Option<Lsn>,
+    /// A record whose effect on files is not known.
+    pub unknown_at: Option<Lsn>,
+}
+
+impl Window {
+    /// The newest checkpoint record that begins before `fork`.
+    pub fn last_checkpoint_before(&self, fork: Lsn) -> Option<&Checkpoint> {
+        self.checkpoints.iter().rev().find(|checkpoint| checkpoint.lsn < fork)
+    }
+}

@@ -1,0 +1,455 @@
+//! The pipeline: from a locked target to a rewound one. Reads like the list of its steps.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use data_dir::DataDir;
+use pg_format::TimelineHistory;
+use proto::model::Description;
+use tokio_util::sync::CancellationToken;
+
+use crate::analysis::{Analysis, Subject, source_segment};
+use crate::apply::disk::{Disk, RealDisk};
+use crate::apply::redo::Redo;
+use crate::apply::state::{self, State};
+use crate::apply::{hold, preflight};
+use crate::choose::{Choice, choose, new_tablespaces};
+use crate::config::Config;
+use crate::error::{Class, RewindError};
+use crate::fetch::{Session, compare};
+use crate::inspect::{self, Target};
+use crate::monitor::{Monitor, Step};
+use crate::outcome::{Outcome, Result as Ended};
+use crate::plan::decide::{build, comparisons};
+use crate::plan::input::{Choices, Facts};
+use crate::plan::report::Totals;
+use crate::plan::{Plan, SourceFiles};
+use crate::seal::{Attempt, Sealing};
+use crate::{compat, recovery};
+
+/// Plans made anew when the source changed under a run.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// What a run may be told while it works.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// Cancelled by the first signal: work that has not changed the target ends at once.
+    pub cancelled: CancellationToken,
+    /// Set with it, for the blocking part that changes the target.
+    pub flag: Arc<AtomicBool>,
+}
+
+/// Times the steps and reports them.
+pub(crate) struct Steps {
+    monitor: Arc<dyn Monitor>,
+    times: Vec<(Step, Duration)>,
+    current: Option<(Step, Instant)>,
+}
+
+impl Steps {
+    fn new(monitor: Arc<dyn Monitor>) -> Self {
+        Self { monitor, times: Vec::new(), current: None }
+    }
+
+    pub(crate) fn begin(&mut self, step: Step) {
+        self.end();
+        self.monitor.step(step);
+        self.current = Some((step, Instant::now()));
+    }
+
+    fn end(&mut self) -> Vec<(Step, Duration)> {
+        if let Some((step, since)) = self.current.take() {
+            self.times.push((step, since.elapsed()));
+        }
+        self.times.clone()
+    }
+}
+
+/// Runs blocking work and waits for it.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RewindError> + Send + 'static,
+) -> Result<T, RewindError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| RewindError::because(Class::Other, "a worker failed", error))?
+}
+
+fn state_error(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> RewindError {
+    RewindError::because(Class::Other, "the target's .pgrejoin directory is not usable", error)
+}
+
+/// Opens the door to a locked target.
+fn disk_of(directory: &Arc<DataDir>, config: &Config) -> Result<Arc<dyn Disk>, RewindError> {
+    let staging = config.staging_dir.as_deref();
+    let disk = RealDisk::new(Arc::clone(directory), staging, config.sync);
+    disk.map(|disk| Arc::new(disk) as Arc<dyn Disk>).map_err(state_error)
+}
+
+/// Rewinds, or says why not.
+pub async fn rewind(
+    config: Config,
+    monitor: Arc<dyn Monitor>,
+    stop: Stop,
+) -> Result<Outcome, RewindError> {
+    let mut steps = Steps::new(Arc::clone(&monitor));
+    steps.begin(Step::Inspect);
+    recovery::check(&config)?;
+    let path = config.target.clone();
+    let directory = Arc::new(blocking(move || inspect::lock(&path)).await?);
+    let disk = disk_of(&directory, &config)?;
+    match state::load(&*disk).map_err(state_error)? {
+        State::Hidden(_) | State::Committed(_) => {
+            monitor.note("an earlier rewind was interrupted while it changed the target: finishing it");
+            return blocking(move || finish(&directory, &*disk, &*monitor, &stop.flag)).await;
+        }
+        State::None | State::Preparing | State::Sealed(_) => {}
+    }
+    let looked = Arc::clone(&directory);
+    let looked_config = config.clone();
+    let target = blocking(move || inspect::inspect(&looked, &looked_config)).await?;
+    let run = Run { config, target: Arc::new(target), directory, disk, monitor, steps, stop };
+    run.run().await
+}
+
+/// One run against a target that no other rewind has begun to change.
+struct Run {
+    config: Config,
+    target: Arc<Target>,
+    directory: Arc<DataDir>,
+    disk: Arc<dyn Disk>,
+    monitor: Arc<dyn Monitor>,
+    steps: Steps,
+    stop: Stop,
+}
+
+impl Run {
+    async fn run(mut self) -> Result<Outcome, RewindError> {
+        self.steps.begin(Step::Describe);
+        let cancelled = self.stop.cancelled.clone();
+        let mut forbid_fork = None;
+        for attempt in 1..=ATTEMPTS_MAX {
+            let made = tokio::select! {
+                made = self.attempt(forbid_fork.take()) => made,
+                () = cancelled.cancelled() => Err(RewindError::new(
+                    Class::Interrupted,
+                    "stopped by a signal; the target is as it was",
+                )),
+            };
+            match made {
+                Ok(Attempt::Finished(outcome)) => return Ok(*outcome),
+                Ok(Attempt::Sealed(sealed)) => return self.apply(*sealed).await,
+                Ok(Attempt::Again { why, without_fork }) => {
+                    self.abandon();
+                    if attempt < ATTEMPTS_MAX {
+                        self.monitor.note(&format!("{why}: planning again"));
+                    } else {
+                        let message = format!("{why}, {ATTEMPTS_MAX} times: try again later");
+                        return Err(RewindError::new(Class::Transient, message));
+                    }
+                    forbid_fork = without_fork;
+                }
+                Err(error) => {
+                    self.abandon();
+                    return Err(error);
+                }
+            }
+        }
+        Err(RewindError::new(Class::Transient, "the source kept changing: try again later"))
+    }
+
+    /// Leaves the target as it was found.
+    fn abandon(&self) {
+        let put_back = hold::restore(&*self.disk)
+            .and_then(|()| state::discard(&*self.disk, &self.directory));
+        if let Err(error) = put_back {
+            self.monitor.warning(&format!(
+                "the target is unchanged, but .pgrejoin could not be removed: {error}"
+            ));
+        }
+    }
+
+    async fn attempt(&mut self, forbid_fork: Option<String>) -> Result<Attempt, RewindError> {
+        let config = &self.config;
+        let (session, source) =
+            Session::open(config.source.clone(), config.connections, config.timeout).await?;
+        let mut source = source;
+        source.wal_segments.sort_unstable();
+        compat::check(&self.target, &source)?;
+        compat::check_settings(&self.target, &source, config.start, &*self.monitor)?;
+        let history = source.node.history().map_err(|error| {
+            RewindError::because(Class::Transient, "the source's history is not usable", error)
+        })?;
+        self.steps.begin(Step::Fork);
+        let mut lister = session.clone();
+        let listing = tokio::spawn(async move { lister.list().await });
+        let (source, history) = (Arc::new(source), Arc::new(history));
+        let analysis = self.analyse(&session, &source, &history).await?;
+        if let Some(outcome) = self.nothing_to_do(&analysis, &source, &history)? {
+            listing.abort();
+            return Ok(Attempt::Finished(Box::new(outcome)));
+        }
+        self.steps.begin(Step::List);
+        let files = listing.await.map_err(|error| {
+            RewindError::because(Class::Other, "the listing task failed", error)
+        })??;
+        let wanted = self.config.strategy;
+        let choice = choose(wanted, &analysis, &source, &history, forbid_fork.as_deref())?;
+        let plan = self.plan(&session, &source, &files, &choice).await?;
+        self.check(&plan, &source, &choice)?;
+        if self.config.dry_run {
+            let mut outcome = Outcome::new(Ended::WouldRewind, "dry run: nothing was changed");
+            outcome.fork = analysis.fork.map(|fork| (fork.lsn, fork.timeline));
+            outcome.strategy = Some((choice.name, choice.why.clone()));
+            outcome.totals = Totals::of(&plan);
+            outcome.kept = self.kept(&plan);
+            outcome.times = self.steps.end();
+            return Ok(Attempt::Finished(Box::new(outcome)));
+        }
+        state::prepare(&*self.disk, &self.directory).map_err(state_error)?;
+        hold::take(&*self.disk, &self.config.target)?;
+        let kept = self.kept(&plan);
+        let sealing = Sealing {
+            config: &self.config,
+            target: &self.target,
+            disk: &self.disk,
+            monitor: &self.monitor,
+            session,
+            source: &source,
+            history: &history,
+            analysis: &analysis,
+            choice: &choice,
+            plan,
+            kept,
+        };
+        sealing.run(&mut self.steps).await
+    }
+
+    async fn analyse(
+        &self,
+        session: &Session,
+        source: &Arc<Description>,
+        history: &Arc<TimelineHistory>,
+    ) -> Result<Analysis, RewindError> {
+        let (target, session) = (Arc::clone(&self.target), session.clone());
+        let (source, history) = (Arc::clone(source), Arc::clone(history));
+        let config = self.config.clone();
+        let runtime = tokio::runtime::Handle::current();
+        blocking(move || {
+            let own_command = target.settings.get("restore_command").map(str::to_owned);
+            Subject {
+                target: &target,
+                source: &source,
+                source_history: &history,
+                session,
+                runtime,
+                wal_archive: config.wal_archive,
+                restore_command: config.restore_command.or(own_command),
+            }
+            .analyse()
+        })
+        .await
+    }
+
+    /// A target that has nothing the source lacks needs no rewind, as long as the WAL it needs to
+    /// catch up is still there.
+    fn nothing_to_do(
+        &mut self,
+        analysis: &Analysis,
+        source: &Description,
+        history: &TimelineHistory,
+    ) -> Result<Option<Outcome>, RewindError> {
+        let (Some(fork), Some(end)) = (analysis.fork, analysis.target_end) else { return Ok(None) };
+        if end > fork.lsn {
+            return Ok(None);
+        }
+        let size = source.node.control.wal_segment_size;
+        if source_segment(source, history, size.segment_of(end)).is_none() {
+            self.monitor.note(&format!(
+                "the target has not diverged, but the source no longer has the WAL from {end} on: \
+                 resynchronising"
+            ));
+            return Ok(None);
+        }
+        let reason = format!(
+            "no rewind required: the target's WAL ends at {end} and is part of the source's history"
+        );
+        let mut outcome = Outcome::new(Ended::NothingToDo, reason);
+        outcome.fork = Some((fork.lsn, fork.timeline));
+        if !self.config.dry_run {
+            recovery::write_alone(&self.config, &self.target, &*self.disk)?;
+        }
+        outcome.times = self.steps.end();
+        Ok(Some(outcome))
+    }
+
+    async fn plan(
+        &mut self,
+        session: &Session,
+        source: &Description,
+        files: &SourceFiles,
+        choice: &Choice<'_>,
+    ) -> Result<Plan, RewindError> {
+        let control = &source.node.control;
+        let version_directory = pg_format::relation::tablespace_version_directory(
+            control.major,
+            control.catalog_version,
+        );
+        let places = new_tablespaces(
+            &self.target,
+            source,
+            &self.config.tablespace_mapping,
+            &choice.strategy,
+        )?;
+        let facts = Facts {
+            target: &self.target.files,
+            source: files,
+            strategy: &choice.strategy,
+            version_directory: &version_directory,
+            choices: Choices {
+                config_from_source: self.config.config_from_source,
+                mirror_extra_files: self.config.mirror_extra_files,
+            },
+            new_tablespaces: &places,
+        };
+        self.steps.begin(Step::Compare);
+        let list = comparisons(&facts)?;
+        let monitor = Arc::clone(&self.monitor);
+        let directory = Arc::clone(&self.directory);
+        let (differences, _) = compare::compare(session, directory, &list, monitor).await?;
+        self.steps.begin(Step::Plan);
+        build(&facts, &differences)
+    }
+
+    fn check(
+        &self,
+        plan: &Plan,
+        source: &Description,
+        choice: &Choice<'_>,
+    ) -> Result<(), RewindError> {
+        let newest = source.wal_segments.iter().map(|name| name.number).max().unwrap_or(0);
+        let size = source.node.control.wal_segment_size;
+        let segments = newest.saturating_sub(size.segment_of(choice.start.redo)) + 1;
+        let staging = self.config.staging_dir.as_deref();
+        let wal_bytes = segments.saturating_mul(size.bytes());
+        preflight::check_permissions(&self.directory, plan)?;
+        preflight::check_space(&self.directory, staging, plan, &self.target.files, wal_bytes)
+    }
+
+    fn kept(&self, plan: &Plan) -> Vec<String> {
+        let slots = &plan.slots;
+        if slots.is_empty() {
+            return Vec::new();
+        }
+        vec![format!("replication slots of the target are removed: {}", slots.join(", "))]
+    }
+
+    /// Changes the target. From here on nothing needs the source.
+    async fn apply(mut self, sealed: crate::seal::SealedRun) -> Result<Outcome, RewindError> {
+        self.steps.begin(Step::Apply);
+        let crate::seal::SealedRun { manifest, mut outcome } = sealed;
+        let (directory, disk) = (Arc::clone(&self.directory), Arc::clone(&self.disk));
+        let (monitor, flag) = (Arc::clone(&self.monitor), Arc::clone(&self.stop.flag));
+        blocking(move || {
+            inspect::running::refuse_running(&directory)?;
+            let redo = Redo {
+                manifest: &manifest,
+                disk: &*disk,
+                directory: &directory,
+                stop: &flag,
+                monitor: &*monitor,
+            };
+            redo.run()
+        })
+        .await?;
+        if self.config.start {
+            self.steps.begin(Step::Start);
+            let (config, directory) = (self.config.clone(), Arc::clone(&self.directory));
+            let major = self.target.control.file.major;
+            blocking(move || crate::start::start(&config, &directory, major)).await?;
+        }
+        outcome.times = self.steps.end();
+        Ok(outcome)
+    }
+}
+
+/// Finishes what an interrupted run began, without the source.
+fn finish(
+    directory: &DataDir,
+    disk: &dyn Disk,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Outcome, RewindError> {
+    let state = state::load(disk).map_err(state_error)?;
+    let (manifest, committed) = match state {
+        State::Hidden(manifest) => (manifest, false),
+        State::Committed(manifest) => (manifest, true),
+        State::Sealed(manifest) => (manifest, false),
+        State::None | State::Preparing => {
+            let reason = "no rewind is unfinished here: the target is as it was";
+            return Ok(Outcome::new(Ended::NothingToDo, reason));
+        }
+    };
+    let redo = Redo { manifest: &manifest, disk, directory, stop, monitor };
+    if committed {
+        redo.clean_up()?;
+    } else {
+        redo.run()?;
+    }
+    Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
+}
+
+/// `pgrejoin resume`
+pub fn resume(
+    target: &std::path::Path,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Outcome, RewindError> {
+    let (directory, disk) = open(target)?;
+    if let State::Sealed(manifest) = state::load(&*disk).map_err(state_error)? {
+        let control = directory.control()?;
+        if control.bytes != manifest.old_control {
+            let discarded = hold::restore(&*disk).and_then(|()| state::discard(&*disk, &directory));
+            discarded.map_err(state_error)?;
+            let reason = "PostgreSQL was started here since the rewind was prepared: what was \
+                          prepared is discarded, the target was not changed by it";
+            return Ok(Outcome::new(Ended::NothingToDo, reason));
+        }
+    }
+    finish(&directory, &*disk, monitor, stop)
+}
+
+/// `pgrejoin status`
+pub fn status(target: &std::path::Path) -> Result<String, RewindError> {
+    let (_, disk) = open(target)?;
+    Ok(match state::load(&*disk).map_err(state_error)? {
+        State::None => "no rewind is under way".to_owned(),
+        State::Preparing => "a rewind was being prepared and did not finish; the data directory is \
+                             unchanged. Run pgrejoin rewind again"
+            .to_owned(),
+        State::Sealed(_) => "a rewind is prepared and has changed nothing yet. Run pgrejoin resume \
+                             to go on without the source, or pgrejoin rewind to begin again"
+            .to_owned(),
+        State::Hidden(_) => "a rewind is changing this data directory and has not finished. Do not \
+                             start PostgreSQL: run pgrejoin resume"
+            .to_owned(),
+        State::Committed(_) => "the data directory is rewound; only temporary files are left. \
+                                Start PostgreSQL, or run pgrejoin resume to remove them"
+            .to_owned(),
+    })
+}
+
+/// Opens a target whose packs may lie elsewhere: the manifest says where.
+fn open(target: &std::path::Path) -> Result<(Arc<DataDir>, Arc<dyn Disk>), RewindError> {
+    let directory = Arc::new(inspect::lock(target)?);
+    let plain = RealDisk::new(Arc::clone(&directory), None, true).map_err(state_error)?;
+    let state = state::load(&plain).map_err(state_error)?;
+    let (staging, sync) = match &state {
+        State::Sealed(manifest) | State::Hidden(manifest) | State::Committed(manifest) => {
+            (manifest.staging_dir.clone(), manifest.sync)
+        }
+        State::None | State::Preparing => (None, true),
+    };
+    let disk = RealDisk::new(Arc::clone(&directory), staging.as_deref(), sync);
+    Ok((directory, Arc::new(disk.map_err(state_error)?)))
+}

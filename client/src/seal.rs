@@ -1,0 +1,451 @@
+//! From a plan to a sealed manifest: fetches, follows the WAL, checks, and makes it all durable.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use data_dir::wal::{LocalWal, Segments as _};
+use pg_format::backup_label::backup_label;
+use pg_format::control_file::control_file_for_recovery;
+use pg_format::wal::SegmentName;
+use pg_format::{DataPath, FileClass, Lsn, RelationSegment, TimelineHistory};
+use proto::fetch::{ItemBody, Unit, UnitKind};
+use proto::model::{Description, Role, Sealed};
+
+use crate::analysis::{Analysis, source_start};
+use crate::apply::disk::Disk;
+use crate::apply::manifest::{Manifest, WalChanges};
+use crate::apply::state;
+use crate::choose::{Choice, check_place};
+use crate::cli::StrategyArg;
+use crate::config::Config;
+use crate::error::{Class, RewindError};
+use crate::fetch::Session;
+use crate::fetch::wal::WalFollower;
+use crate::inspect::{Target, wal_context};
+use crate::monitor::{Monitor, Step};
+use crate::outcome::{Outcome, Result as Ended, utc_now};
+use crate::plan::replay::Hazard;
+use crate::plan::report::Totals;
+use crate::plan::wal::{WalFacts, changes};
+use crate::plan::{Plan, Strategy};
+use crate::recovery;
+use crate::rewind::Steps;
+use crate::stage::{self, FutureWal, Replayed, Staged};
+
+/// How often new WAL is fetched while pages are: a source recycles a segment no sooner than at its
+/// next checkpoint.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How an attempt ended.
+pub(crate) enum Attempt {
+    /// Nothing more is to be done.
+    Finished(Box<Outcome>),
+    /// The staged set is complete.
+    Sealed(Box<SealedRun>),
+    /// The source changed, or the strategy turned out impossible: plan again.
+    Again {
+        /// What happened.
+        why: String,
+        /// Set if strategy *fork* must not be tried again.
+        without_fork: Option<String>,
+    },
+}
+
+/// A complete staged set.
+pub(crate) struct SealedRun {
+    pub(crate) manifest: Manifest,
+    pub(crate) outcome: Outcome,
+}
+
+/// Everything the way to the seal needs.
+pub(crate) struct Sealing<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) target: &'a Target,
+    pub(crate) disk: &'a Arc<dyn Disk>,
+    pub(crate) monitor: &'a Arc<dyn Monitor>,
+    pub(crate) session: Session,
+    pub(crate) source: &'a Description,
+    pub(crate) history: &'a TimelineHistory,
+    pub(crate) analysis: &'a Analysis,
+    pub(crate) choice: &'a Choice<'a>,
+    pub(crate) plan: Plan,
+    pub(crate) kept: Vec<String>,
+}
+
+fn staging(error: std::io::Error) -> RewindError {
+    RewindError::because(Class::Preflight, "could not write to staging", error)
+}
+
+impl Sealing<'_> {
+    pub(crate) async fn run(mut self, steps: &mut Steps) -> Result<Attempt, RewindError> {
+        steps.begin(Step::Fetch);
+        recovery::check_target(self.config, self.target)?;
+        let mut follower = self.follower()?;
+        // WAL first: the source may recycle it.
+        let reached = follower.advance().await?;
+        let early = self.replay(follower.staged(), reached, &[])?;
+        if let Some(again) = self.hazards(&early.hazards).await? {
+            return Ok(again);
+        }
+        let staged = self.fetch(&mut follower).await?;
+        steps.begin(Step::Seal);
+        let sealed = self.session.seal().await?;
+        if !sealed.node.same_life(&self.source.node) {
+            let why = "the source was restarted, promoted or stopped while it was read".to_owned();
+            return Ok(Attempt::Again { why, without_fork: None });
+        }
+        self.check_end(&sealed)?;
+        follower.advance_to(sealed.end).await?;
+        follower.finish(sealed.end).map_err(staging)?;
+        let torn = self.torn(&staged);
+        let replayed = self.replay(follower.staged(), sealed.end, &torn)?;
+        if let Some(again) = self.hazards(&replayed.hazards).await? {
+            return Ok(again);
+        }
+        self.check_replay(&replayed, &sealed, &torn)?;
+        let auto_conf = self.source_auto_conf().await?;
+        let manifest = self.manifest(&sealed, &staged, follower.staged(), auto_conf)?;
+        let bytes = manifest.encode().map_err(|error| {
+            RewindError::because(Class::Other, "the manifest cannot be written", error)
+        })?;
+        for directory in state::STAGED_DIRECTORIES {
+            let path = DataPath::new(directory).map_err(|e| staging(std::io::Error::other(e)))?;
+            self.disk.sync_directory(Some(&path)).map_err(staging)?;
+        }
+        state::seal(&**self.disk, &bytes).map_err(staging)?;
+        let outcome = self.outcome(&sealed, &staged, &follower);
+        Ok(Attempt::Sealed(Box::new(SealedRun { manifest, outcome })))
+    }
+
+    fn fork_segment(&self) -> u64 {
+        let size = self.source.node.control.wal_segment_size;
+        self.analysis.fork.map_or(0, |fork| size.segment_of(fork.lsn))
+    }
+
+    fn local(&self) -> LocalWal<'_> {
+        LocalWal {
+            directory: &self.target.directory,
+            history: &self.target.history,
+            context: wal_context(&self.target.control.file),
+        }
+    }
+
+    /// Stages the common WAL that came from elsewhere and the target's own part of the fork's
+    /// segment; the rest is left to the follower.
+    fn follower(&self) -> Result<WalFollower, RewindError> {
+        let local = self.local();
+        let context = local.context;
+        let size = context.segment_size;
+        let fork_segment = self.fork_segment();
+        let start_segment = size.segment_of(self.choice.start.redo);
+        let mut adopted = Vec::new();
+        let mut first = start_segment.max(fork_segment);
+        for number in start_segment..fork_segment {
+            if local.open(number).map_err(staging)?.is_some() {
+                continue;
+            }
+            let found = self.analysis.fetched.iter().find(|(name, _)| name.number == number);
+            match found {
+                Some((name, file)) => {
+                    self.copy_wal(*name, file, size.bytes())?;
+                    adopted.push(*name);
+                }
+                None => {
+                    first = number;
+                    break;
+                }
+            }
+        }
+        let mut from = size.start_of(first);
+        let own = self.analysis.fork.filter(|_| first == fork_segment && start_segment <= first);
+        if let Some(fork) = own
+            && let Some(file) = local.open(fork_segment).map_err(staging)?
+        {
+            let name = SegmentName {
+                timeline: self.history.timeline_of_segment(fork_segment, size),
+                number: fork_segment,
+            };
+            let common = size.offset_of(fork.lsn.page_start());
+            if common > 0 {
+                self.copy_wal(name, &file, common)?;
+                adopted.push(name);
+                from = fork.lsn.page_start();
+            }
+        }
+        let disk = Arc::clone(self.disk);
+        let history = self.history.clone();
+        let mut follower = WalFollower::new(self.session.clone(), disk, history, context, from);
+        adopted.into_iter().for_each(|name| follower.adopt(name));
+        Ok(follower)
+    }
+
+    fn copy_wal(
+        &self,
+        name: SegmentName,
+        file: &std::fs::File,
+        bytes: u64,
+    ) -> Result<(), RewindError> {
+        let size = self.source.node.control.wal_segment_size;
+        let path = state::staged_wal(&name.file_name(size));
+        self.disk.create_file(&path).map_err(staging)?;
+        let mut buffer = vec![0; 1 << 20];
+        let mut offset = 0;
+        while offset < bytes {
+            let wanted = usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(buffer.len());
+            let part = buffer.get_mut(..wanted).unwrap_or_default();
+            file.read_exact_at(part, offset).map_err(staging)?;
+            self.disk.write_at(&path, offset, part).map_err(staging)?;
+            offset += wanted as u64;
+        }
+        Ok(())
+    }
+
+    fn replay(
+        &self,
+        staged: &BTreeSet<SegmentName>,
+        to: Lsn,
+        torn: &[(RelationSegment, u32)],
+    ) -> Result<Replayed, RewindError> {
+        let local = self.local();
+        let context = local.context;
+        let disk = &**self.disk;
+        let wal = FutureWal { disk, staged, local, fork_segment: self.fork_segment() };
+        let from = self.choice.start.redo;
+        stage::replay(&wal, context, (from, to), torn).map_err(|error| {
+            RewindError::because(Class::Other, "the WAL to be replayed is not usable", error)
+        })
+    }
+
+    /// Fetches pages and files while the WAL is followed.
+    async fn fetch(&self, follower: &mut WalFollower) -> Result<Staged, RewindError> {
+        let monitor = Arc::clone(self.monitor);
+        let fetch = stage::fetch(&self.session, self.disk, &self.plan, monitor);
+        tokio::pin!(fetch);
+        loop {
+            tokio::select! {
+                staged = &mut fetch => return staged,
+                () = tokio::time::sleep(FOLLOW_INTERVAL) => {
+                    follower.advance().await?;
+                }
+            }
+        }
+    }
+
+    /// R9, R11, R12: plans again where another start of replay avoids the hazard, refuses where
+    /// none does.
+    async fn hazards(&mut self, hazards: &[Hazard]) -> Result<Option<Attempt>, RewindError> {
+        let newest = source_start(self.source).redo;
+        for hazard in hazards {
+            match hazard {
+                Hazard::Tablespace { location: Some(place), .. } if check_place(place).is_ok() => {
+                    continue;
+                }
+                // Only pages read while they were written need it, and those changed later.
+                Hazard::FullPageWritesOff { at } if *at < newest => continue,
+                Hazard::FullPageWritesOff { .. } if self.source.node.role == Role::Stopped => {
+                    continue;
+                }
+                _ => {}
+            }
+            if hazard.at() < newest && matches!(self.choice.strategy, Strategy::Fork(_)) {
+                if self.config.strategy == StrategyArg::Fork {
+                    return Err(RewindError::new(Class::Preflight, hazard.explain()));
+                }
+                let why = hazard.explain();
+                let without_fork = Some(why.clone());
+                return Ok(Some(Attempt::Again { why, without_fork }));
+            }
+            let now = self.session.describe().await?;
+            if source_start(&now).redo > hazard.at() {
+                let why = format!("the source made a checkpoint after {}", hazard.at());
+                return Ok(Some(Attempt::Again { why, without_fork: None }));
+            }
+            return Err(RewindError::new(Class::Preflight, hazard.explain()));
+        }
+        Ok(None)
+    }
+
+    /// R7: the end must be a place replay can reach on the timeline it is written for.
+    fn check_end(&self, sealed: &Sealed) -> Result<(), RewindError> {
+        let last = Lsn::new(sealed.end.as_u64().saturating_sub(1));
+        let refuse = |message: String| Err(RewindError::new(Class::Other, message));
+        if self.history.timeline_of(last) != sealed.end_timeline {
+            return refuse(format!(
+                "the source says {} is on timeline {}, its history says otherwise",
+                sealed.end, sealed.end_timeline
+            ));
+        }
+        if sealed.end <= self.choice.start.checkpoint {
+            return refuse(format!(
+                "the source's end of WAL {} lies before the checkpoint replay starts from",
+                sealed.end
+            ));
+        }
+        Ok(())
+    }
+
+    fn torn(&self, staged: &Staged) -> Vec<(RelationSegment, u32)> {
+        let torn = staged.notes.torn.iter().filter_map(|(file, block)| {
+            match FileClass::of(&self.plan.files.get(*file)?.path) {
+                FileClass::Relation(segment) => Some((segment, *block)),
+                _ => None,
+            }
+        });
+        torn.collect()
+    }
+
+    fn check_replay(
+        &self,
+        replayed: &Replayed,
+        sealed: &Sealed,
+        torn: &[(RelationSegment, u32)],
+    ) -> Result<(), RewindError> {
+        if replayed.end < sealed.end {
+            let message = format!(
+                "the WAL to be replayed stops at {} although it must reach {}",
+                replayed.end, sealed.end
+            );
+            return Err(RewindError::new(Class::Other, message));
+        }
+        if let Some((segment, block)) = replayed.not_rebuilt.first() {
+            let message = format!(
+                "block {block} of relation {} on the source was torn whenever it was read and \
+                 replay does not rebuild it: check the source for corruption, or try again later",
+                segment.relation
+            );
+            return Err(RewindError::new(Class::Transient, message));
+        }
+        let redo = source_start(self.source).redo;
+        let switched = stage::switches_timeline(self.history, redo, sealed.end);
+        if self.source.node.role == Role::Standby && switched {
+            // Full images are relative to the promoted node's restartpoint, not to this standby's.
+            let checked = self.source.node.control.has_checksums() && torn.is_empty();
+            if !checked {
+                let message = "the source is a standby that changed timelines since its last \
+                               restartpoint: run CHECKPOINT on the primary, then on the source, \
+                               and try again";
+                return Err(RewindError::new(Class::Transient, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// The source's automatic settings, when they replace the target's and are added to.
+    async fn source_auto_conf(&mut self) -> Result<Option<Vec<u8>>, RewindError> {
+        if !self.config.config_from_source {
+            return Ok(None);
+        }
+        let path = DataPath::new("postgresql.auto.conf")
+            .map_err(|error| staging(std::io::Error::other(error)))?;
+        let kind = UnitKind::File { path, offset: 0, length: 1 << 20 };
+        let mut text = Vec::new();
+        for item in self.session.collect(vec![Unit { id: 0, kind }]).await? {
+            if let ItemBody::Chunk(chunk) = item.body {
+                text.extend_from_slice(chunk.data());
+            }
+        }
+        Ok(Some(text))
+    }
+
+    fn wal_changes(
+        &self,
+        sealed: &Sealed,
+        staged: &BTreeSet<SegmentName>,
+    ) -> Result<WalChanges, RewindError> {
+        let below = |directory: &str| -> Vec<String> {
+            let files = self.target.files.keys();
+            let inside = files.filter(|path| {
+                path.parent().is_some_and(|parent| parent.as_str() == directory)
+            });
+            inside.map(|path| path.file_name().to_owned()).collect()
+        };
+        let facts = WalFacts {
+            names: &below("pg_wal"),
+            statuses: &below("pg_wal/archive_status"),
+            summaries: &below("pg_wal/summaries"),
+            size: self.source.node.control.wal_segment_size,
+            history: self.history,
+            histories: &sealed.node.histories,
+            fork: self.analysis.fork.map(|fork| fork.lsn),
+            target_end: self.analysis.target_end,
+            staged,
+            end: sealed.end,
+            keep_as: self.config.keep_diverged.then(|| self.diverged_name()),
+        };
+        changes(&facts).map_err(|error| {
+            RewindError::because(Class::Other, "the target's pg_wal cannot be planned", error)
+        })
+    }
+
+    /// `<timeline>-<fork>`, with a number if an earlier rewind has used that name.
+    fn diverged_name(&self) -> String {
+        let timeline = self.target.history.tip();
+        let fork = self.analysis.fork.map_or(Lsn::INVALID, |fork| fork.lsn);
+        let plain = format!("{timeline}-{:X}", fork.as_u64());
+        let taken = |name: &str| {
+            let path = state::diverged(&self.target.directory, name, "x");
+            path.parent().is_some_and(|path| matches!(self.disk.is_directory(&path), Ok(Some(_))))
+        };
+        let mut name = plain.clone();
+        let mut number = 2;
+        while taken(&name) {
+            name = format!("{plain}-{number}");
+            number += 1;
+        }
+        name
+    }
+
+    fn manifest(
+        &self,
+        sealed: &Sealed,
+        staged: &Staged,
+        wal: &BTreeSet<SegmentName>,
+        auto_conf: Option<Vec<u8>>,
+    ) -> Result<Manifest, RewindError> {
+        let fault = |error| RewindError::because(Class::Other, "pg_control cannot be made", error);
+        let size = self.source.node.control.wal_segment_size;
+        let control = &sealed.node.control_bytes;
+        let new_control = control_file_for_recovery(control, sealed.end, sealed.end_timeline);
+        let remove = ["recovery.signal", "tablespace_map"].map(DataPath::new);
+        let remove: Result<Vec<_>, _> = remove.into_iter().collect();
+        Ok(Manifest {
+            program_version: env!("CARGO_PKG_VERSION").to_owned(),
+            old_control: self.target.control.bytes.clone(),
+            new_control: new_control.map_err(fault)?,
+            files: self.plan.files.clone(),
+            packs: staged.packs.clone(),
+            staging_dir: self.config.staging_dir.clone(),
+            shorter: staged.notes.shorter.iter().map(|(file, bytes)| (*file, *bytes)).collect(),
+            vanished: staged.notes.vanished.iter().copied().collect(),
+            wal: self.wal_changes(sealed, wal)?,
+            settings: recovery::files(self.config, self.target, auto_conf)?,
+            remove: remove.map_err(fault)?,
+            backup_label: backup_label(self.choice.start, size, &utc_now()).into_bytes(),
+            sync: self.config.sync,
+            summary: format!("the target is rewound and follows timeline {}", sealed.node.timeline),
+        })
+    }
+
+    fn outcome(&self, sealed: &Sealed, staged: &Staged, follower: &WalFollower) -> Outcome {
+        let reason = format!("the target is rewound and follows timeline {}", sealed.node.timeline);
+        let mut outcome = Outcome::new(Ended::Rewound, reason);
+        outcome.fork = self.analysis.fork.map(|fork| (fork.lsn, fork.timeline));
+        outcome.strategy = Some((self.choice.name, self.choice.why.clone()));
+        outcome.totals = Totals::of(&self.plan);
+        outcome.carriage.data = staged.carried.total();
+        outcome.carriage.frames = staged.carried.frames;
+        outcome.carriage.reconnects = staged.carried.reconnects;
+        outcome.carriage.wal = follower.fetched_bytes();
+        outcome.replay = Some((self.choice.start.redo, sealed.end));
+        outcome.kept = self.kept.clone();
+        if self.config.keep_diverged {
+            outcome.kept.push(
+                "WAL of lost transactions is kept in .pgrejoin/diverged until you remove it"
+                    .to_owned(),
+            );
+        }
+        outcome
+    }
+}

@@ -1,0 +1,245 @@
+//! Fetches everything into staging and checks the WAL as it will be replayed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use data_dir::wal::{LocalWal, Segments, WalError, scan};
+use pg_format::wal::effect::effect;
+use pg_format::wal::{SegmentName, Start, WalContext};
+use pg_format::{Fork, FormatError, Lsn, RelationSegment, TimelineHistory};
+use proto::fetch::{BlockRange, Item, ItemBody, PageContent, Unit, UnitKind};
+use proto::frame::Frame;
+use proto::limits::{UNIT_BLOCKS_MAX, UNIT_BYTES_MAX};
+
+use crate::apply::disk::Disk;
+use crate::apply::manifest::PackDigest;
+use crate::apply::pack::PackWriter;
+use crate::apply::redo::file_of_unit;
+use crate::apply::state;
+use crate::error::{Class, RewindError};
+use crate::fetch::Session;
+use crate::fetch::pool::{self, Carried, Sink};
+use crate::monitor::Monitor;
+use crate::plan::Plan;
+use crate::plan::replay::Hazard;
+
+/// Small files are asked for this much, so that one that grew since it was listed comes whole.
+const SMALL_FILE_BYTES: u64 = 1 << 20;
+
+/// What the source had to say about files while they were read.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// Pages whose checksum did not fit: file and block inside it.
+    pub torn: Vec<(usize, u32)>,
+    /// Files that were gone.
+    pub vanished: BTreeSet<usize>,
+    /// Files that were shorter than listed: bytes.
+    pub shorter: BTreeMap<usize, u64>,
+}
+
+/// The result of the data fetch.
+#[derive(Debug)]
+pub struct Staged {
+    /// What was noted.
+    pub notes: Notes,
+    /// The packs, by number.
+    pub packs: Vec<PackDigest>,
+    /// What the connections carried.
+    pub carried: Carried,
+}
+
+/// The units of a plan, in the order of its files.
+fn units(plan: &Plan) -> Vec<Unit> {
+    let mut serials: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut units = Vec::new();
+    let mut add = |file: usize, kind: UnitKind| {
+        let serial = serials.entry(file).or_default();
+        units.push(Unit { id: (file as u64) << 32 | *serial, kind });
+        *serial += 1;
+    };
+    for wanted in &plan.pages {
+        let Some(file) = plan.files.get(wanted.file) else { continue };
+        let mut batch: Vec<BlockRange> = Vec::new();
+        let mut count = 0;
+        for range in wanted.blocks.ranges(wanted.end, UNIT_BLOCKS_MAX) {
+            if count + range.count > UNIT_BLOCKS_MAX {
+                let ranges = std::mem::take(&mut batch);
+                add(wanted.file, UnitKind::Blocks { path: file.path.clone(), ranges });
+                count = 0;
+            }
+            count += range.count;
+            batch.push(range);
+        }
+        if !batch.is_empty() {
+            add(wanted.file, UnitKind::Blocks { path: file.path.clone(), ranges: batch });
+        }
+    }
+    for wanted in &plan.whole {
+        let Some(file) = plan.files.get(wanted.file) else { continue };
+        let bytes = wanted.bytes.max(SMALL_FILE_BYTES);
+        let mut offset = 0;
+        while offset < bytes {
+            let length = UNIT_BYTES_MAX.min(bytes - offset);
+            add(wanted.file, UnitKind::File { path: file.path.clone(), offset, length });
+            offset += length;
+        }
+    }
+    units.sort_by_key(|unit| unit.id);
+    units
+}
+
+/// Fetches what the plan wants into packs.
+pub async fn fetch(
+    session: &Session,
+    disk: &Arc<dyn Disk>,
+    plan: &Plan,
+    monitor: Arc<dyn Monitor>,
+) -> Result<Staged, RewindError> {
+    let notes = Arc::new(Mutex::new(Notes::default()));
+    let packs = Arc::new(Mutex::new(BTreeMap::new()));
+    let carried = pool::run(
+        session,
+        units(plan),
+        |number| {
+            let writer = PackWriter::create(Arc::clone(disk), state::pack(number))
+                .map_err(staging_error)?;
+            let (notes, packs) = (Arc::clone(&notes), Arc::clone(&packs));
+            Ok(Box::new(PackSink { writer, number, notes, packs }))
+        },
+        monitor,
+    )
+    .await?;
+    let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
+    let packs = std::mem::take(&mut *packs.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(Staged { notes, packs: packs.into_values().collect(), carried })
+}
+
+fn staging_error(error: io::Error) -> RewindError {
+    RewindError::because(Class::Preflight, "could not write fetched data to staging", error)
+}
+
+/// Appends frames to a pack and keeps the notes.
+struct PackSink {
+    writer: PackWriter,
+    number: usize,
+    notes: Arc<Mutex<Notes>>,
+    packs: Arc<Mutex<BTreeMap<usize, PackDigest>>>,
+}
+
+impl Sink for PackSink {
+    fn receive(&mut self, frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
+        self.writer.append(frame).map_err(staging_error)?;
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        for item in items {
+            let file = file_of_unit(item.unit);
+            match &item.body {
+                ItemBody::Page { block, content: PageContent::Torn(_) } => {
+                    notes.torn.push((file, *block));
+                }
+                ItemBody::Page { block, content: PageContent::BeyondEnd } => {
+                    let end = u64::from(*block) * pg_format::BLOCK_BYTES;
+                    let shorter = notes.shorter.entry(file).or_insert(end);
+                    *shorter = end.min(*shorter);
+                }
+                ItemBody::End { vanished: true, .. } => {
+                    notes.vanished.insert(file);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), RewindError> {
+        let digest = self.writer.finish().map_err(staging_error)?;
+        self.packs.lock().unwrap_or_else(PoisonError::into_inner).insert(self.number, digest);
+        Ok(())
+    }
+}
+
+/// The WAL exactly as it will lie in `pg_wal`: what is staged, and the target's own common part.
+pub struct FutureWal<'a> {
+    /// Where staged segments are.
+    pub disk: &'a dyn Disk,
+    /// Staged segments.
+    pub staged: &'a BTreeSet<SegmentName>,
+    /// The target's own WAL.
+    pub local: LocalWal<'a>,
+    /// First segment that is not common.
+    pub fork_segment: u64,
+}
+
+impl std::fmt::Debug for FutureWal<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FutureWal").field("staged", &self.staged).finish_non_exhaustive()
+    }
+}
+
+impl Segments for FutureWal<'_> {
+    fn open(&self, number: u64) -> io::Result<Option<File>> {
+        if let Some(name) = self.staged.iter().find(|name| name.number == number) {
+            let path = state::staged_wal(&name.file_name(self.local.context.segment_size));
+            return self.disk.open(&path).map(Some);
+        }
+        if number < self.fork_segment { self.local.open(number) } else { Ok(None) }
+    }
+}
+
+/// What replay will meet.
+#[derive(Debug, Default)]
+pub struct Replayed {
+    /// What it would get wrong.
+    pub hazards: Vec<Hazard>,
+    /// Blocks, among those asked about, whose first record does not rebuild them.
+    pub not_rebuilt: Vec<(RelationSegment, u32)>,
+    /// End of the last record.
+    pub end: Lsn,
+}
+
+/// Decodes the WAL from `from` to `to` as it will be replayed.
+pub fn replay(
+    wal: &dyn Segments,
+    context: WalContext,
+    (from, to): (Lsn, Lsn),
+    torn: &[(RelationSegment, u32)],
+) -> Result<Replayed, WalError> {
+    let mut replayed = Replayed::default();
+    // Whether the first record that names a block rebuilds it.
+    let mut first: BTreeMap<(RelationSegment, u32), Option<bool>> =
+        torn.iter().map(|block| (*block, None)).collect();
+    let mut fault: Option<FormatError> = None;
+    let scanned = scan(wal, context, Start::Record(from), &mut |record, body| {
+        match effect(record, body, context.format) {
+            Ok(effect) => replayed.hazards.extend(Hazard::of(record.lsn, &effect)),
+            Err(error) => {
+                fault = Some(error);
+                return ControlFlow::Break(());
+            }
+        }
+        if !first.is_empty() {
+            for reference in body.blocks.iter().filter(|reference| reference.fork == Fork::Main) {
+                let found =
+                    RelationSegment::of_block(reference.relation, Fork::Main, reference.block);
+                if let Some(state @ None) = first.get_mut(&found) {
+                    *state = Some(reference.rebuilds());
+                }
+            }
+        }
+        if record.end >= to { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if let Some(error) = fault {
+        return Err(error.into());
+    }
+    replayed.end = scanned.end;
+    replayed.not_rebuilt =
+        first.into_iter().filter(|(_, state)| *state != Some(true)).map(|(block, _)| block).collect();
+    Ok(replayed)
+}
+
+/// Whether the source switched timelines inside a range.
+pub fn switches_timeline(history: &TimelineHistory, from: Lsn, to: Lsn) -> bool {
+    history.spans().iter().any(|span| span.begin > from && span.begin <= to)
+}
