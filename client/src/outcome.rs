@@ -1,6 +1,5 @@
 //! What a rewind did, for people and for programs.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use pg_format::{Lsn, TimelineId};
@@ -96,8 +95,9 @@ impl Outcome {
     /// For people.
     pub fn text(&self) -> String {
         let mut text = format!("{}\n", self.reason);
-        // Writing to a string cannot fail.
-        let mut line = |label: &str, value: String| drop(writeln!(text, "  {label:<12}{value}"));
+        let mut line = |label: &str, value: String| {
+            text.push_str(&format!("  {label:<12}{value}\n"));
+        };
         if let Some((lsn, timeline)) = self.fork {
             line("fork point", format!("{lsn} on timeline {timeline}"));
         }
