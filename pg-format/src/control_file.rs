@@ -228,7 +228,8 @@ struct Layout {
 impl Layout {
     fn of(control_version: u32) -> Result<Self, FormatError> {
         let (unlogged_lsn, xlog_blcksz, data_checksum_version, crc) = match control_version {
-            1300 => (128, 224, 252, 288),
+            // 17 filled a hole of the checkpoint with wal_level; nothing else moved.
+            1300 | 1700 => (128, 224, 252, 288),
             1800 => (128, 224, 252, 292),
             1902 => (136, 236, 264, 304),
             1903 => (136, 236, 268, 308),

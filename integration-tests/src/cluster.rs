@@ -1,0 +1,430 @@
+//! PostgreSQL installations, templates and nodes.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use tempfile::TempDir;
+
+use crate::user::{User, run};
+
+/// Longest wait for a server to do something.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One PostgreSQL major.
+#[derive(Debug, Clone)]
+pub struct Install {
+    /// The major.
+    pub major: u32,
+    home: PathBuf,
+}
+
+impl Install {
+    /// The installation `scripts/get-postgres.sh` made.
+    pub fn of(major: u32) -> Self {
+        let home = std::env::var("PGREJOIN_POSTGRES")
+            .unwrap_or_else(|_| "/var/tmp/pgrejoin-postgres".to_owned());
+        let home = PathBuf::from(home).join(major.to_string());
+        assert!(home.exists(), "{} is missing: run scripts/get-postgres.sh", home.display());
+        Self { major, home }
+    }
+
+    /// A program of this major; those a package lacks come from 15, which understands every server.
+    pub fn program(&self, name: &str) -> PathBuf {
+        let own = self.home.join("bin").join(name);
+        if own.exists() { own } else { Self::of(15).home.join("bin").join(name) }
+    }
+}
+
+/// What a template cluster is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Data checksums.
+    pub checksums: bool,
+    /// `wal_log_hints`
+    pub wal_log_hints: bool,
+    /// WAL segment size in MB.
+    pub segment_mb: u32,
+    /// Group may read.
+    pub group_access: bool,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { checksums: true, wal_log_hints: false, segment_mb: 16, group_access: false }
+    }
+}
+
+impl Shape {
+    fn name(self, major: u32) -> String {
+        let Self { checksums, wal_log_hints, segment_mb, group_access } = self;
+        format!("{major}-c{}h{}s{segment_mb}g{}", u8::from(checksums), u8::from(wal_log_hints), u8::from(group_access))
+    }
+}
+
+/// Changes with the content of templates, so that old ones are not used.
+const TEMPLATE_VERSION: u32 = 3;
+
+/// A stopped primary with the base workload, made once.
+fn template(install: &Install, shape: Shape) -> PathBuf {
+    let user = User::unprivileged();
+    let home = PathBuf::from("/var/tmp/pgrejoin-templates");
+    fs::create_dir_all(&home).expect("a directory for templates");
+    user.own(&home);
+    let name = shape.name(install.major);
+    let path = home.join(format!("{name}-v{TEMPLATE_VERSION}"));
+    let lock = File::create(home.join(format!("{name}.lock"))).expect("lock file");
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).expect("lock");
+    if path.join("ready").exists() {
+        return path;
+    }
+    drop(fs::remove_dir_all(&path));
+    fs::create_dir_all(&path).expect("template directory");
+    user.own(&path);
+    let data = path.join("data");
+    let mut initdb = user.command(install.program("initdb"));
+    initdb.arg("-D").arg(&data).args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "-N"]);
+    initdb.arg(format!("--wal-segsize={}", shape.segment_mb));
+    if shape.checksums {
+        initdb.arg("-k");
+    } else if install.major >= 18 {
+        initdb.arg("--no-data-checksums");
+    }
+    if shape.group_access {
+        initdb.arg("-g");
+    }
+    run(&mut initdb);
+    append(
+        &data.join("postgresql.conf"),
+        &format!(
+            "listen_addresses = ''\nfsync = off\nshared_buffers = 16MB\nmax_prepared_transactions = 20\n\
+             wal_keep_size = 1GB\ntrack_commit_timestamp = on\nwal_log_hints = {}\njit = off\n\
+             max_wal_size = 4GB\ncheckpoint_timeout = 1h\nmax_connections = 30\nlog_checkpoints = on\n\
+             autovacuum = off\nhot_standby_feedback = off\nwal_receiver_status_interval = 1s\n\
+             wal_retrieve_retry_interval = 200ms\nbgwriter_delay = 10s\n",
+            if shape.wal_log_hints { "on" } else { "off" }
+        ),
+    );
+    let node = Node { install: install.clone(), data, socket: path.clone(), user };
+    node.start();
+    node.sql_file("postgres", &Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/base.sql"));
+    for statement in ["create database second", "create database doomed"] {
+        node.sql(statement);
+    }
+    node.sql_in("second", "create extension amcheck; create table other as select g id, md5(g::text) v from generate_series(1, 3000) g");
+    node.sql_in("doomed", "create table gone as select generate_series(1, 1000) g");
+    node.stop("fast");
+    File::create(path.join("ready")).expect("mark");
+    path
+}
+
+/// Appends text to a file, leaving its owner.
+pub fn append(path: &Path, text: &str) {
+    use std::io::Write as _;
+    let mut file = File::options().append(true).create(true).open(path).expect("open for append");
+    file.write_all(text.as_bytes()).expect("append");
+}
+
+/// A data directory and the server in it.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// What runs it.
+    pub install: Install,
+    /// Its data directory.
+    pub data: PathBuf,
+    /// Where its socket is.
+    pub socket: PathBuf,
+    /// Who runs it.
+    pub user: User,
+}
+
+impl Node {
+    /// The connection string others use.
+    pub fn conninfo(&self) -> String {
+        format!("host={} port=5432 user=postgres", self.socket.display())
+    }
+
+    fn log(&self) -> PathBuf {
+        self.socket.join("server.log")
+    }
+
+    /// The end of the server's log.
+    pub fn log_tail(&self) -> String {
+        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    }
+
+    /// Starts the server and waits until it accepts connections.
+    pub fn start(&self) {
+        let started = self.try_start();
+        assert!(started, "{} did not start:\n{}", self.data.display(), self.log_tail());
+    }
+
+    /// Starts the server; whether it came up.
+    pub fn try_start(&self) -> bool {
+        let mut command = self.user.command(self.install.program("pg_ctl"));
+        command.args(["start", "-w", "-s", "-t", "60", "-D"]).arg(&self.data).arg("-l").arg(self.log());
+        command.arg("-o").arg(format!("-k {} -p 5432", self.socket.display()));
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command.status().expect("pg_ctl runs").success()
+    }
+
+    /// Stops the server.
+    pub fn stop(&self, mode: &str) {
+        let mut command = self.user.command(self.install.program("pg_ctl"));
+        command.args(["stop", "-w", "-s", "-m", mode, "-D"]).arg(&self.data);
+        run(&mut command);
+    }
+
+    /// Whether a postmaster is recorded.
+    pub fn is_running(&self) -> bool {
+        self.data.join("postmaster.pid").exists()
+    }
+
+    /// Kills every process of the server at once, as a machine that loses power would.
+    pub fn kill(&self) {
+        let text = fs::read_to_string(self.data.join("postmaster.pid")).expect("running");
+        let postmaster: i32 = text.lines().next().and_then(|l| l.parse().ok()).expect("pid");
+        let mut pids = vec![postmaster];
+        pids.extend(children(postmaster));
+        for pid in &pids {
+            let pid = rustix::process::Pid::from_raw(*pid).expect("pid");
+            // A child may end by itself in between.
+            drop(rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+        }
+        let since = Instant::now();
+        while pids.iter().any(|pid| Path::new(&format!("/proc/{pid}/cwd")).read_link().is_ok()) {
+            assert!(since.elapsed() < PATIENCE, "killed processes live on");
+            sleep(Duration::from_millis(20));
+        }
+        // A killed process may stay in the table until somebody reaps it, and the next server would
+        // take it for alive.
+        drop(fs::remove_file(self.socket.join(".s.PGSQL.5432.lock")));
+    }
+
+    /// Promotes a standby.
+    pub fn promote(&self) {
+        let mut command = self.user.command(self.install.program("pg_ctl"));
+        command.args(["promote", "-w", "-s", "-D"]).arg(&self.data);
+        run(&mut command);
+    }
+
+    fn psql(&self, database: &str) -> std::process::Command {
+        let mut command = self.user.command(Install::of(15).program("psql"));
+        command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-p", "5432", "-d", database, "-h"]);
+        command.arg(&self.socket);
+        command
+    }
+
+    /// Runs SQL in the database `postgres`; the answer.
+    pub fn sql(&self, sql: &str) -> String {
+        self.sql_in("postgres", sql)
+    }
+
+    /// Runs SQL in a database; the answer.
+    pub fn sql_in(&self, database: &str, sql: &str) -> String {
+        run(self.psql(database).arg("-c").arg(sql)).trim().to_owned()
+    }
+
+    /// Runs SQL that may fail; the answer if it did not.
+    pub fn try_sql(&self, database: &str, sql: &str) -> Option<String> {
+        let output = self.psql(database).arg("-c").arg(sql).output().expect("psql runs");
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Runs a file of SQL.
+    pub fn sql_file(&self, database: &str, file: &Path) {
+        // Statements such as VACUUM need to be on their own, and the file may be out of reach.
+        let text = fs::read_to_string(file).expect("SQL file");
+        self.script(database, &text);
+    }
+
+    /// Runs many statements, each on its own.
+    pub fn script(&self, database: &str, text: &str) {
+        use std::io::Write as _;
+        let mut command = self.psql(database);
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+        command.stderr(std::process::Stdio::piped());
+        let mut child = command.spawn().expect("psql runs");
+        child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("written");
+        let output = child.wait_with_output().expect("psql ends");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Starts psql with a script in the background.
+    pub fn background(&self, sql: &str) -> std::process::Child {
+        let mut command = self.psql("postgres");
+        command.arg("-c").arg(sql).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command.spawn().expect("psql runs")
+    }
+
+    /// A writer that runs `sql` again and again until it is stopped.
+    pub fn load(&self, sql: &str) -> Load {
+        use std::io::Write as _;
+        let mut command = self.psql("postgres");
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+        command.stderr(std::process::Stdio::null());
+        let mut child = command.spawn().expect("psql runs");
+        let mut input = child.stdin.take().expect("piped");
+        let statement = format!("{sql}\n");
+        let feeding = std::thread::spawn(move || {
+            while input.write_all(statement.as_bytes()).is_ok() {
+                sleep(Duration::from_millis(3));
+            }
+        });
+        Load { child, feeding: Some(feeding) }
+    }
+
+    /// Current position of the WAL.
+    pub fn lsn(&self) -> String {
+        self.sql("select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end")
+    }
+
+    /// Waits until an SQL condition is true.
+    pub fn wait(&self, database: &str, condition: &str) {
+        let since = Instant::now();
+        while self.try_sql(database, &format!("select {condition}")).as_deref() != Some("t") {
+            assert!(
+                since.elapsed() < PATIENCE,
+                "{condition} never became true on {}:\n{}",
+                self.data.display(),
+                self.log_tail()
+            );
+            sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Makes it a standby of `primary` at its next start.
+    pub fn follow(&self, primary: &Self) {
+        File::create(self.data.join("standby.signal")).expect("signal file");
+        self.user.own(&self.data.join("standby.signal"));
+        let auto = self.data.join("postgresql.auto.conf");
+        append(&auto, &format!("primary_conninfo = '{}'\n", primary.conninfo()));
+    }
+
+    /// Appends settings.
+    pub fn configure(&self, settings: &str) {
+        append(&self.data.join("postgresql.conf"), &format!("{settings}\n"));
+    }
+
+    /// Copies a stopped node's data directory to a new node.
+    pub fn copy(&self, to: &Path) -> Self {
+        fs::create_dir_all(to).expect("node directory");
+        self.user.own(to);
+        let node = Self { data: to.join("data"), socket: to.to_owned(), ..self.clone() };
+        let mut copy = self.user.command("/bin/cp");
+        run(copy.args(["-a", "--reflink=auto"]).arg(&self.data).arg(&node.data));
+        node
+    }
+}
+
+/// A running load; ends when dropped.
+#[derive(Debug)]
+pub struct Load {
+    child: std::process::Child,
+    feeding: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if let Some(feeding) = self.feeding.take() {
+            drop(feeding.join());
+        }
+    }
+}
+
+fn children(parent: i32) -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("proc").flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        if rest.split_whitespace().nth(1).and_then(|p| p.parse::<i32>().ok()) == Some(parent) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// A test's world: a temporary home and two nodes of one cluster.
+#[derive(Debug)]
+pub struct Pair {
+    /// The old primary, to be rewound.
+    pub a: Node,
+    /// The standby that is promoted.
+    pub b: Node,
+    /// Everything lies in it; gone when the test ends.
+    pub home: TempDir,
+}
+
+static SERIAL: AtomicU32 = AtomicU32::new(0);
+
+/// A home the unprivileged user can work in.
+pub fn home() -> TempDir {
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    // Socket paths must be short.
+    let home = tempfile::Builder::new()
+        .prefix(&format!("pgr{serial}"))
+        .rand_bytes(5)
+        .tempdir_in("/tmp")
+        .expect("temporary directory");
+    User::unprivileged().own(home.path());
+    home
+}
+
+impl Pair {
+    /// A primary `a` and a standby `b` that has caught up, both running.
+    pub fn new(major: u32, shape: Shape) -> Self {
+        Self::with(major, shape, "")
+    }
+
+    /// The same with more settings on both.
+    pub fn with(major: u32, shape: Shape, settings: &str) -> Self {
+        let pair = Self::stopped(major, shape, settings);
+        pair.a.start();
+        pair.b.start();
+        pair.catch_up();
+        pair
+    }
+
+    /// The same, not started.
+    pub fn stopped(major: u32, shape: Shape, settings: &str) -> Self {
+        let install = Install::of(major);
+        let template = template(&install, shape);
+        let home = home();
+        let user = User::unprivileged();
+        let made = Node { install, data: template.join("data"), socket: template, user };
+        let a = made.copy(&home.path().join("a"));
+        let b = made.copy(&home.path().join("b"));
+        a.configure(settings);
+        b.configure(settings);
+        b.follow(&a);
+        Self { a, b, home }
+    }
+
+    /// Waits until `b` has replayed all that `a` has written.
+    pub fn catch_up(&self) {
+        let lsn = self.a.lsn();
+        self.b.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.home.path()).into_iter().flatten().flatten() {
+            let data = entry.path().join("data");
+            if data.join("postmaster.pid").exists() {
+                let node = Node { data, socket: entry.path(), ..self.a.clone() };
+                let mut command = node.user.command(node.install.program("pg_ctl"));
+                command.args(["stop", "-s", "-m", "immediate", "-D"]).arg(&node.data);
+                drop(command.output());
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The oracle of every rewind: is the result, started as a standby, the same cluster?
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pg_format::page::Page;
+use pg_format::{BLOCK_SIZE, DataPath, Fork, RelationSegment};
+
+use crate::cluster::{Install, Node};
+use crate::user::run;
+
+/// Digest of every row of every permanent table, order-independent.
+const DIGEST: &str = "
+select string_agg(format('select %L, count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) from %s t', c.oid::regclass, c.oid::regclass), ' union all ' order by c.oid)
+from pg_class c where relkind in ('r', 'm') and relpersistence = 'p' and c.oid <> 'pg_statistic'::regclass";
+
+/// Row-level checks of heaps, all permanent tables with storage.
+const VERIFY_HEAP: &str = "
+select count(*) from pg_class c, lateral verify_heapam(c.oid, check_toast := true) v
+where relkind in ('r', 'm', 't') and relpersistence = 'p'";
+
+/// B-tree checks; every index entry must lead to a row and every row to an entry.
+const VERIFY_BTREE: &str = "
+select count(bt_index_check(c.oid, true)) from pg_class c join pg_am a on a.oid = c.relam
+join pg_index i on i.indexrelid = c.oid
+where a.amname = 'btree' and c.relkind = 'i' and c.relpersistence = 'p' and i.indisvalid";
+
+/// Queries whose answer must not depend on the plan.
+const INDEXED: [&str; 6] = [
+    "select count(*), sum(id) from plain where n between 10 and 20",
+    "select count(*) from plain where body = (select min(body) from plain)",
+    "select count(*) from plain where id between 100 and 5000",
+    "select count(*) from words where tags @> array[3]",
+    "select count(*) from words where place <@ box '((10,10),(40,40))'",
+    "select count(*) from words where label = 'w77'",
+];
+
+/// Starts `result` as a standby of `source` (which runs) and compares everything. Both are stopped
+/// at the end; then `result` is promoted, written to and checked again.
+pub fn verify(result: &Node, source: &Node) {
+    verify_running(result, source);
+    compare_stopped(result, source);
+    promote_and_write(result);
+}
+
+/// The part of [`verify`] that leaves both nodes running.
+pub fn verify_running(result: &Node, source: &Node) {
+    let primary = source.sql("select not pg_is_in_recovery()") == "t";
+    if primary {
+        source.sql("create table if not exists marker(id serial, at timestamptz default now())");
+        source.sql("insert into marker default values");
+    }
+    if !result.is_running() {
+        result.start();
+    }
+    let lsn = source.lsn();
+    result.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
+    assert_eq!(result.sql("select pg_is_in_recovery()"), "t", "the result is no standby");
+    compare_content(result, source);
+    check_indexes(result);
+}
+
+fn databases(node: &Node) -> Vec<String> {
+    let names = node.sql("select datname from pg_database where datallowconn order by 1");
+    names.lines().map(str::to_owned).collect()
+}
+
+fn compare_content(result: &Node, source: &Node) {
+    assert_eq!(databases(result), databases(source), "databases differ");
+    for database in databases(source) {
+        let query = source.sql_in(&database, DIGEST);
+        let (ours, theirs) = (result.sql_in(&database, &query), source.sql_in(&database, &query));
+        // A parallel plan answers in any order.
+        let set = |answer: &str| answer.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+        let (ours, theirs) = (set(&ours), set(&theirs));
+        let differing: Vec<_> = ours.symmetric_difference(&theirs).collect();
+        assert!(differing.is_empty(), "rows differ in {database}: {differing:?}");
+        let objects = "select count(*), coalesce(sum(hashtextextended(encode(lo_get(oid), 'hex'), 0)::numeric), 0) from pg_largeobject_metadata";
+        assert_eq!(result.sql_in(&database, objects), source.sql_in(&database, objects));
+    }
+    let prepared = "select coalesce(string_agg(gid || database, ',' order by gid), '') from pg_prepared_xacts";
+    // A standby shows none, but has their files.
+    if source.sql("select pg_is_in_recovery()") == "f" {
+        let expected = source.sql(prepared);
+        if !expected.is_empty() {
+            result.sql("select 1");
+        }
+    }
+}
+
+fn check_indexes(node: &Node) {
+    for query in INDEXED {
+        let with = |on: &str, off: &str| {
+            node.sql(&format!(
+                "set enable_seqscan = {off}; set enable_indexscan = {on}; set enable_bitmapscan = {on}; \
+                 set enable_indexonlyscan = {on}; {query}"
+            ))
+        };
+        if node.try_sql("postgres", query).is_some() {
+            assert_eq!(with("on", "off"), with("off", "on"), "{query}");
+        }
+    }
+    for database in databases(node) {
+        if node.sql_in(&database, "select count(*) from pg_extension where extname = 'amcheck'") == "0" {
+            continue;
+        }
+        assert_eq!(node.sql_in(&database, VERIFY_HEAP), "0", "heap of {database}");
+        node.sql_in(&database, VERIFY_BTREE);
+    }
+}
+
+/// Stops both, the source first so that the result has all of its WAL, and compares what is on
+/// disk: every main-fork page of every permanent relation must have the same LSN.
+pub fn compare_stopped(result: &Node, source: &Node) {
+    let gist = sorted_builds(source);
+    source.stop("fast");
+    let end = checkpoint_lsn(source);
+    result.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{end}'"));
+    result.stop("fast");
+    compare_pages(&result.data, &source.data, &gist);
+    for node in [result, source] {
+        if control(node).has_checksums() {
+            checksums(node);
+        }
+    }
+}
+
+fn control(node: &Node) -> pg_format::ControlFile {
+    let bytes = fs::read(node.data.join("global/pg_control")).expect("pg_control");
+    pg_format::ControlFile::parse(&bytes).expect("pg_control parses")
+}
+
+fn checkpoint_lsn(node: &Node) -> String {
+    control(node).checkpoint.to_string()
+}
+
+/// Verifies every page's checksum; the node is stopped. `pg_checksums` of 15 serves the majors with
+/// its `pg_control` layout; 17 has another and its package brings none, so there our own check is
+/// the only one (on all others it must agree).
+pub fn checksums(node: &Node) {
+    for (name, path) in relations(&node.data) {
+        let segment = RelationSegment::parse(&DataPath::new(name.as_str()).expect("plain"));
+        let first = segment.expect("a relation").first_block();
+        for (block, page) in (first..).zip(fs::read(path).expect("file").chunks(BLOCK_SIZE)) {
+            let fits = Page::new(page).is_some_and(|page| page.checksum_fits(block));
+            assert!(fits, "block {block} of {name} has a wrong checksum");
+        }
+    }
+    let program = match node.install.major {
+        17 => return,
+        18 => node.install.program("pg_checksums"),
+        _ => Install::of(15).program("pg_checksums"),
+    };
+    run(node.user.command(program).arg("--check").arg("-D").arg(&node.data));
+}
+
+/// Files of GiST indexes: sorted builds write pages with a constant LSN that replay does not keep.
+fn sorted_builds(node: &Node) -> BTreeSet<String> {
+    let mut files = BTreeSet::new();
+    for database in databases(node) {
+        let paths = node.sql_in(
+            &database,
+            "select pg_relation_filepath(c.oid) from pg_class c join pg_am a on a.oid = c.relam where amname = 'gist' and relkind = 'i'",
+        );
+        files.extend(paths.lines().map(str::to_owned));
+    }
+    files
+}
+
+type Relations = BTreeMap<String, PathBuf>;
+
+/// Main-fork segment files of permanent relations below a data directory.
+fn relations(data: &Path) -> Relations {
+    let mut all = BTreeMap::new();
+    let mut unlogged = BTreeSet::new();
+    let mut visit = vec![data.join("base"), data.join("global"), data.join("pg_tblspc")];
+    while let Some(directory) = visit.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                visit.push(path);
+                continue;
+            }
+            let relative = path.strip_prefix(data).expect("below").to_string_lossy().into_owned();
+            let Ok(parsed) = DataPath::new(relative.clone()) else { continue };
+            let Some(segment) = RelationSegment::parse(&parsed) else { continue };
+            match segment.fork {
+                Fork::Init => drop(unlogged.insert(segment.relation)),
+                Fork::Main => drop(all.insert(relative, path)),
+                Fork::FreeSpaceMap | Fork::VisibilityMap => {}
+            }
+        }
+    }
+    all.retain(|name, _| {
+        let segment = RelationSegment::parse(&DataPath::new(name.as_str()).expect("plain"));
+        !unlogged.contains(&segment.expect("a relation").relation)
+    });
+    all
+}
+
+fn compare_pages(ours: &Path, theirs: &Path, gist: &BTreeSet<String>) {
+    let (our_files, their_files) = (relations(ours), relations(theirs));
+    let mut wrong = Vec::new();
+    for name in our_files.keys().chain(their_files.keys()).collect::<BTreeSet<_>>() {
+        let read = |files: &Relations| files.get(name).map(|path| fs::read(path).expect("file"));
+        let (a, b) = (read(&our_files).unwrap_or_default(), read(&their_files).unwrap_or_default());
+        if a.len() != b.len() {
+            wrong.push(format!("{name}: {} bytes, {} on the source", a.len(), b.len()));
+            continue;
+        }
+        let first = name.split('.').next().unwrap_or_default();
+        if gist.contains(first) {
+            continue;
+        }
+        for (block, (a, b)) in a.chunks(BLOCK_SIZE).zip(b.chunks(BLOCK_SIZE)).enumerate() {
+            let lsn = |page: &[u8]| Page::new(page).map(Page::lsn);
+            if lsn(a) != lsn(b) {
+                wrong.push(format!("{name} block {block}: {:?}, {:?} on the source", lsn(a), lsn(b)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} pages differ: {:?}", wrong.len(), &wrong[..wrong.len().min(10)]);
+}
+
+/// The result must be a primary that works.
+fn promote_and_write(result: &Node) {
+    result.start();
+    result.promote();
+    result.sql("create table after_promotion as select generate_series(1, 1000) g");
+    if result.try_sql("postgres", "select 1 from plain limit 1").is_some() {
+        result.sql("update plain set n = n + 1 where id % 50 = 0");
+    }
+    result.sql("checkpoint");
+    check_indexes(result);
+    result.stop("fast");
+    if control(result).has_checksums() {
+        checksums(result);
+    }
+}
