@@ -61,6 +61,7 @@ pub struct Rewindable {
 }
 
 /// What the analysis works on.
+#[derive(Debug)]
 pub struct Subject<'a> {
     /// The target.
     pub target: &'a Target,
@@ -94,7 +95,10 @@ pub fn source_segment(
         .iter()
         .rev()
         .filter(|span| size.segment_of(span.begin) <= number)
-        .map(|span| SegmentName { timeline: span.timeline, number })
+        .map(|span| SegmentName {
+            timeline: span.timeline,
+            number,
+        })
         .find(|name| source.wal_segments.binary_search(name).is_ok())
 }
 
@@ -103,7 +107,8 @@ impl Subject<'_> {
     fn ask(&self, unit: UnitKind) -> Result<Vec<Item>, RewindError> {
         let mut session = self.session.clone();
         let units = vec![Unit { id: 0, kind: unit }];
-        self.runtime.block_on(async move { session.collect(units).await })
+        self.runtime
+            .block_on(async move { session.collect(units).await })
     }
 
     /// A whole segment of the source, in memory.
@@ -117,7 +122,12 @@ impl Subject<'_> {
         while offset < size.bytes() {
             let length = UNIT_BYTES_MAX.min(size.bytes() - offset);
             let SegmentName { timeline, number } = name;
-            let items = self.ask(UnitKind::Wal { timeline, number, offset, length });
+            let items = self.ask(UnitKind::Wal {
+                timeline,
+                number,
+                offset,
+                length,
+            });
             for item in items.map_err(|error| io::Error::other(error.chain()))? {
                 match item.body {
                     ItemBody::Chunk(chunk) => file.write_all_at(chunk.data(), chunk.offset())?,
@@ -146,15 +156,29 @@ impl Subject<'_> {
         let size = context.segment_size;
         let from_source = |name: SegmentName| self.fetch_segment(name);
         // Only what lies before the fork of the histories is known to be common already.
-        let end = if ancestor.end == Lsn::MAX { 0 } else { size.segment_of(ancestor.end) };
+        let end = if ancestor.end == Lsn::MAX {
+            0
+        } else {
+            size.segment_of(ancestor.end)
+        };
         let elsewhere = Elsewhere {
             archive: self.wal_archive.clone(),
             restore_command: self.restore_command.clone(),
             source: Some((&from_source, end)),
         };
-        let wal = TargetWal::new(LocalWal { directory, history, context }, elsewhere);
+        let wal = TargetWal::new(
+            LocalWal {
+                directory,
+                history,
+                context,
+            },
+            elsewhere,
+        );
         let analysis = self.with_wal(&wal, ancestor.timeline, ancestor.end)?;
-        Ok(Analysis { fetched: wal.fetched().map_err(wal_error)?, ..analysis })
+        Ok(Analysis {
+            fetched: wal.fetched().map_err(wal_error)?,
+            ..analysis
+        })
     }
 
     fn with_wal(
@@ -164,7 +188,12 @@ impl Subject<'_> {
         forked_at: Lsn,
     ) -> Result<Analysis, RewindError> {
         let none = |fork, target_end, why: String| {
-            Ok(Analysis { fork, target_end, rewindable: Err(why), fetched: Vec::new() })
+            Ok(Analysis {
+                fork,
+                target_end,
+                rewindable: Err(why),
+                fetched: Vec::new(),
+            })
         };
         let context = wal.local().context;
         let control = &self.target.control.file;
@@ -175,7 +204,9 @@ impl Subject<'_> {
             return none(
                 None,
                 None,
-                format!("the target's WAL from its last checkpoint at {redo} is not available: {why}"),
+                format!(
+                    "the target's WAL from its last checkpoint at {redo} is not available: {why}"
+                ),
             );
         }
         if let Some(end) = scanned.stopped_by {
@@ -234,12 +265,16 @@ impl Subject<'_> {
             return Ok(Err(format!("the nodes have no WAL in common before {to}")));
         }
         let start = size.start_of(first);
-        let checkpoint = own.last_checkpoint_before(to).map(|checkpoint| checkpoint.lsn);
+        let checkpoint = own
+            .last_checkpoint_before(to)
+            .map(|checkpoint| checkpoint.lsn);
         let enough = checkpoint.is_some_and(|lsn| lsn >= start)
             || to.distance_from(start) >= PROOF_BYTES_MIN;
         if !enough {
             let bytes = to.distance_from(start);
-            return Ok(Err(format!("the nodes have only {bytes} bytes of WAL in common before {to}")));
+            return Ok(Err(format!(
+                "the nodes have only {bytes} bytes of WAL in common before {to}"
+            )));
         }
         self.first_difference(local, start, to).map(Ok)
     }
@@ -254,7 +289,11 @@ impl Subject<'_> {
         let from = Start::FirstAfter(start);
         let our_end = proof::digests(local, local.context, from, to, &mut |d| ours.push(d))?;
         let (theirs, their_end) = self.source_digests(start, to)?;
-        let differs = ours.iter().zip(&theirs).find(|(a, b)| a != b).map(|(a, _)| a.number);
+        let differs = ours
+            .iter()
+            .zip(&theirs)
+            .find(|(a, b)| a != b)
+            .map(|(a, _)| a.number);
         let Some(number) = differs else {
             return Ok(our_end.min(their_end).min(to));
         };
@@ -265,7 +304,11 @@ impl Subject<'_> {
         let our_end = proof::records(local, local.context, from, to, &mut |lsn, crc| {
             ours.push((lsn, crc));
         })?;
-        let unit = UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: true };
+        let unit = UnitKind::Proof {
+            from: ProofStart::Segment(start),
+            to,
+            each_record: true,
+        };
         let mut theirs = Vec::new();
         let mut their_end = to;
         for item in self.ask(unit)? {
@@ -284,14 +327,26 @@ impl Subject<'_> {
         start: Lsn,
         to: Lsn,
     ) -> Result<(Vec<proof::SegmentDigest>, Lsn), RewindError> {
-        let unit = UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: false };
+        let unit = UnitKind::Proof {
+            from: ProofStart::Segment(start),
+            to,
+            each_record: false,
+        };
         let mut digests = Vec::new();
         let mut end = start;
         for item in self.ask(unit)? {
             match item.body {
-                ItemBody::SegmentDigest { number, records, digest } => {
+                ItemBody::SegmentDigest {
+                    number,
+                    records,
+                    digest,
+                } => {
                     let digest = *digest.as_bytes();
-                    digests.push(proof::SegmentDigest { number, records, digest });
+                    digests.push(proof::SegmentDigest {
+                        number,
+                        records,
+                        digest,
+                    });
                 }
                 ItemBody::End { bytes, .. } => end = Lsn::new(bytes),
                 _ => {}
@@ -319,7 +374,9 @@ impl Subject<'_> {
             checkpoints_before(wal, context, fork, newest)?;
         }
         let Some(checkpoint) = checkpoint else {
-            return Ok(Err(format!("no WAL holds a checkpoint before the fork at {fork}")));
+            return Ok(Err(format!(
+                "no WAL holds a checkpoint before the fork at {fork}"
+            )));
         };
         let mut start = start_of(&checkpoint);
         if common && control.checkpoint_copy.redo < start.redo {
@@ -335,7 +392,12 @@ impl Subject<'_> {
         }
         let mut first = start.redo;
         let promoted = own.promotions.iter().any(|lsn| *lsn >= fork)
-            || self.target.history.spans().iter().any(|span| span.begin >= fork);
+            || self
+                .target
+                .history
+                .spans()
+                .iter()
+                .any(|span| span.begin >= fork);
         if promoted && !common {
             match safe_hints(wal, own, checkpoint, fork)? {
                 Ok(redo) => first = first.min(redo),
@@ -346,7 +408,9 @@ impl Subject<'_> {
         if window.end < own.end {
             let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);
             let end = window.end;
-            return Ok(Err(format!("the WAL from {first} is not complete: it stops at {end}: {why}")));
+            return Ok(Err(format!(
+                "the WAL from {first} is not complete: it stops at {end}: {why}"
+            )));
         }
         Ok(check_window(&window, self.target).map(|()| Rewindable { window, start }))
     }
@@ -374,9 +438,11 @@ pub fn source_start(source: &Description) -> ReplayStart {
 fn check_window(window: &Window, target: &Target) -> Result<(), String> {
     let control = &target.control.file;
     if !control.logs_hints() {
-        return Err("the target has neither checksums nor wal_log_hints: its WAL does not name \
+        return Err(
+            "the target has neither checksums nor wal_log_hints: its WAL does not name \
                     every page it changed"
-            .to_owned());
+                .to_owned(),
+        );
     }
     if let Some(at) = window.hints_off_at.filter(|_| !control.writes_checksums()) {
         return Err(format!("wal_log_hints was off on the target at {at}"));
@@ -391,7 +457,9 @@ fn check_window(window: &Window, target: &Target) -> Result<(), String> {
         return Err(format!("checksums were switched on the target at {at}"));
     }
     match window.unknown_at {
-        Some(at) => Err(format!("the target's WAL has a record of unknown effect at {at}")),
+        Some(at) => Err(format!(
+            "the target's WAL has a record of unknown effect at {at}"
+        )),
         None => Ok(()),
     }
 }
@@ -405,7 +473,10 @@ fn safe_hints(
     last: Checkpoint,
     fork: Lsn,
 ) -> Result<Result<Lsn, String>, RewindError> {
-    let first_own = own.checkpoints.iter().find(|checkpoint| checkpoint.lsn >= fork);
+    let first_own = own
+        .checkpoints
+        .iter()
+        .find(|checkpoint| checkpoint.lsn >= fork);
     let before = first_own.map_or(Lsn::MAX, |checkpoint| checkpoint.checkpoint.redo);
     // Entries of an index may have been marked dead without the transaction touching them.
     let prepared = own
@@ -436,7 +507,11 @@ fn safe_hints(
             }
             Some(_) => {}
         }
-        if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if found.is_some() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     if search(&last).is_continue() {
         checkpoints_before(wal, context, last.lsn, &mut search)?;
@@ -449,4 +524,3 @@ fn safe_hints(
         )
     }))
 }
-

@@ -70,11 +70,7 @@ pub fn choose<'a>(
 }
 
 /// Whether the source still has its WAL from the fork on.
-fn wal_since(
-    source: &Description,
-    history: &TimelineHistory,
-    fork: Lsn,
-) -> Result<(), String> {
+fn wal_since(source: &Description, history: &TimelineHistory, fork: Lsn) -> Result<(), String> {
     let size = source.node.control.wal_segment_size;
     let first = size.segment_of(fork);
     let last = size.segment_of(source_start(source).redo).max(first);
@@ -99,13 +95,18 @@ pub fn new_tablespaces(
     let refuse = |message: String| RewindError::new(Class::Preflight, message);
     let mut places = BTreeMap::new();
     for tablespace in &source.tablespaces {
-        let Some(location) = &tablespace.location else { continue };
+        let Some(location) = &tablespace.location else {
+            continue;
+        };
         let path = pg_format::DataPath::new(format!("pg_tblspc/{}", tablespace.oid))
             .map_err(|error| refuse(error.to_string()))?;
         if target.files.contains_key(&path) {
             continue;
         }
-        let mapped = mapping.iter().find(|(old, _)| old == location).map(|(_, new)| new);
+        let mapped = mapping
+            .iter()
+            .find(|(old, _)| old == location)
+            .map(|(_, new)| new);
         if let (Some(_), Strategy::Fork(_)) = (mapped, strategy) {
             return Err(refuse(format!(
                 "tablespace {} was created after the fork and replay will use its own path \

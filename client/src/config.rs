@@ -35,7 +35,10 @@ pub enum Recovery {
 
 /// Everything a rewind needs to know.
 #[derive(Debug, Clone)]
-#[expect(clippy::struct_excessive_bools, reason = "each is an independent choice of the operator")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an independent choice of the operator"
+)]
 pub struct Config {
     /// The target's data directory.
     pub target: PathBuf,
@@ -84,16 +87,28 @@ impl Config {
     pub fn new(args: RewindArgs) -> Result<Self, RewindError> {
         let usage = |message: String| RewindError::new(Class::Usage, message);
         let rest = args.source.strip_prefix("https://").ok_or_else(|| {
-            usage(format!("source \"{}\" must begin with https://", args.source))
+            usage(format!(
+                "source \"{}\" must begin with https://",
+                args.source
+            ))
         })?;
-        let (host, port) = split_host(rest.trim_end_matches('/'))
-            .ok_or_else(|| usage(format!("source \"{}\" has no valid host and port", args.source)))?;
+        let (host, port) = split_host(rest.trim_end_matches('/')).ok_or_else(|| {
+            usage(format!(
+                "source \"{}\" has no valid host and port",
+                args.source
+            ))
+        })?;
         let name = args.server_name.clone().unwrap_or_else(|| host.clone());
         let server_name = ServerName::try_from(name.clone())
             .map_err(|_| usage(format!("\"{name}\" is no name a certificate can have")))?;
-        let files = TlsFiles { certificate: args.cert, key: args.key, authority: args.ca };
-        let tls = proto::tls::client_config(&files)
-            .map_err(|error| RewindError::because(Class::Usage, "TLS identity is not usable", error))?;
+        let files = TlsFiles {
+            certificate: args.cert,
+            key: args.key,
+            authority: args.ca,
+        };
+        let tls = proto::tls::client_config(&files).map_err(|error| {
+            RewindError::because(Class::Usage, "TLS identity is not usable", error)
+        })?;
         let conninfo = args.primary_conninfo.map(read_secret).transpose()?;
         let recovery = if args.write_recovery_conf || conninfo.is_some() {
             Recovery::WriteConninfo(conninfo)
@@ -102,7 +117,12 @@ impl Config {
         };
         Ok(Self {
             target: args.target_pgdata,
-            source: SourceAddress { host, port, server_name, tls: Arc::new(tls) },
+            source: SourceAddress {
+                host,
+                port,
+                server_name,
+                tls: Arc::new(tls),
+            },
             dry_run: args.dry_run,
             strategy: args.strategy,
             connections: args.connections,
@@ -146,9 +166,12 @@ fn split_host(text: &str) -> Option<(String, u16)> {
 
 /// A value given as it is, or as `@FILE`.
 fn read_secret(value: String) -> Result<String, RewindError> {
-    let Some(path) = value.strip_prefix('@') else { return Ok(value) };
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| RewindError::because(Class::Usage, format!("could not read {path}"), error))?;
+    let Some(path) = value.strip_prefix('@') else {
+        return Ok(value);
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        RewindError::because(Class::Usage, format!("could not read {path}"), error)
+    })?;
     Ok(text.trim_end_matches('\n').to_owned())
 }
 

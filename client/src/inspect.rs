@@ -38,7 +38,13 @@ pub struct Target {
 pub fn lock(path: &Path) -> Result<DataDir, RewindError> {
     let directory = DataDir::open(path)?;
     let target = |message: String| RewindError::new(Class::Target, message);
-    let io = |error| RewindError::because(Class::Target, format!("could not look at {}", path.display()), error);
+    let io = |error| {
+        RewindError::because(
+            Class::Target,
+            format!("could not look at {}", path.display()),
+            error,
+        )
+    };
     let (owner, _) = directory.owner_and_mode().map_err(io)?;
     let us = rustix::process::geteuid().as_raw();
     if owner != us {
@@ -50,7 +56,10 @@ pub fn lock(path: &Path) -> Result<DataDir, RewindError> {
     }
     let operation = FlockOperation::NonBlockingLockExclusive;
     rustix::fs::flock(directory.root(), operation).map_err(|_| {
-        target(format!("another pgrejoin is working on {}: let it finish", path.display()))
+        target(format!(
+            "another pgrejoin is working on {}: let it finish",
+            path.display()
+        ))
     })?;
     running::refuse_running(&directory)?;
     Ok(directory)
@@ -86,7 +95,13 @@ pub fn inspect(directory: &Arc<DataDir>, config: &Config) -> Result<Target, Rewi
     walked.map_err(|error| {
         RewindError::because(Class::Target, "could not list the target's files", error)
     })?;
-    Ok(Target { directory: Arc::clone(directory), control, history, settings, files })
+    Ok(Target {
+        directory: Arc::clone(directory),
+        control,
+        history,
+        settings,
+        files,
+    })
 }
 
 /// How a node's WAL is read.

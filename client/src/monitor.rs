@@ -55,7 +55,7 @@ impl fmt::Display for Step {
 }
 
 /// Receives what a rewind reports. Called from several threads.
-pub trait Monitor: Send + Sync {
+pub trait Monitor: fmt::Debug + Send + Sync {
     /// A step begins.
     fn step(&self, step: Step);
     /// So much of the current step is done, in bytes.

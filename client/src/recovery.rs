@@ -62,10 +62,16 @@ pub fn files(
         let text = String::from_utf8(base).map_err(|error| fault(error.into()))?;
         let text = conf::with_setting(&text, "primary_conninfo", &conninfo);
         let path = DataPath::new(AUTO_CONF).map_err(|error| fault(error.into()))?;
-        files.push(SmallFile { path, bytes: text.into_bytes() });
+        files.push(SmallFile {
+            path,
+            bytes: text.into_bytes(),
+        });
     }
     let path = DataPath::new("standby.signal").map_err(|error| fault(error.into()))?;
-    files.push(SmallFile { path, bytes: Vec::new() });
+    files.push(SmallFile {
+        path,
+        bytes: Vec::new(),
+    });
     Ok(files)
 }
 
@@ -75,17 +81,17 @@ pub fn check_target(config: &Config, target: &Target) -> Result<(), RewindError>
 }
 
 /// Writes the settings of a target that needs no rewind, if they were asked for.
-pub fn write_alone(
-    config: &Config,
-    target: &Target,
-    disk: &dyn Disk,
-) -> Result<(), RewindError> {
+pub fn write_alone(config: &Config, target: &Target, disk: &dyn Disk) -> Result<(), RewindError> {
     if config.recovery == Recovery::SignalOnly {
         return Ok(());
     }
     for file in files(config, target, None)? {
         replace_file(disk, &file.path, &file.bytes).map_err(|error| {
-            RewindError::because(Class::Other, format!("could not write {}", file.path), error)
+            RewindError::because(
+                Class::Other,
+                format!("could not write {}", file.path),
+                error,
+            )
         })?;
     }
     Ok(())

@@ -49,7 +49,11 @@ pub(crate) struct Steps {
 
 impl Steps {
     fn new(monitor: Arc<dyn Monitor>) -> Self {
-        Self { monitor, times: Vec::new(), current: None }
+        Self {
+            monitor,
+            times: Vec::new(),
+            current: None,
+        }
     }
 
     pub(crate) fn begin(&mut self, step: Step) {
@@ -76,14 +80,19 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 fn state_error(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> RewindError {
-    RewindError::because(Class::Other, "the target's .pgrejoin directory is not usable", error)
+    RewindError::because(
+        Class::Other,
+        "the target's .pgrejoin directory is not usable",
+        error,
+    )
 }
 
 /// Opens the door to a locked target.
 fn disk_of(directory: &Arc<DataDir>, config: &Config) -> Result<Arc<dyn Disk>, RewindError> {
     let staging = config.staging_dir.as_deref();
     let disk = RealDisk::new(Arc::clone(directory), staging, config.sync);
-    disk.map(|disk| Arc::new(disk) as Arc<dyn Disk>).map_err(state_error)
+    disk.map(|disk| Arc::new(disk) as Arc<dyn Disk>)
+        .map_err(state_error)
 }
 
 /// Rewinds, or says why not.
@@ -100,7 +109,9 @@ pub async fn rewind(
     let disk = disk_of(&directory, &config)?;
     match state::load(&*disk).map_err(state_error)? {
         State::Hidden(_) | State::Committed(_) => {
-            monitor.note("an earlier rewind was interrupted while it changed the target: finishing it");
+            monitor.note(
+                "an earlier rewind was interrupted while it changed the target: finishing it",
+            );
             return blocking(move || finish(&directory, &*disk, &*monitor, &stop.flag)).await;
         }
         State::None | State::Preparing | State::Sealed(_) => {}
@@ -108,7 +119,15 @@ pub async fn rewind(
     let looked = Arc::clone(&directory);
     let looked_config = config.clone();
     let target = blocking(move || inspect::inspect(&looked, &looked_config)).await?;
-    let run = Run { config, target: Arc::new(target), directory, disk, monitor, steps, stop };
+    let run = Run {
+        config,
+        target: Arc::new(target),
+        directory,
+        disk,
+        monitor,
+        steps,
+        stop,
+    };
     run.run().await
 }
 
@@ -155,13 +174,16 @@ impl Run {
                 }
             }
         }
-        Err(RewindError::new(Class::Transient, "the source kept changing: try again later"))
+        Err(RewindError::new(
+            Class::Transient,
+            "the source kept changing: try again later",
+        ))
     }
 
     /// Leaves the target as it was found.
     fn abandon(&self) {
-        let put_back = hold::restore(&*self.disk)
-            .and_then(|()| state::discard(&*self.disk, &self.directory));
+        let put_back =
+            hold::restore(&*self.disk).and_then(|()| state::discard(&*self.disk, &self.directory));
         if let Err(error) = put_back {
             self.monitor.warning(&format!(
                 "the target is unchanged, but .pgrejoin could not be removed: {error}"
@@ -178,7 +200,11 @@ impl Run {
         compat::check(&self.target, &source)?;
         compat::check_settings(&self.target, &source, config.start, &*self.monitor)?;
         let history = source.node.history().map_err(|error| {
-            RewindError::because(Class::Transient, "the source's history is not usable", error)
+            RewindError::because(
+                Class::Transient,
+                "the source's history is not usable",
+                error,
+            )
         })?;
         self.steps.begin(Step::Fork);
         let mut lister = session.clone();
@@ -259,7 +285,9 @@ impl Run {
         source: &Description,
         history: &TimelineHistory,
     ) -> Result<Option<Outcome>, RewindError> {
-        let (Some(fork), Some(end)) = (analysis.fork, analysis.target_end) else { return Ok(None) };
+        let (Some(fork), Some(end)) = (analysis.fork, analysis.target_end) else {
+            return Ok(None);
+        };
         if end > fork.lsn {
             return Ok(None);
         }
@@ -327,13 +355,24 @@ impl Run {
         source: &Description,
         choice: &Choice<'_>,
     ) -> Result<(), RewindError> {
-        let newest = source.wal_segments.iter().map(|name| name.number).max().unwrap_or(0);
+        let newest = source
+            .wal_segments
+            .iter()
+            .map(|name| name.number)
+            .max()
+            .unwrap_or(0);
         let size = source.node.control.wal_segment_size;
         let segments = newest.saturating_sub(size.segment_of(choice.start.redo)) + 1;
         let staging = self.config.staging_dir.as_deref();
         let wal_bytes = segments.saturating_mul(size.bytes());
         preflight::check_permissions(&self.directory, plan)?;
-        preflight::check_space(&self.directory, staging, plan, &self.target.files, wal_bytes)
+        preflight::check_space(
+            &self.directory,
+            staging,
+            plan,
+            &self.target.files,
+            wal_bytes,
+        )
     }
 
     fn kept(&self, plan: &Plan) -> Vec<String> {
@@ -341,13 +380,19 @@ impl Run {
         if slots.is_empty() {
             return Vec::new();
         }
-        vec![format!("replication slots of the target are removed: {}", slots.join(", "))]
+        vec![format!(
+            "replication slots of the target are removed: {}",
+            slots.join(", ")
+        )]
     }
 
     /// Changes the target. From here on nothing needs the source.
     async fn apply(mut self, sealed: crate::seal::SealedRun) -> Result<Outcome, RewindError> {
         self.steps.begin(Step::Apply);
-        let crate::seal::SealedRun { manifest, mut outcome } = sealed;
+        let crate::seal::SealedRun {
+            manifest,
+            mut outcome,
+        } = sealed;
         let (directory, disk) = (Arc::clone(&self.directory), Arc::clone(&self.disk));
         let (monitor, flag) = (Arc::clone(&self.monitor), Arc::clone(&self.stop.flag));
         blocking(move || {
@@ -390,7 +435,13 @@ fn finish(
             return Ok(Outcome::new(Ended::NothingToDo, reason));
         }
     };
-    let redo = Redo { manifest: &manifest, disk, directory, stop, monitor };
+    let redo = Redo {
+        manifest: &manifest,
+        disk,
+        directory,
+        stop,
+        monitor,
+    };
     if committed {
         redo.clean_up()?;
     } else {
@@ -424,15 +475,21 @@ pub fn status(target: &std::path::Path) -> Result<String, RewindError> {
     let (_, disk) = open(target)?;
     Ok(match state::load(&*disk).map_err(state_error)? {
         State::None => "no rewind is under way".to_owned(),
-        State::Preparing => "a rewind was being prepared and did not finish; the data directory is \
+        State::Preparing => {
+            "a rewind was being prepared and did not finish; the data directory is \
                              unchanged. Run pgrejoin rewind again"
-            .to_owned(),
-        State::Sealed(_) => "a rewind is prepared and has changed nothing yet. Run pgrejoin resume \
+                .to_owned()
+        }
+        State::Sealed(_) => {
+            "a rewind is prepared and has changed nothing yet. Run pgrejoin resume \
                              to go on without the source, or pgrejoin rewind to begin again"
-            .to_owned(),
-        State::Hidden(_) => "a rewind is changing this data directory and has not finished. Do not \
+                .to_owned()
+        }
+        State::Hidden(_) => {
+            "a rewind is changing this data directory and has not finished. Do not \
                              start PostgreSQL: run pgrejoin resume"
-            .to_owned(),
+                .to_owned()
+        }
         State::Committed(_) => "the data directory is rewound; only temporary files are left. \
                                 Start PostgreSQL, or run pgrejoin resume to remove them"
             .to_owned(),

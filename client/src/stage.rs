@@ -57,33 +57,59 @@ fn units(plan: &Plan) -> Vec<Unit> {
     let mut units = Vec::new();
     let mut add = |file: usize, kind: UnitKind| {
         let serial = serials.entry(file).or_default();
-        units.push(Unit { id: (file as u64) << 32 | *serial, kind });
+        units.push(Unit {
+            id: (file as u64) << 32 | *serial,
+            kind,
+        });
         *serial += 1;
     };
     for wanted in &plan.pages {
-        let Some(file) = plan.files.get(wanted.file) else { continue };
+        let Some(file) = plan.files.get(wanted.file) else {
+            continue;
+        };
         let mut batch: Vec<BlockRange> = Vec::new();
         let mut count = 0;
         for range in wanted.blocks.ranges(wanted.end, UNIT_BLOCKS_MAX) {
             if count + range.count > UNIT_BLOCKS_MAX {
                 let ranges = std::mem::take(&mut batch);
-                add(wanted.file, UnitKind::Blocks { path: file.path.clone(), ranges });
+                add(
+                    wanted.file,
+                    UnitKind::Blocks {
+                        path: file.path.clone(),
+                        ranges,
+                    },
+                );
                 count = 0;
             }
             count += range.count;
             batch.push(range);
         }
         if !batch.is_empty() {
-            add(wanted.file, UnitKind::Blocks { path: file.path.clone(), ranges: batch });
+            add(
+                wanted.file,
+                UnitKind::Blocks {
+                    path: file.path.clone(),
+                    ranges: batch,
+                },
+            );
         }
     }
     for wanted in &plan.whole {
-        let Some(file) = plan.files.get(wanted.file) else { continue };
+        let Some(file) = plan.files.get(wanted.file) else {
+            continue;
+        };
         let bytes = wanted.bytes.max(SMALL_FILE_BYTES);
         let mut offset = 0;
         while offset < bytes {
             let length = UNIT_BYTES_MAX.min(bytes - offset);
-            add(wanted.file, UnitKind::File { path: file.path.clone(), offset, length });
+            add(
+                wanted.file,
+                UnitKind::File {
+                    path: file.path.clone(),
+                    offset,
+                    length,
+                },
+            );
             offset += length;
         }
     }
@@ -104,21 +130,34 @@ pub async fn fetch(
         session,
         units(plan),
         |number| {
-            let writer = PackWriter::create(Arc::clone(disk), state::pack(number))
-                .map_err(staging_error)?;
+            let writer =
+                PackWriter::create(Arc::clone(disk), state::pack(number)).map_err(staging_error)?;
             let (notes, packs) = (Arc::clone(&notes), Arc::clone(&packs));
-            Ok(Box::new(PackSink { writer, number, notes, packs }))
+            Ok(Box::new(PackSink {
+                writer,
+                number,
+                notes,
+                packs,
+            }))
         },
         monitor,
     )
     .await?;
     let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
     let packs = std::mem::take(&mut *packs.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(Staged { notes, packs: packs.into_values().collect(), carried })
+    Ok(Staged {
+        notes,
+        packs: packs.into_values().collect(),
+        carried,
+    })
 }
 
 fn staging_error(error: io::Error) -> RewindError {
-    RewindError::because(Class::Preflight, "could not write fetched data to staging", error)
+    RewindError::because(
+        Class::Preflight,
+        "could not write fetched data to staging",
+        error,
+    )
 }
 
 /// Appends frames to a pack and keeps the notes.
@@ -136,10 +175,16 @@ impl Sink for PackSink {
         for item in items {
             let file = file_of_unit(item.unit);
             match &item.body {
-                ItemBody::Page { block, content: PageContent::Torn(_) } => {
+                ItemBody::Page {
+                    block,
+                    content: PageContent::Torn(_),
+                } => {
                     notes.torn.push((file, *block));
                 }
-                ItemBody::Page { block, content: PageContent::BeyondEnd } => {
+                ItemBody::Page {
+                    block,
+                    content: PageContent::BeyondEnd,
+                } => {
                     let end = u64::from(*block) * pg_format::BLOCK_BYTES;
                     let shorter = notes.shorter.entry(file).or_insert(end);
                     *shorter = end.min(*shorter);
@@ -155,7 +200,10 @@ impl Sink for PackSink {
 
     fn finish(&mut self) -> Result<(), RewindError> {
         let digest = self.writer.finish().map_err(staging_error)?;
-        self.packs.lock().unwrap_or_else(PoisonError::into_inner).insert(self.number, digest);
+        self.packs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(self.number, digest);
         Ok(())
     }
 }
@@ -174,7 +222,9 @@ pub struct FutureWal<'a> {
 
 impl std::fmt::Debug for FutureWal<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FutureWal").field("staged", &self.staged).finish_non_exhaustive()
+        f.debug_struct("FutureWal")
+            .field("staged", &self.staged)
+            .finish_non_exhaustive()
     }
 }
 
@@ -184,7 +234,11 @@ impl Segments for FutureWal<'_> {
             let path = state::staged_wal(&name.file_name(self.local.context.segment_size));
             return self.disk.open(&path).map(Some);
         }
-        if number < self.fork_segment { self.local.open(number) } else { Ok(None) }
+        if number < self.fork_segment {
+            self.local.open(number)
+        } else {
+            Ok(None)
+        }
     }
 }
 
@@ -220,7 +274,11 @@ pub fn replay(
             }
         }
         if !first.is_empty() {
-            for reference in body.blocks.iter().filter(|reference| reference.fork == Fork::Main) {
+            for reference in body
+                .blocks
+                .iter()
+                .filter(|reference| reference.fork == Fork::Main)
+            {
                 let found =
                     RelationSegment::of_block(reference.relation, Fork::Main, reference.block);
                 if let Some(state @ None) = first.get_mut(&found) {
@@ -228,18 +286,28 @@ pub fn replay(
                 }
             }
         }
-        if record.end >= to { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if record.end >= to {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     })?;
     if let Some(error) = fault {
         return Err(error.into());
     }
     replayed.end = scanned.end;
-    replayed.not_rebuilt =
-        first.into_iter().filter(|(_, state)| *state != Some(true)).map(|(block, _)| block).collect();
+    replayed.not_rebuilt = first
+        .into_iter()
+        .filter(|(_, state)| *state != Some(true))
+        .map(|(block, _)| block)
+        .collect();
     Ok(replayed)
 }
 
 /// Whether the source switched timelines inside a range.
 pub fn switches_timeline(history: &TimelineHistory, from: Lsn, to: Lsn) -> bool {
-    history.spans().iter().any(|span| span.begin > from && span.begin <= to)
+    history
+        .spans()
+        .iter()
+        .any(|span| span.begin > from && span.begin <= to)
 }

@@ -9,8 +9,8 @@ pub mod confined;
 pub mod control;
 pub mod dir;
 pub mod proof;
-pub mod walk;
 pub mod wal;
+pub mod walk;
 
 pub use dir::{DataDir, OpenError};
 pub use walk::{Entry, EntryKind};

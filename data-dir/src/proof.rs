@@ -33,7 +33,11 @@ pub fn digests(
         if let Some((number, records, hasher)) = open {
             let full = hasher.finalize();
             let digest = full.as_bytes().first_chunk().copied().unwrap_or_default();
-            found(SegmentDigest { number, records, digest });
+            found(SegmentDigest {
+                number,
+                records,
+                digest,
+            });
         }
     };
     let end = records(segments, context, start, to, &mut |lsn, crc| {
@@ -64,7 +68,11 @@ pub fn records(
             return ControlFlow::Break(());
         }
         found(record.lsn, record.crc());
-        if record.end >= to { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if record.end >= to {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     })?;
     Ok(scanned.end)
 }

@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use pg_format::file_class::OWN_DIRECTORY;
 use pg_format::DataPath;
+use pg_format::file_class::OWN_DIRECTORY;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 
 use crate::DataDir;
@@ -100,7 +100,12 @@ impl DataDir {
         let stat = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)?;
         let mode = u32::from(stat.stx_mode);
         let (kind, below) = match FileType::from_raw_mode(mode) {
-            FileType::RegularFile => (EntryKind::File { bytes: stat.stx_size }, None),
+            FileType::RegularFile => (
+                EntryKind::File {
+                    bytes: stat.stx_size,
+                },
+                None,
+            ),
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY;
                 let below = open_below(directory, name, flags, Mode::empty())?;
@@ -126,6 +131,13 @@ impl DataDir {
             }
             _ => (EntryKind::Other, None),
         };
-        Ok((Entry { path, kind, mode: mode & 0o7777 }, below))
+        Ok((
+            Entry {
+                path,
+                kind,
+                mode: mode & 0o7777,
+            },
+            below,
+        ))
     }
 }

@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 /// Path of a runnable copy of a program of this workspace.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test has a path");
-    let built = test.ancestors().nth(2).expect("target/<profile>").join(name);
+    let built = test
+        .ancestors()
+        .nth(2)
+        .expect("target/<profile>")
+        .join(name);
     let metadata = fs::metadata(&built)
         .unwrap_or_else(|error| panic!("{}: {error}: run make test", built.display()));
     let home = Path::new("/var/tmp/pgrejoin-test-bin");
@@ -22,9 +26,10 @@ pub fn program(name: &str) -> PathBuf {
             let same = old_name.strip_prefix(name).is_some_and(|rest| {
                 rest.starts_with('-') && rest[1..].starts_with(|c: char| c.is_ascii_digit())
             });
-            let day_old = old.metadata().and_then(|m| m.modified()).is_ok_and(|modified| {
-                modified.elapsed().is_ok_and(|age| age.as_secs() > 86_400)
-            });
+            let day_old = old
+                .metadata()
+                .and_then(|m| m.modified())
+                .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age.as_secs() > 86_400));
             if same && day_old {
                 drop(fs::remove_file(old.path()));
             }

@@ -1,9 +1,11 @@
 //! The language the whole-program tests are written in: real PostgreSQL servers, real binaries,
 //! real TLS, run as an unprivileged user because all of them refuse root.
 
+#![expect(clippy::panic, reason = "a test that cannot go on ends here")]
+
 pub mod binaries;
-pub mod cluster;
 pub mod client;
+pub mod cluster;
 pub mod oracle;
 pub mod server;
 pub mod snapshot;

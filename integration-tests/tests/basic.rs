@@ -36,7 +36,8 @@ fn basic(major: u32, strategy: &str, stop: &str) {
     let pair = Pair::new(major, Shape::default());
     pair.a.sql("update plain set n = 5 where id < 1000");
     pair.a.sql("checkpoint");
-    pair.a.sql("update plain set n = 6 where id between 1000 and 3000");
+    pair.a
+        .sql("update plain set n = 6 where id between 1000 and 3000");
     pair.catch_up();
     pair.b.promote();
     diverge(&pair.a, "old");
@@ -48,8 +49,10 @@ fn basic(major: u32, strategy: &str, stop: &str) {
     pair.b.sql("checkpoint");
     let pki = Pki::new(pair.home.path());
     let server = Server::start(&pair.b, &pki);
-    let ended =
-        Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--strategy", strategy]).succeed();
+    let ended = Rewind::new(&pair.a, &server, &pki)
+        .following(&pair.b)
+        .args(["--strategy", strategy])
+        .succeed();
     assert_eq!(ended.field("result"), "rewound");
     let expected = if strategy == "auto" { "fork" } else { strategy };
     assert_eq!(ended.field("strategy"), expected, "{}", ended.text);

@@ -41,7 +41,9 @@ fn parse_line(line: &str) -> Option<ConfLine> {
 /// A bare word, or a quoted string with its escapes undone (`GUC_scanstr`).
 fn parse_value(text: &str) -> Option<String> {
     let Some(quoted) = text.strip_prefix('\'') else {
-        let end = text.find(|c: char| c.is_whitespace() || c == '#').unwrap_or(text.len());
+        let end = text
+            .find(|c: char| c.is_whitespace() || c == '#')
+            .unwrap_or(text.len());
         return (end > 0).then(|| text[..end].to_owned());
     };
     let mut value = String::new();
@@ -71,7 +73,9 @@ fn unescape(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<char
         '0'..='7' => {
             let mut code = first.to_digit(8)?;
             for _ in 0..2 {
-                let Some(digit) = chars.peek().and_then(|c| c.to_digit(8)) else { break };
+                let Some(digit) = chars.peek().and_then(|c| c.to_digit(8)) else {
+                    break;
+                };
                 code = code * 8 + digit;
                 chars.next();
             }
@@ -92,11 +96,12 @@ pub fn quote(value: &str) -> String {
 /// removed, the new one is added at the end, where PostgreSQL lets it win. Other lines stay as
 /// they are.
 pub fn with_setting(text: &str, name: &str, value: &str) -> String {
-    let sets_it = |line: &str| {
-        matches!(parse_line(line), Some(ConfLine::Setting(found, _)) if found == name)
-    };
-    let mut result: String =
-        text.split_inclusive('\n').filter(|line| !sets_it(line)).collect();
+    let sets_it =
+        |line: &str| matches!(parse_line(line), Some(ConfLine::Setting(found, _)) if found == name);
+    let mut result: String = text
+        .split_inclusive('\n')
+        .filter(|line| !sets_it(line))
+        .collect();
     if !result.is_empty() && !result.ends_with('\n') {
         result.push('\n');
     }
@@ -114,7 +119,8 @@ mod tests {
 
     #[test]
     fn lines_are_read_as_postgres_reads_them() {
-        let text = "# c\n a=1\nB = 'x''y\\'z' # c\nport 5433\ninclude 'f'\ninclude_dir='d'\n'\n=\nq='\n";
+        let text =
+            "# c\n a=1\nB = 'x''y\\'z' # c\nport 5433\ninclude 'f'\ninclude_dir='d'\n'\n=\nq='\n";
         let expected = vec![
             setting("a", "1"),
             setting("b", "x'y'z"),
@@ -129,7 +135,10 @@ mod tests {
     #[test]
     fn a_quoted_value_reads_back() {
         for value in ["", "a'b", "back\\slash", "host=h password='p q'"] {
-            assert_eq!(parse(&format!("n = {}", quote(value))), vec![setting("n", value)]);
+            assert_eq!(
+                parse(&format!("n = {}", quote(value))),
+                vec![setting("n", value)]
+            );
         }
     }
 

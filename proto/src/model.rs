@@ -1,7 +1,7 @@
 //! What the unary calls say, as domain types.
 
-use pg_format::{ControlFile, DataPath, FormatError, TimelineHistory, TimelineId};
 use pg_format::wal::SegmentName;
+use pg_format::{ControlFile, DataPath, FormatError, TimelineHistory, TimelineId};
 
 /// What a running or stopped node is to its cluster, proven by its files alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,10 @@ impl Node {
         if self.timeline.get() == 1 {
             return Ok(TimelineHistory::first(self.timeline));
         }
-        let text = self.histories.iter().find(|(timeline, _)| *timeline == self.timeline);
+        let text = self
+            .histories
+            .iter()
+            .find(|(timeline, _)| *timeline == self.timeline);
         let (_, text) = text.ok_or_else(|| FormatError::Invalid {
             what: "the source's pg_wal",
             why: format!("{} is missing", self.timeline.history_file_name()),

@@ -7,6 +7,7 @@ use crate::model::{Description, FileEntry, Node, Role, Sealed, Tablespace};
 use crate::status::CallError;
 use crate::{PROTOCOL_VERSION, wire};
 
+#[expect(clippy::needless_pass_by_value, reason = "used as map_err(invalid)")]
 fn invalid(error: impl ToString) -> CallError {
     CallError::InvalidReply(error.to_string())
 }
@@ -23,10 +24,13 @@ impl From<Node> for wire::Node {
             Role::Stopped => wire::Role::Stopped,
         };
         let (postmaster_pid, postmaster_start) = node.postmaster.unwrap_or_default();
-        let histories = node.histories.into_iter().map(|(timeline, text)| wire::HistoryFile {
-            timeline: timeline.get(),
-            text: text.into(),
-        });
+        let histories = node
+            .histories
+            .into_iter()
+            .map(|(timeline, text)| wire::HistoryFile {
+                timeline: timeline.get(),
+                text: text.into(),
+            });
         Self {
             role: role.into(),
             timeline: node.timeline.get(),
@@ -53,8 +57,8 @@ impl TryFrom<wire::Node> for Node {
             .into_iter()
             .map(|file| Ok((timeline(file.timeline)?, file.text.to_vec())))
             .collect();
-        let postmaster = (node.postmaster_pid != 0)
-            .then_some((node.postmaster_pid, node.postmaster_start));
+        let postmaster =
+            (node.postmaster_pid != 0).then_some((node.postmaster_pid, node.postmaster_start));
         Ok(Self {
             role,
             timeline: timeline(node.timeline)?,
@@ -68,14 +72,20 @@ impl TryFrom<wire::Node> for Node {
 
 impl From<Description> for wire::DescribeReply {
     fn from(description: Description) -> Self {
-        let segments = description.wal_segments.into_iter().map(|segment| wire::WalSegment {
-            timeline: segment.timeline.get(),
-            number: segment.number,
-        });
-        let tablespaces = description.tablespaces.into_iter().map(|space| wire::Tablespace {
-            oid: space.oid,
-            location: space.location.unwrap_or_default(),
-        });
+        let segments = description
+            .wal_segments
+            .into_iter()
+            .map(|segment| wire::WalSegment {
+                timeline: segment.timeline.get(),
+                number: segment.number,
+            });
+        let tablespaces = description
+            .tablespaces
+            .into_iter()
+            .map(|space| wire::Tablespace {
+                oid: space.oid,
+                location: space.location.unwrap_or_default(),
+            });
         Self {
             protocol_version: PROTOCOL_VERSION,
             features: Vec::new(),
@@ -103,7 +113,12 @@ impl TryFrom<wire::DescribeReply> for Description {
         let segments: Result<Vec<_>, CallError> = reply
             .wal_segments
             .iter()
-            .map(|s| Ok(SegmentName { timeline: timeline(s.timeline)?, number: s.number }))
+            .map(|s| {
+                Ok(SegmentName {
+                    timeline: timeline(s.timeline)?,
+                    number: s.number,
+                })
+            })
             .collect();
         let text = |text: String| (!text.is_empty()).then_some(text);
         Ok(Self {
@@ -113,7 +128,10 @@ impl TryFrom<wire::DescribeReply> for Description {
             tablespaces: reply
                 .tablespaces
                 .into_iter()
-                .map(|space| Tablespace { oid: space.oid, location: text(space.location) })
+                .map(|space| Tablespace {
+                    oid: space.oid,
+                    location: text(space.location),
+                })
                 .collect(),
             congestion_control: text(reply.congestion_control),
         })
@@ -135,7 +153,10 @@ impl TryFrom<wire::FileEntry> for FileEntry {
 
     fn try_from(entry: wire::FileEntry) -> Result<Self, CallError> {
         let path = DataPath::new(entry.path).map_err(invalid)?;
-        Ok(Self { path, bytes: (!entry.directory).then_some(entry.bytes) })
+        Ok(Self {
+            path,
+            bytes: (!entry.directory).then_some(entry.bytes),
+        })
     }
 }
 

@@ -41,8 +41,15 @@ pub(crate) struct AllowList {
 impl AllowList {
     /// The names given and those in the file; there must be one.
     pub(crate) fn new(names: Vec<String>, file: Option<PathBuf>) -> Result<Self, AllowError> {
-        let fixed = names.into_iter().map(|name| checked(&name)).collect::<Result<_, _>>()?;
-        let list = Self { fixed, file, names: RwLock::default() };
+        let fixed = names
+            .into_iter()
+            .map(|name| checked(&name))
+            .collect::<Result<_, _>>()?;
+        let list = Self {
+            fixed,
+            file,
+            names: RwLock::default(),
+        };
         list.reload()?;
         Ok(list)
     }
@@ -51,8 +58,10 @@ impl AllowList {
     pub(crate) fn reload(&self) -> Result<(), AllowError> {
         let mut names = self.fixed.clone();
         if let Some(path) = &self.file {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| AllowError::Read { path: path.clone(), source })?;
+            let text = std::fs::read_to_string(path).map_err(|source| AllowError::Read {
+                path: path.clone(),
+                source,
+            })?;
             for line in text.lines().map(str::trim) {
                 if !line.is_empty() && !line.starts_with('#') {
                     names.insert(checked(line)?);
@@ -75,9 +84,16 @@ impl AllowList {
     /// without alternative names, as everywhere in TLS.
     pub(crate) fn check(&self, peer: &Peer) -> Result<(), Refusal> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        let common = peer.common_name.iter().filter(|_| peer.alternative_names.is_empty());
+        let common = peer
+            .common_name
+            .iter()
+            .filter(|_| peer.alternative_names.is_empty());
         let fingerprint = format!("{FINGERPRINT_PREFIX}{}", peer.fingerprint);
-        let mut known = peer.alternative_names.iter().chain(common).chain([&fingerprint]);
+        let mut known = peer
+            .alternative_names
+            .iter()
+            .chain(common)
+            .chain([&fingerprint]);
         if known.any(|name| names.contains(name)) {
             return Ok(());
         }
@@ -135,7 +151,10 @@ mod tests {
 
     #[test]
     fn nobody_or_everybody_is_no_list() {
-        assert!(matches!(AllowList::new(vec![], None), Err(AllowError::Empty)));
+        assert!(matches!(
+            AllowList::new(vec![], None),
+            Err(AllowError::Empty)
+        ));
         let wild = AllowList::new(vec!["*.example".to_owned()], None);
         assert!(matches!(wild, Err(AllowError::Wildcard(_))));
     }

@@ -36,13 +36,19 @@ pub(crate) fn seal(pgdata: &Path) -> Result<Sealed, Refusal> {
         sync(&wal, node.control.checkpoint_copy.redo, end)?;
     }
     let end_timeline = history.timeline_of(Lsn::new(end.as_u64().saturating_sub(1)));
-    Ok(Sealed { node, end, end_timeline })
+    Ok(Sealed {
+        node,
+        end,
+        end_timeline,
+    })
 }
 
 /// End of the last valid record on disk. A page is written only after the WAL up to its LSN, so
 /// every page read so far is covered.
 fn end_of_wal(wal: &LocalWal<'_>, from: Lsn) -> Result<Lsn, Refusal> {
-    let scanned = scan(wal, wal.context, Start::Record(from), &mut |_, _| ControlFlow::Continue(()));
+    let scanned = scan(wal, wal.context, Start::Record(from), &mut |_, _| {
+        ControlFlow::Continue(())
+    });
     let scanned = scanned.map_err(|error| node::internal("its WAL", &error))?;
     match scanned.last_record {
         Some(_) => Ok(scanned.end),

@@ -63,7 +63,13 @@ pub(crate) fn run(job: Job) {
 }
 
 fn work(job: Job) -> Result<(), Refusal> {
-    let Job { pgdata, mut units, frames, rate, audit } = job;
+    let Job {
+        pgdata,
+        mut units,
+        frames,
+        rate,
+        audit,
+    } = job;
     let directory = node::open(&pgdata)?;
     let node = node::inspect(&directory)?;
     let history = node
@@ -71,8 +77,17 @@ fn work(job: Job) -> Result<(), Refusal> {
         .map_err(|error| Refusal::new(Reason::Damaged, format!("source: {error}")))?;
     let served = Served::new(&directory);
     let encoder = FrameEncoder::new();
-    let mut worker =
-        Worker { directory, served, node, history, encoder, frames, rate, audit, open: None };
+    let mut worker = Worker {
+        directory,
+        served,
+        node,
+        history,
+        encoder,
+        frames,
+        rate,
+        audit,
+        open: None,
+    };
     while let Some(batch) = units.blocking_recv() {
         for unit in batch {
             worker.unit(unit)?;
@@ -91,8 +106,17 @@ impl Worker {
         let (vanished, bytes) = match unit.kind {
             UnitKind::Blocks { path, ranges } => self.blocks(id, &path, &ranges)?,
             UnitKind::Hashes { path, range } => self.hashes(id, &path, range)?,
-            UnitKind::File { path, offset, length } => self.file(id, &path, offset, length)?,
-            UnitKind::Wal { timeline, number, offset, length } => {
+            UnitKind::File {
+                path,
+                offset,
+                length,
+            } => self.file(id, &path, offset, length)?,
+            UnitKind::Wal {
+                timeline,
+                number,
+                offset,
+                length,
+            } => {
                 let size = self.node.control.wal_segment_size;
                 let name = SegmentName { timeline, number }.file_name(size);
                 let path = DataPath::new(format!("pg_wal/{name}"))
@@ -105,7 +129,11 @@ impl Worker {
                     Err(error) => missing(&path, &error)?,
                 }
             }
-            UnitKind::Proof { from, to, each_record } => {
+            UnitKind::Proof {
+                from,
+                to,
+                each_record,
+            } => {
                 let from = match from {
                     ProofStart::Record(lsn) => Start::Record(lsn),
                     ProofStart::Segment(lsn) => Start::FirstAfter(lsn),
@@ -113,7 +141,10 @@ impl Worker {
                 (false, self.proof(id, from, to, each_record)?)
             }
         };
-        self.send(Item { unit: id, body: ItemBody::End { vanished, bytes } })
+        self.send(Item {
+            unit: id,
+            body: ItemBody::End { vanished, bytes },
+        })
     }
 
     fn send(&mut self, item: Item) -> Result<(), Refusal> {
@@ -145,7 +176,10 @@ impl Worker {
         if let Some((open, file)) = &self.open
             && open == path
         {
-            return file.try_clone().map(Some).map_err(|e| node::internal(path.as_str(), &e));
+            return file
+                .try_clone()
+                .map(Some)
+                .map_err(|e| node::internal(path.as_str(), &e));
         }
         match self.served.serves(&self.directory, path) {
             Ok(true) => {}
@@ -157,7 +191,9 @@ impl Worker {
         }
         match self.directory.open_file(path) {
             Ok(file) => {
-                let again = file.try_clone().map_err(|e| node::internal(path.as_str(), &e))?;
+                let again = file
+                    .try_clone()
+                    .map_err(|e| node::internal(path.as_str(), &e))?;
                 self.open = Some((path.clone(), again));
                 Ok(Some(file))
             }
@@ -171,11 +207,17 @@ impl Worker {
         path: &DataPath,
         ranges: &[BlockRange],
     ) -> Result<(bool, u64), Refusal> {
-        let Some(file) = self.open(path)? else { return Ok((true, 0)) };
+        let Some(file) = self.open(path)? else {
+            return Ok((true, 0));
+        };
         for range in ranges {
-            self.audit.served("pages", u64::from(range.count) * BLOCK_BYTES);
+            self.audit
+                .served("pages", u64::from(range.count) * BLOCK_BYTES);
             self.each_page(path, &file, *range, &mut |worker, block, content| {
-                worker.send(Item { unit: id, body: ItemBody::Page { block, content } })
+                worker.send(Item {
+                    unit: id,
+                    body: ItemBody::Page { block, content },
+                })
             })?;
         }
         Ok((false, length(path, &file)?))
@@ -187,8 +229,11 @@ impl Worker {
         path: &DataPath,
         range: BlockRange,
     ) -> Result<(bool, u64), Refusal> {
-        let Some(file) = self.open(path)? else { return Ok((true, 0)) };
-        self.audit.served("hashes", u64::from(range.count) * BLOCK_BYTES);
+        let Some(file) = self.open(path)? else {
+            return Ok((true, 0));
+        };
+        self.audit
+            .served("hashes", u64::from(range.count) * BLOCK_BYTES);
         let mut hashes: Vec<PageHash> = Vec::new();
         self.each_page(path, &file, range, &mut |_, _, content| {
             match content {
@@ -197,7 +242,13 @@ impl Worker {
             }
             Ok(())
         })?;
-        self.send(Item { unit: id, body: ItemBody::PageHashes { first: range.first, hashes } })?;
+        self.send(Item {
+            unit: id,
+            body: ItemBody::PageHashes {
+                first: range.first,
+                hashes,
+            },
+        })?;
         Ok((false, length(path, &file)?))
     }
 
@@ -210,11 +261,19 @@ impl Worker {
     ) -> Result<(), Refusal> {
         let check = Check::of(path, self.node.control.has_checksums());
         let redo = self.node.control.checkpoint_copy.redo;
-        let pages = Pages { path, file, check, redo };
+        let pages = Pages {
+            path,
+            file,
+            check,
+            redo,
+        };
         let mut first = range.first;
         let end = range.first.saturating_add(range.count);
         while first < end {
-            let run = BlockRange { first, count: RUN_BLOCKS.min(end - first) };
+            let run = BlockRange {
+                first,
+                count: RUN_BLOCKS.min(end - first),
+            };
             pages.read(run, &mut |block, content| give(self, block, content))?;
             first += run.count;
         }
@@ -228,21 +287,23 @@ impl Worker {
         offset: u64,
         wanted: u64,
     ) -> Result<(bool, u64), Refusal> {
-        let Some(file) = self.open(path)? else { return Ok((true, 0)) };
+        let Some(file) = self.open(path)? else {
+            return Ok((true, 0));
+        };
         self.audit.served("files", wanted);
-        self.chunks(id, path, &file, offset, wanted)?;
+        self.chunks(id, path, &file, offset..offset.saturating_add(wanted))?;
         Ok((false, length(path, &file)?))
     }
 
-    /// Sends bytes of a file until `wanted` are sent or it ends; returns how many were.
+    /// Sends bytes of a file until the range is sent or it ends; returns how many were.
     fn chunks(
         &mut self,
         id: u64,
         path: &DataPath,
         file: &File,
-        offset: u64,
-        wanted: u64,
+        range: std::ops::Range<u64>,
     ) -> Result<u64, Refusal> {
+        let (offset, wanted) = (range.start, range.end - range.start);
         let mut sent = 0;
         while sent < wanted {
             let size = usize::try_from(wanted - sent).map_or(CHUNK_BYTES, |n| n.min(CHUNK_BYTES));
@@ -254,7 +315,10 @@ impl Worker {
             }
             buffer.truncate(bytes);
             let chunk = VerifiedChunk::read(offset + sent, buffer.freeze());
-            self.send(Item { unit: id, body: ItemBody::Chunk(chunk) })?;
+            self.send(Item {
+                unit: id,
+                body: ItemBody::Chunk(chunk),
+            })?;
             sent += bytes as u64;
         }
         Ok(sent)
@@ -283,19 +347,17 @@ impl Worker {
             usable = (page + BLOCK_BYTES - offset).min(wanted);
         }
         self.audit.served("wal", usable);
-        self.chunks(id, path, file, offset, usable)
+        self.chunks(id, path, file, offset..offset + usable)
     }
 
-    fn proof(
-        &mut self,
-        id: u64,
-        from: Start,
-        to: Lsn,
-        each_record: bool,
-    ) -> Result<u64, Refusal> {
+    fn proof(&mut self, id: u64, from: Start, to: Lsn, each_record: bool) -> Result<u64, Refusal> {
         let mut items = Vec::new();
         let context = node::wal_context(&self.node.control);
-        let wal = LocalWal { directory: &self.directory, history: &self.history, context };
+        let wal = LocalWal {
+            directory: &self.directory,
+            history: &self.history,
+            context,
+        };
         let end = if each_record {
             proof::records(&wal, context, from, to, &mut |lsn, crc| {
                 items.push(ItemBody::RecordCrc { lsn, crc });
@@ -304,7 +366,11 @@ impl Worker {
             proof::digests(&wal, context, from, to, &mut |segment| {
                 let digest = PageHash::from_bytes(segment.digest);
                 let (number, records) = (segment.number, segment.records);
-                items.push(ItemBody::SegmentDigest { number, records, digest });
+                items.push(ItemBody::SegmentDigest {
+                    number,
+                    records,
+                    digest,
+                });
             })
         };
         let end = end.map_err(|error| node::internal("its WAL", &error))?;
@@ -316,7 +382,9 @@ impl Worker {
 }
 
 fn length(path: &DataPath, file: &File) -> Result<u64, Refusal> {
-    file.metadata().map(|m| m.len()).map_err(|e| node::internal(path.as_str(), &e))
+    file.metadata()
+        .map(|m| m.len())
+        .map_err(|e| node::internal(path.as_str(), &e))
 }
 
 /// A file that vanished is normal on a live node; any other error is not.

@@ -19,21 +19,26 @@ use proto::{Reason, Refusal};
 /// Opens the data directory as it is now: tablespaces may have come and gone.
 pub(crate) fn open(pgdata: &Path) -> Result<DataDir, Refusal> {
     DataDir::open(pgdata).map_err(|error| {
-        Refusal::new(Reason::NotReady, format!("the source has no usable data directory: {}", chain(&error)))
+        Refusal::new(
+            Reason::NotReady,
+            format!("the source has no usable data directory: {}", chain(&error)),
+        )
     })
 }
 
 /// What the node is now.
 pub(crate) fn inspect(directory: &DataDir) -> Result<Node, Refusal> {
     let control = directory.control().map_err(control_refusal)?;
-    let pid = directory.postmaster_pid().map_err(|error| internal("postmaster.pid", &error))?;
+    let pid = directory
+        .postmaster_pid()
+        .map_err(|error| internal("postmaster.pid", &error))?;
     let live = pid.filter(|pid| is_live(directory, pid));
     let role = role(directory, &control.file, live.as_ref())?;
     let histories = directory.history_files().map_err(control_refusal)?;
     let timeline = control.file.timeline();
     let newest = histories.last().map_or(1, |(timeline, _)| timeline.get());
     if role == Role::Primary && newest > timeline.get() {
-        return Err(not_ready(format!(
+        return Err(not_ready(&format!(
             "pg_wal has the history of timeline {newest} but pg_control is still on {timeline}: \
              a promotion has not finished"
         )));
@@ -63,7 +68,7 @@ fn role(
     live: Option<&PostmasterPid>,
 ) -> Result<Role, Refusal> {
     if directory.has("backup_label") || control.backup_start_point.is_valid() {
-        return Err(not_ready("it is still recovering from a base backup".to_owned()));
+        return Err(not_ready("it is still recovering from a base backup"));
     }
     let standby_signal = directory.has("standby.signal");
     let status = live.and_then(|pid| pid.status.as_deref());
@@ -76,15 +81,21 @@ fn role(
             if control.min_recovery_point.is_valid() {
                 Ok(Role::Standby)
             } else {
-                Err(not_ready("it is in recovery and has no minimum recovery point".to_owned()))
+                Err(not_ready(
+                    "it is in recovery and has no minimum recovery point",
+                ))
             }
         }
         (ClusterState::ShutDown | ClusterState::ShutDownInRecovery, false) => Ok(Role::Stopped),
         (_, live) => {
-            let server = if live { "a postmaster runs" } else { "no postmaster runs" };
+            let server = if live {
+                "a postmaster runs"
+            } else {
+                "no postmaster runs"
+            };
             let signal = if standby_signal { "present" } else { "absent" };
             let status = status.unwrap_or("unknown");
-            Err(not_ready(format!(
+            Err(not_ready(&format!(
                 "pg_control says \"{state}\", {server} (status {status}), standby.signal is {signal}"
             )))
         }
@@ -111,11 +122,13 @@ fn working_directory_is(directory: &DataDir, pid: i64) -> io::Result<bool> {
 }
 
 fn socket_answers(pid: &PostmasterPid) -> bool {
-    let (Some(directory), Some(port)) = (&pid.socket_directory, pid.port) else { return false };
+    let (Some(directory), Some(port)) = (&pid.socket_directory, pid.port) else {
+        return false;
+    };
     UnixStream::connect(Path::new(directory).join(format!(".s.PGSQL.{port}"))).is_ok()
 }
 
-fn not_ready(seen: String) -> Refusal {
+fn not_ready(seen: &str) -> Refusal {
     Refusal::new(
         Reason::NotReady,
         format!("the source is neither primary, standby nor cleanly stopped: {seen}"),
@@ -123,10 +136,17 @@ fn not_ready(seen: String) -> Refusal {
 }
 
 /// A refusal for a file of the node that cannot be read or understood.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "used as map_err(control_refusal)"
+)]
 pub(crate) fn control_refusal(error: ControlError) -> Refusal {
     let reason = match &error {
         ControlError::Io { .. } => Reason::NotReady,
-        ControlError::Format { source: FormatError::UnknownVersion { .. }, .. }
+        ControlError::Format {
+            source: FormatError::UnknownVersion { .. },
+            ..
+        }
         | ControlError::Format { .. } => Reason::Damaged,
     };
     Refusal::new(reason, format!("source: {}", chain(&error)))
@@ -134,7 +154,10 @@ pub(crate) fn control_refusal(error: ControlError) -> Refusal {
 
 /// A refusal for what the system does not let the server do.
 pub(crate) fn internal(what: &str, error: &(dyn std::error::Error + 'static)) -> Refusal {
-    Refusal::new(Reason::Internal, format!("the source could not read {what}: {}", chain(error)))
+    Refusal::new(
+        Reason::Internal,
+        format!("the source could not read {what}: {}", chain(error)),
+    )
 }
 
 /// An error with its causes, in one line.

@@ -32,9 +32,9 @@ impl Check {
     /// How the pages of `path` are checked in a cluster with or without checksums.
     pub(crate) fn of(path: &DataPath, checksums: bool) -> Self {
         match FileClass::of(path) {
-            FileClass::Relation(segment) if checksums => {
-                Self::Checksums { first_block: segment.first_block() }
-            }
+            FileClass::Relation(segment) if checksums => Self::Checksums {
+                first_block: segment.first_block(),
+            },
             _ => Self::Nothing,
         }
     }
@@ -93,8 +93,9 @@ impl Pages<'_> {
         let mut page = page;
         for _ in 0..READS_AGAIN {
             if self.check.fits(&page, block) {
-                return Ok(VerifiedPage::read(page)
-                    .map_or(PageContent::BeyondEnd, PageContent::Present));
+                return Ok(
+                    VerifiedPage::read(page).map_or(PageContent::BeyondEnd, PageContent::Present)
+                );
             }
             sleep(READ_PAUSE);
             let mut again = BytesMut::zeroed(BLOCK_SIZE);

@@ -31,7 +31,10 @@ impl Served {
     pub(crate) fn new(directory: &DataDir) -> Self {
         let mut key_names = BTreeSet::new();
         for name in ["postgresql.conf", "postgresql.auto.conf"] {
-            let text = directory.read_if_exists(name, CONF_BYTES_MAX).ok().flatten();
+            let text = directory
+                .read_if_exists(name, CONF_BYTES_MAX)
+                .ok()
+                .flatten();
             let text = text.unwrap_or_default();
             for line in conf::parse(&String::from_utf8_lossy(&text)) {
                 if let ConfLine::Setting(setting, value) = line
@@ -99,7 +102,10 @@ fn holds_private_key(mut file: File) -> io::Result<bool> {
         }
         let filled = kept + bytes;
         let seen = buffer.get(..filled).unwrap_or_default();
-        if seen.windows(KEY_MARK.len()).any(|window| window == KEY_MARK) {
+        if seen
+            .windows(KEY_MARK.len())
+            .any(|window| window == KEY_MARK)
+        {
             return Ok(true);
         }
         // The mark may lie across two reads.
@@ -118,7 +124,10 @@ mod tests {
     fn keys_are_never_served_whatever_their_name() {
         let home = tempfile::tempdir().unwrap();
         let put = |name: &str, content: &[u8]| {
-            io::Write::write_all(&mut fs::File::create(home.path().join(name)).unwrap(), content)
+            io::Write::write_all(
+                &mut fs::File::create(home.path().join(name)).unwrap(),
+                content,
+            )
         };
         put("PG_VERSION", b"15\n").unwrap();
         put("postgresql.conf", b"ssl_key_file = 'secret.txt'\n").unwrap();
@@ -131,7 +140,11 @@ mod tests {
         put("postmaster.pid", b"1").unwrap();
         let directory = DataDir::open(home.path()).unwrap();
         let served = Served::new(&directory);
-        let serves = |name: &str| served.serves(&directory, &DataPath::new(name).unwrap()).unwrap();
+        let serves = |name: &str| {
+            served
+                .serves(&directory, &DataPath::new(name).unwrap())
+                .unwrap()
+        };
         assert!(serves("readme") && serves("PG_VERSION") && serves("postgresql.conf"));
         for name in ["secret.txt", "server.key", "notes", "postmaster.pid"] {
             assert!(!serves(name), "{name}");

@@ -71,16 +71,13 @@ pub struct RealDisk {
 impl RealDisk {
     /// The disk of a locked target. New files follow the mode of the data directory, as
     /// PostgreSQL's do: group access is all or nothing.
-    pub fn new(
-        directory: Arc<DataDir>,
-        staging: Option<&Path>,
-        sync: bool,
-    ) -> io::Result<Self> {
+    pub fn new(directory: Arc<DataDir>, staging: Option<&Path>, sync: bool) -> io::Result<Self> {
         let (_, mode) = directory.owner_and_mode()?;
         let group = mode & 0o050 == 0o050;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let staging =
-            staging.map(|path| rustix::fs::open(path, flags, Mode::empty())).transpose()?;
+        let staging = staging
+            .map(|path| rustix::fs::open(path, flags, Mode::empty()))
+            .transpose()?;
         Ok(Self {
             directory,
             staging,
@@ -95,7 +92,9 @@ impl RealDisk {
         if let Some(staging) = &self.staging {
             for staged in super::state::STAGED_DIRECTORIES {
                 if path.is_within(staged) {
-                    let rest = path.as_str().trim_start_matches(pg_format::file_class::OWN_DIRECTORY);
+                    let rest = path
+                        .as_str()
+                        .trim_start_matches(pg_format::file_class::OWN_DIRECTORY);
                     return (staging.as_fd(), rest.trim_start_matches('/'));
                 }
             }
@@ -107,8 +106,11 @@ impl RealDisk {
     fn parent<'p>(&self, path: &'p DataPath) -> io::Result<(OwnedFd, &'p str)> {
         let (base, rest) = self.resolve(path);
         // A link that is itself the path, as a tablespace's, lies in the directory that holds it.
-        let (base, rest) =
-            if rest.is_empty() { (self.directory.root(), path.as_str()) } else { (base, rest) };
+        let (base, rest) = if rest.is_empty() {
+            (self.directory.root(), path.as_str())
+        } else {
+            (base, rest)
+        };
         let (parent, name) = rest.rsplit_once('/').unwrap_or(("", rest));
         if parent.is_empty() {
             return Ok((base.try_clone_to_owned()?, name));
@@ -180,7 +182,12 @@ impl Disk for RealDisk {
 
     fn set_mode(&self, path: &DataPath, mode: u32) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
-        let file = open_below(&parent, name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
+        let file = open_below(
+            &parent,
+            name,
+            OFlags::RDONLY | OFlags::NONBLOCK,
+            Mode::empty(),
+        )?;
         Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?)
     }
 
@@ -189,7 +196,12 @@ impl Disk for RealDisk {
         self.forget(to);
         let (old_parent, old_name) = self.parent(from)?;
         let (new_parent, new_name) = self.parent(to)?;
-        Ok(rustix::fs::renameat(&old_parent, old_name, &new_parent, new_name)?)
+        Ok(rustix::fs::renameat(
+            &old_parent,
+            old_name,
+            &new_parent,
+            new_name,
+        )?)
     }
 
     fn symlink(&self, target: &str, path: &DataPath) -> io::Result<()> {
@@ -209,7 +221,11 @@ impl Disk for RealDisk {
     }
 
     fn sync_file(&self, path: &DataPath) -> io::Result<()> {
-        if self.sync { self.writable(path)?.sync_all() } else { Ok(()) }
+        if self.sync {
+            self.writable(path)?.sync_all()
+        } else {
+            Ok(())
+        }
     }
 
     fn sync_directory(&self, path: Option<&DataPath>) -> io::Result<()> {
@@ -220,9 +236,12 @@ impl Disk for RealDisk {
         match path.map(|path| self.resolve(path)) {
             None => Ok(rustix::fs::fsync(self.directory.root())?),
             Some((base, "")) => Ok(rustix::fs::fsync(base)?),
-            Some((base, rest)) => {
-                Ok(rustix::fs::fsync(open_below(base, rest, flags, Mode::empty())?)?)
-            }
+            Some((base, rest)) => Ok(rustix::fs::fsync(open_below(
+                base,
+                rest,
+                flags,
+                Mode::empty(),
+            )?)?),
         }
     }
 

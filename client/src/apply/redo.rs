@@ -24,6 +24,7 @@ use crate::plan::FileAction;
 const SYNC_THREADS: usize = 8;
 
 /// One run of the redo.
+#[derive(Debug)]
 pub struct Redo<'a> {
     /// What to do.
     pub manifest: &'a Manifest,
@@ -50,7 +51,10 @@ fn wal_path(name: &str) -> io::Result<DataPath> {
 impl Redo<'_> {
     /// Hides `pg_control`, changes everything, commits, cleans up.
     pub fn run(&self) -> Result<(), RewindError> {
-        if self.has("global/pg_control").map_err(failed("could not look at pg_control"))? {
+        if self
+            .has("global/pg_control")
+            .map_err(failed("could not look at pg_control"))?
+        {
             state::hide(self.disk).map_err(failed("could not hide pg_control"))?;
         } else {
             state::mark_hidden(self.disk).map_err(failed("could not mark the target"))?;
@@ -62,10 +66,12 @@ impl Redo<'_> {
         self.write()?;
         self.go_on()?;
         self.complete()?;
-        self.wal().map_err(failed("could not put the WAL in place"))?;
+        self.wal()
+            .map_err(failed("could not put the WAL in place"))?;
         self.go_on()?;
         self.monitor.step(Step::Commit);
-        self.settings().map_err(failed("could not write the recovery settings"))?;
+        self.settings()
+            .map_err(failed("could not write the recovery settings"))?;
         state::commit(self.disk, &self.manifest.new_control)
             .map_err(failed("could not put pg_control in place"))?;
         self.clean_up()
@@ -76,7 +82,8 @@ impl Redo<'_> {
         super::hold::release(self.disk)
             .and_then(|()| state::discard(self.disk, self.directory))
             .map_err(|error| {
-                let message = format!("the target is rewound, but {OWN_DIRECTORY} could not be removed");
+                let message =
+                    format!("the target is rewound, but {OWN_DIRECTORY} could not be removed");
                 RewindError::because(Class::Other, message, error)
             })
     }
@@ -136,9 +143,9 @@ impl Redo<'_> {
                         other => other.map(|_| ()),
                     }
                 }
-                FileAction::Replace { .. } if !self.is_gone(index) => {
-                    self.temporary(index).map_or(Ok(()), |path| self.disk.create_file(&path))
-                }
+                FileAction::Replace { .. } if !self.is_gone(index) => self
+                    .temporary(index)
+                    .map_or(Ok(()), |path| self.disk.create_file(&path)),
                 FileAction::Replace { .. }
                 | FileAction::Patch { .. }
                 | FileAction::Remove
@@ -180,7 +187,9 @@ impl Redo<'_> {
         if self.is_gone(index) {
             return Ok(());
         }
-        let Some(file) = self.manifest.files.get(index) else { return Ok(()) };
+        let Some(file) = self.manifest.files.get(index) else {
+            return Ok(());
+        };
         let path = match file.action {
             FileAction::Replace { .. } => state::temporary(self.directory, &file.path, index),
             FileAction::Patch { .. } => file.path.clone(),
@@ -192,9 +201,14 @@ impl Redo<'_> {
             ItemBody::Page {
                 block,
                 content: PageContent::Present(page) | PageContent::Torn(page),
-            } => self.disk.write_at(&path, u64::from(*block) * BLOCK_BYTES, page.data()),
+            } => self
+                .disk
+                .write_at(&path, u64::from(*block) * BLOCK_BYTES, page.data()),
             ItemBody::Chunk(chunk) => self.disk.write_at(&path, chunk.offset(), chunk.data()),
-            ItemBody::Page { content: PageContent::BeyondEnd, .. }
+            ItemBody::Page {
+                content: PageContent::BeyondEnd,
+                ..
+            }
             | ItemBody::PageHashes { .. }
             | ItemBody::SegmentDigest { .. }
             | ItemBody::RecordCrc { .. }
@@ -212,9 +226,10 @@ impl Redo<'_> {
             let shorter = self.manifest.shorter.iter().find(|(of, _)| *of == index);
             let length = |bytes: u64| shorter.map_or(bytes, |(_, shorter)| bytes.min(*shorter));
             let (path, bytes) = match file.action {
-                FileAction::Replace { bytes } => {
-                    (state::temporary(self.directory, &file.path, index), bytes.map(length))
-                }
+                FileAction::Replace { bytes } => (
+                    state::temporary(self.directory, &file.path, index),
+                    bytes.map(length),
+                ),
                 FileAction::Patch { bytes } => (file.path.clone(), Some(length(bytes))),
                 FileAction::Remove | FileAction::RemoveTree | FileAction::MakeDirectory { .. } => {
                     continue;
@@ -239,14 +254,20 @@ impl Redo<'_> {
                 directories.insert(Some(file.path.clone()));
             }
         }
-        directories.extend(state::state_directories(self.directory).into_iter().map(Some));
+        directories.extend(
+            state::state_directories(self.directory)
+                .into_iter()
+                .map(Some),
+        );
         for directory in directories {
             match self.disk.sync_directory(directory.as_ref()) {
                 // Gone with a tree that was removed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 result => {
                     let name = directory.map_or_else(String::new, |path| path.to_string());
-                    result.map_err(failed(format!("could not make names in \"{name}\" durable")))?;
+                    result.map_err(failed(format!(
+                        "could not make names in \"{name}\" durable"
+                    )))?;
                 }
             }
         }
@@ -279,7 +300,10 @@ impl Redo<'_> {
         let changes: &WalChanges = &self.manifest.wal;
         if let Some(fork) = &changes.keep_as {
             let place = state::diverged(self.directory, fork, "x");
-            let kept = place.parent().into_iter().chain(place.parent().and_then(|p| p.parent()));
+            let kept = place
+                .parent()
+                .into_iter()
+                .chain(place.parent().and_then(|p| p.parent()));
             for directory in kept.collect::<Vec<_>>().iter().rev() {
                 self.disk.create_directory(directory)?;
             }
@@ -311,7 +335,9 @@ impl Redo<'_> {
 
     fn wal_trash(&self, name: &str) -> io::Result<DataPath> {
         let trash = state::trash(self.directory, &wal_path("x")?, 0);
-        let parent = trash.parent().map_or_else(String::new, |path| path.to_string());
+        let parent = trash
+            .parent()
+            .map_or_else(String::new, |path| path.to_string());
         DataPath::new(format!("{parent}/trash-wal-{name}")).map_err(io::Error::other)
     }
 
@@ -322,7 +348,9 @@ impl Redo<'_> {
             // An earlier run put it in place.
             return match self.disk.is_directory(&to)? {
                 Some(false) => Ok(()),
-                _ => Err(io::Error::other(format!("{name} is neither staged nor in place"))),
+                _ => Err(io::Error::other(format!(
+                    "{name} is neither staged nor in place"
+                ))),
             };
         }
         match self.disk.rename(&from, &to) {
@@ -339,7 +367,8 @@ impl Redo<'_> {
             if bytes == 0 {
                 break;
             }
-            self.disk.write_at(&beside, offset, buffer.get(..bytes).unwrap_or_default())?;
+            self.disk
+                .write_at(&beside, offset, buffer.get(..bytes).unwrap_or_default())?;
             offset += bytes as u64;
         }
         self.disk.sync_file(&beside)?;

@@ -44,18 +44,20 @@ impl Connection {
             Ok(description) => return Ok(description),
             Err(error) => error,
         };
-        let broke = self.broke.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let broke = self
+            .broke
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         match (&error, broke) {
-            (CallError::Broken(_), Some(why)) if why.contains("alert") => {
-                Err(RewindError::new(
-                    Class::Authentication,
-                    format!(
-                        "the source did not accept this node's certificate: {why} (this node's \
+            (CallError::Broken(_), Some(why)) if why.contains("alert") => Err(RewindError::new(
+                Class::Authentication,
+                format!(
+                    "the source did not accept this node's certificate: {why} (this node's \
                          clock says {})",
-                        clock()
-                    ),
-                ))
-            }
+                    clock()
+                ),
+            )),
             (CallError::Broken(_), Some(why)) => {
                 let message = format!("the source closed the connection: {why}");
                 Err(RewindError::because(Class::Transient, message, error))
@@ -81,7 +83,8 @@ pub async fn connect(
         .map_err(|_| RewindError::new(Class::Transient, format!("{unreachable}: no answer")))?
         .map_err(|error| transient(unreachable, error.into()))?;
     // Small requests must not wait for the acknowledgement of earlier ones.
-    tcp.set_nodelay(true).map_err(|e| transient("TCP socket".to_owned(), e.into()))?;
+    tcp.set_nodelay(true)
+        .map_err(|e| transient("TCP socket".to_owned(), e.into()))?;
     drop(SockRef::from(&tcp).set_tcp_congestion(b"bbr"));
     let connector = TlsConnector::from(Arc::clone(&source.tls));
     let handshake = connector.connect(source.server_name.clone(), tcp);
@@ -94,7 +97,10 @@ pub async fn connect(
         }
     };
     let broke = Arc::new(Mutex::new(None));
-    let mut stream = Some(Watched { tls, broke: Arc::clone(&broke) });
+    let mut stream = Some(Watched {
+        tls,
+        broke: Arc::clone(&broke),
+    });
     let share = u32::try_from(connections.max(1)).unwrap_or(u32::MAX);
     let window = (RECEIVE_BUDGET_BYTES / share).min(WINDOW_BYTES_MAX);
     let channel = Endpoint::from_shared(format!("http://{address}"))
@@ -111,23 +117,39 @@ pub async fn connect(
             std::future::ready(stream.ok_or_else(|| io::Error::other("connection was lost")))
         }))
         .await
-        .map_err(|error| transient(format!("no HTTP/2 with the source at {address}"), error.into()))?;
-    Ok(Connection { client: Client::new(channel), broke })
+        .map_err(|error| {
+            transient(
+                format!("no HTTP/2 with the source at {address}"),
+                error.into(),
+            )
+        })?;
+    Ok(Connection {
+        client: Client::new(channel),
+        broke,
+    })
 }
 
 /// What a failed handshake means to the operator.
 fn handshake_error(address: &str, error: io::Error) -> RewindError {
-    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let (class, advice) = match tls {
         Some(rustls::Error::InvalidCertificate(_)) => (
             Class::Authentication,
-            format!("its certificate is not acceptable (this node's clock says {})", clock()),
+            format!(
+                "its certificate is not acceptable (this node's clock says {})",
+                clock()
+            ),
         ),
         Some(rustls::Error::InvalidMessage(_)) => {
             (Class::Authentication, "it does not speak TLS".to_owned())
         }
         Some(_) => (Class::Authentication, "TLS handshake failed".to_owned()),
-        None => (Class::Transient, "the connection broke in the TLS handshake".to_owned()),
+        None => (
+            Class::Transient,
+            "the connection broke in the TLS handshake".to_owned(),
+        ),
     };
     RewindError::because(class, format!("source at {address}: {advice}"), error)
 }

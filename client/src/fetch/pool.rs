@@ -74,12 +74,19 @@ impl Shared {
 
     fn progressed(&self, bytes: u64) {
         let done = self.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.monitor.progress(done.min(self.total_bytes), self.total_bytes);
-        *self.last_progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.monitor
+            .progress(done.min(self.total_bytes), self.total_bytes);
+        *self
+            .last_progress
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     fn silent_for(&self) -> Duration {
-        self.last_progress.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.last_progress
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .elapsed()
     }
 }
 
@@ -110,8 +117,10 @@ pub async fn run(
         let sink = sink(number)?;
         workers.spawn(async move { (number, worker.work(sink).await) });
     }
-    let mut carried =
-        Carried { payload_bytes: vec![0; session.connections()], ..Carried::default() };
+    let mut carried = Carried {
+        payload_bytes: vec![0; session.connections()],
+        ..Carried::default()
+    };
     while let Some(finished) = workers.join_next().await {
         let (number, result) = finished.map_err(|error| {
             RewindError::because(Class::Other, "a connection's task failed", error)
@@ -173,9 +182,11 @@ impl Worker {
                 tracing::debug!(%error, "data connection lost");
             }
         }
-        tokio::task::spawn_blocking(move || sink.finish()).await.map_err(|error| {
-            RewindError::because(Class::Other, "a checking thread failed", error)
-        })??;
+        tokio::task::spawn_blocking(move || sink.finish())
+            .await
+            .map_err(|error| {
+                RewindError::because(Class::Other, "a checking thread failed", error)
+            })??;
         Ok(self.payload_bytes)
     }
 
@@ -288,14 +299,18 @@ async fn ask(
     const PAUSE: Duration = Duration::from_millis(5);
     loop {
         // Room for the message first: a unit that was taken is always sent.
-        let Ok(permit) = requests.reserve().await else { return };
+        let Ok(permit) = requests.reserve().await else {
+            return;
+        };
         let batch = {
             let mut waiting = shared.waiting();
             let mut outstanding = lock(&outstanding);
             let mut room = window.saturating_sub(outstanding.cost());
             let mut batch = Vec::new();
             while batch.len() < UNITS_PER_MESSAGE && room > 0 {
-                let Some(unit) = waiting.pop_front() else { break };
+                let Some(unit) = waiting.pop_front() else {
+                    break;
+                };
                 room = room.saturating_sub(cost(&unit.kind));
                 outstanding.insert(unit.clone());
                 batch.push(unit);

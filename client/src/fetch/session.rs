@@ -41,7 +41,15 @@ impl Session {
         let mut control = connect(&source, connections).await?;
         let description = control.describe(DESCRIBE_TIMEOUT.min(patience)).await?;
         let source = Arc::new(source);
-        Ok((Self { source, connections, patience, control }, description))
+        Ok((
+            Self {
+                source,
+                connections,
+                patience,
+                control,
+            },
+            description,
+        ))
     }
 
     /// Number of data connections.
@@ -74,7 +82,9 @@ impl Session {
 
     async fn connect_once(&self) -> Result<Connection, RewindError> {
         let mut connection = connect(&self.source, self.connections).await?;
-        connection.describe(DESCRIBE_TIMEOUT.min(self.patience)).await?;
+        connection
+            .describe(DESCRIBE_TIMEOUT.min(self.patience))
+            .await?;
         Ok(connection)
     }
 
@@ -99,12 +109,14 @@ impl Session {
     /// What the source is now.
     pub async fn describe(&mut self) -> Result<Description, RewindError> {
         let limit = DESCRIBE_TIMEOUT.min(self.patience);
-        self.call(|mut connection| async move { connection.client.describe(limit).await }).await
+        self.call(|mut connection| async move { connection.client.describe(limit).await })
+            .await
     }
 
     /// Where replay must end for everything fetched so far.
     pub async fn seal(&mut self) -> Result<Sealed, RewindError> {
-        self.call(|mut connection| async move { connection.client.seal().await }).await
+        self.call(|mut connection| async move { connection.client.seal().await })
+            .await
     }
 
     /// Everything the source serves.
@@ -113,7 +125,11 @@ impl Session {
             let mut list = connection.client.list_files().await?;
             let mut files = SourceFiles::new();
             while let Some(batch) = list.next().await? {
-                files.extend(batch.into_iter().map(|FileEntry { path, bytes }| (path, bytes)));
+                files.extend(
+                    batch
+                        .into_iter()
+                        .map(|FileEntry { path, bytes }| (path, bytes)),
+                );
             }
             Ok(files)
         })
@@ -123,7 +139,8 @@ impl Session {
     /// All replies to a few units, on the control connection.
     pub async fn collect(&mut self, units: Vec<Unit>) -> Result<Vec<Item>, RewindError> {
         let patience = self.patience;
-        self.call(move |connection| collect(connection, units.clone(), patience)).await
+        self.call(move |connection| collect(connection, units.clone(), patience))
+            .await
     }
 }
 
@@ -133,7 +150,10 @@ async fn collect(
     patience: Duration,
 ) -> Result<Vec<Item>, CallError> {
     let mut outstanding = Outstanding::default();
-    units.iter().cloned().for_each(|unit| outstanding.insert(unit));
+    units
+        .iter()
+        .cloned()
+        .for_each(|unit| outstanding.insert(unit));
     let (requests, queue) = mpsc::channel(1);
     // The only message: the channel has room for it.
     drop(requests.try_send(units));
@@ -143,8 +163,13 @@ async fn collect(
         let frame = tokio::time::timeout(patience, frames.next()).await;
         let frame = frame.map_err(|_| CallError::Broken("the source has stalled".to_owned()))??;
         let frame = frame.ok_or_else(|| CallError::Broken("the stream ended early".to_owned()))?;
-        for item in frame.items().map_err(|e| CallError::InvalidReply(e.to_string()))? {
-            outstanding.receive(&item).map_err(|e| CallError::InvalidReply(e.to_string()))?;
+        for item in frame
+            .items()
+            .map_err(|e| CallError::InvalidReply(e.to_string()))?
+        {
+            outstanding
+                .receive(&item)
+                .map_err(|e| CallError::InvalidReply(e.to_string()))?;
             replies.push(item);
         }
     }

@@ -2,6 +2,7 @@
 //! source, which has the common part too (R14).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,14 +37,28 @@ pub struct TargetWal<'a> {
 
 impl std::fmt::Debug for TargetWal<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TargetWal").field("local", &self.local).finish_non_exhaustive()
+        f.debug_struct("TargetWal")
+            .field("local", &self.local)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Elsewhere<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Elsewhere")
+            .field("archive", &self.archive)
+            .finish_non_exhaustive()
     }
 }
 
 impl<'a> TargetWal<'a> {
     /// The target's WAL.
     pub fn new(local: LocalWal<'a>, elsewhere: Elsewhere<'a>) -> Self {
-        Self { local, elsewhere, found: Mutex::default() }
+        Self {
+            local,
+            elsewhere,
+            found: Mutex::default(),
+        }
     }
 
     /// What is in `pg_wal` itself.
@@ -66,7 +81,10 @@ impl<'a> TargetWal<'a> {
         let size = self.local.context.segment_size;
         let spans = self.local.history.spans().iter().rev();
         for span in spans.filter(|span| size.segment_of(span.begin) <= number) {
-            let name = SegmentName { timeline: span.timeline, number };
+            let name = SegmentName {
+                timeline: span.timeline,
+                number,
+            };
             let mut file = None;
             if let Some(archive) = &self.elsewhere.archive {
                 file = open_if_exists(&archive.join(name.file_name(size)))?;
@@ -89,7 +107,8 @@ impl<'a> TargetWal<'a> {
     /// Whether a file has a segment's length; its content is checked when it is decoded.
     fn is_segment(&self, file: &File) -> bool {
         let bytes = self.local.context.segment_size.bytes();
-        file.metadata().is_ok_and(|metadata| metadata.len() == bytes)
+        file.metadata()
+            .is_ok_and(|metadata| metadata.len() == bytes)
     }
 }
 
@@ -99,12 +118,11 @@ impl Segments for TargetWal<'_> {
             return Ok(Some(file));
         }
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if !found.contains_key(&number) {
-            let looked = self.look_elsewhere(number)?;
-            found.insert(number, looked);
-        }
-        let known = found.get(&number).and_then(Option::as_ref);
-        known.map(|(_, file)| file.try_clone()).transpose()
+        let known = match found.entry(number) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(self.look_elsewhere(number)?),
+        };
+        known.as_ref().map(|(_, file)| file.try_clone()).transpose()
     }
 }
 
@@ -132,7 +150,11 @@ fn restore(command: &str, name: &str, pgdata: &Path) -> io::Result<Option<File>>
     let path = home.join(name);
     let text = expand(command, name, &path.to_string_lossy());
     // The command runs where the server would run it, in the data directory.
-    let status = Command::new("/bin/sh").arg("-c").arg(&text).current_dir(pgdata).status();
+    let status = Command::new("/bin/sh")
+        .arg("-c")
+        .arg(&text)
+        .current_dir(pgdata)
+        .status();
     let file = match status {
         Ok(status) if status.success() => open_if_exists(&path),
         Ok(_) => Ok(None),
@@ -170,6 +192,9 @@ mod tests {
 
     #[test]
     fn placeholders_are_expanded() {
-        assert_eq!(expand("cp /a/%f \"%p\" 100%% %x %", "F", "P"), "cp /a/F \"P\" 100% %x %");
+        assert_eq!(
+            expand("cp /a/%f \"%p\" 100%% %x %", "F", "P"),
+            "cp /a/F \"P\" 100% %x %"
+        );
     }
 }

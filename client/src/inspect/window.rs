@@ -12,6 +12,8 @@ use crate::plan::window::{Checkpoint, PreparedEnd, Window};
 
 /// `info` bit of records that change files in ways block references do not show.
 const SPECIAL_REL_UPDATE: u8 = 0x01;
+/// The resource manager of transaction ends, which carry that bit when relations were dropped.
+const TRANSACTIONS: u8 = 1;
 
 /// Reads from the record at `start` to the end of valid WAL. Creations count from `fork` on.
 pub fn scan_window(
@@ -20,18 +22,26 @@ pub fn scan_window(
     start: Lsn,
     fork: Lsn,
 ) -> Result<(Window, Scanned), WalError> {
-    let mut window = Window { start, ..Window::default() };
+    let mut window = Window {
+        start,
+        ..Window::default()
+    };
     let mut fault: Option<FormatError> = None;
-    let scanned = scan(segments, context, Start::Record(start), &mut |record, body| {
-        match effect(record, body, context.format) {
-            Ok(effect) => note(&mut window, record, body, effect, fork),
-            Err(error) => {
-                fault = Some(error);
-                return ControlFlow::Break(());
+    let scanned = scan(
+        segments,
+        context,
+        Start::Record(start),
+        &mut |record, body| {
+            match effect(record, body, context.format) {
+                Ok(effect) => note(&mut window, record, body, &effect, fork),
+                Err(error) => {
+                    fault = Some(error);
+                    return ControlFlow::Break(());
+                }
             }
-        }
-        ControlFlow::Continue(())
-    })?;
+            ControlFlow::Continue(())
+        },
+    )?;
     if let Some(error) = fault {
         return Err(error.into());
     }
@@ -39,20 +49,90 @@ pub fn scan_window(
     Ok((window, scanned))
 }
 
-fn note(window: &mut Window, record: &Record<'_>, body: &RecordBody, effect: Effect, fork: Lsn) {
+fn note(window: &mut Window, record: &Record<'_>, body: &RecordBody, effect: &Effect, fork: Lsn) {
     for reference in &body.blocks {
         if reference.fork == Fork::Main {
             window.pages.insert(reference.relation, reference.block);
         }
     }
-    let at = record.lsn;
-    let known = !matches!(effect, Effect::None);
+    let known = !matches!(effect, Effect::None) || record.resource_manager() == TRANSACTIONS;
+    if record.info() & SPECIAL_REL_UPDATE != 0 && !known {
+        window.unknown_at.get_or_insert(record.lsn);
+    }
+    if !note_files(window, effect, record.lsn >= fork) {
+        note_state(window, effect, record.lsn);
+    }
+}
+
+/// What was done to files; whether it was that.
+fn note_files(window: &mut Window, effect: &Effect, after_fork: bool) -> bool {
     match effect {
-        Effect::Checkpoint { shutdown, checkpoint } => {
-            window.checkpoints.push(Checkpoint { lsn: at, shutdown, checkpoint });
+        Effect::CreateRelation { relation, .. } => {
+            if after_fork {
+                window.created.insert(*relation);
+            }
+        }
+        Effect::Truncate {
+            relation,
+            blocks,
+            main_fork,
+        } => {
+            if *main_fork {
+                let smallest = window.truncated.entry(*relation).or_insert(*blocks);
+                *smallest = (*blocks).min(*smallest);
+            }
+        }
+        Effect::CopyDatabase {
+            database,
+            tablespace,
+            source_database,
+            source_tablespace,
+        } => {
+            window.directories.insert((*tablespace, *database));
+            // Moved, not copied: the old directory is gone.
+            if source_database == database {
+                window
+                    .directories
+                    .insert((*source_tablespace, *source_database));
+            }
+        }
+        Effect::CreateDatabase {
+            database,
+            tablespace,
+        } => {
+            window.directories.insert((*tablespace, *database));
+        }
+        Effect::DropDatabase {
+            database,
+            tablespaces,
+        } => {
+            window
+                .directories
+                .extend(tablespaces.iter().map(|space| (*space, *database)));
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// What changed about the server as a whole.
+fn note_state(window: &mut Window, effect: &Effect, at: Lsn) {
+    match *effect {
+        Effect::Checkpoint {
+            shutdown,
+            checkpoint,
+        } => {
+            window.checkpoints.push(Checkpoint {
+                lsn: at,
+                shutdown,
+                checkpoint,
+            });
         }
         Effect::EndOfRecovery { .. } => window.promotions.push(at),
-        Effect::ParameterChange { wal_level, wal_log_hints } => {
+        Effect::ParameterChange {
+            wal_level,
+            wal_log_hints,
+        } => {
             if wal_level == WalLevel::Minimal {
                 window.minimal_at.get_or_insert(at);
             }
@@ -63,39 +143,14 @@ fn note(window: &mut Window, record: &Record<'_>, body: &RecordBody, effect: Eff
         Effect::ChecksumsChanged => {
             window.checksums_changed_at.get_or_insert(at);
         }
-        Effect::CreateRelation { relation, .. } if at >= fork => {
-            window.created.insert(relation);
-        }
-        Effect::Truncate { relation, blocks, main_fork: true } => {
-            let smallest = window.truncated.entry(relation).or_insert(blocks);
-            *smallest = blocks.min(*smallest);
-        }
-        Effect::CopyDatabase { database, tablespace, source_database, source_tablespace } => {
-            window.directories.insert((tablespace, database));
-            if source_database == database {
-                window.directories.insert((source_tablespace, source_database));
-            }
-        }
-        Effect::CreateDatabase { database, tablespace } => {
-            window.directories.insert((tablespace, database));
-        }
-        Effect::DropDatabase { database, tablespaces } => {
-            window.directories.extend(tablespaces.into_iter().map(|space| (space, database)));
-        }
         Effect::EndPrepared { committed, xid } => {
-            window.prepared_ends.push(PreparedEnd { lsn: at, committed, xid });
+            window.prepared_ends.push(PreparedEnd {
+                lsn: at,
+                committed,
+                xid,
+            });
         }
-        Effect::None
-        | Effect::FullPageWrites(_)
-        | Effect::Switch
-        | Effect::OverwriteContrecord
-        | Effect::CreateRelation { .. }
-        | Effect::Truncate { .. }
-        | Effect::Tablespace { .. } => {}
-    }
-    let transaction_end = record.resource_manager() == 1;
-    if record.info() & SPECIAL_REL_UPDATE != 0 && !known && !transaction_end {
-        window.unknown_at.get_or_insert(at);
+        _ => {}
     }
 }
 
@@ -110,29 +165,44 @@ pub fn checkpoints_before(
     let size = context.segment_size;
     let last = size.segment_of(Lsn::new(before.as_u64().saturating_sub(1)));
     for number in (0..=last).rev() {
-        let io = |source| WalError::Io { at: size.start_of(number), source };
+        let io = |source| WalError::Io {
+            at: size.start_of(number),
+            source,
+        };
         if segments.open(number).map_err(io)?.is_none() {
             return Ok(false);
         }
         let mut found = Vec::new();
         let mut fault: Option<FormatError> = None;
         let (start, end) = (size.start_of(number), size.start_of(number + 1).min(before));
-        scan(segments, context, Start::FirstAfter(start), &mut |record, body| {
-            if record.lsn >= end {
-                return ControlFlow::Break(());
-            }
-            match effect(record, body, context.format) {
-                Ok(Effect::Checkpoint { shutdown, checkpoint }) => {
-                    found.push(Checkpoint { lsn: record.lsn, shutdown, checkpoint });
-                    ControlFlow::Continue(())
+        scan(
+            segments,
+            context,
+            Start::FirstAfter(start),
+            &mut |record, body| {
+                if record.lsn >= end {
+                    return ControlFlow::Break(());
                 }
-                Ok(_) => ControlFlow::Continue(()),
-                Err(error) => {
-                    fault = Some(error);
-                    ControlFlow::Break(())
+                match effect(record, body, context.format) {
+                    Ok(Effect::Checkpoint {
+                        shutdown,
+                        checkpoint,
+                    }) => {
+                        found.push(Checkpoint {
+                            lsn: record.lsn,
+                            shutdown,
+                            checkpoint,
+                        });
+                        ControlFlow::Continue(())
+                    }
+                    Ok(_) => ControlFlow::Continue(()),
+                    Err(error) => {
+                        fault = Some(error);
+                        ControlFlow::Break(())
+                    }
                 }
-            }
-        })?;
+            },
+        )?;
         if let Some(error) = fault {
             return Err(error.into());
         }

@@ -29,7 +29,10 @@ impl Monitor for Json {
             }
             *last = Some(Instant::now());
         }
-        println!("{}", json!({"event": "progress", "done_bytes": done, "total_bytes": total}));
+        println!(
+            "{}",
+            json!({"event": "progress", "done_bytes": done, "total_bytes": total})
+        );
     }
 
     fn note(&self, message: &str) {

@@ -165,7 +165,9 @@ impl<'a> Context<'a> {
 
     /// Whether what the target has under this path is another file that only shares the name.
     fn is_stranger(&self, path: &DataPath) -> bool {
-        let Some(segment) = RelationSegment::parse(path) else { return false };
+        let Some(segment) = RelationSegment::parse(path) else {
+            return false;
+        };
         let unlogged_here = self.unlogged_on_target.contains(&segment.relation)
             && !self.unlogged_on_source.contains(&segment.relation);
         let created = match self.facts.strategy {
@@ -174,7 +176,10 @@ impl<'a> Context<'a> {
         };
         created
             || unlogged_here
-            || self.untrusted.iter().any(|directory| path.is_within(directory.as_str()))
+            || self
+                .untrusted
+                .iter()
+                .any(|directory| path.is_within(directory.as_str()))
     }
 }
 
@@ -192,13 +197,17 @@ pub fn comparisons(facts: &Facts<'_>) -> Result<Vec<Comparison>, RewindError> {
     let context = Context::new(facts)?;
     let mut list = Vec::new();
     for (path, bytes) in facts.source {
-        let (Some(theirs), Some(ours)) = (bytes, facts.target.get(path).and_then(file_bytes)) else {
+        let (Some(theirs), Some(ours)) = (bytes, facts.target.get(path).and_then(file_bytes))
+        else {
             continue;
         };
         if context.treatment(path) == Treatment::ComparePages && !context.is_stranger(path) {
             let blocks = blocks_in(ours.min(*theirs));
             if blocks > 0 {
-                list.push(Comparison { path: path.clone(), blocks });
+                list.push(Comparison {
+                    path: path.clone(),
+                    blocks,
+                });
             }
         }
     }
@@ -225,7 +234,10 @@ pub fn build(facts: &Facts<'_>, differences: &Differences) -> Result<Plan, Rewin
 }
 
 fn add(plan: &mut Plan, path: &DataPath, action: FileAction) -> usize {
-    plan.files.push(PlannedFile { path: path.clone(), action });
+    plan.files.push(PlannedFile {
+        path: path.clone(),
+        action,
+    });
     plan.files.len() - 1
 }
 
@@ -233,7 +245,10 @@ fn make_directory(context: &Context<'_>, path: &DataPath, plan: &mut Plan) {
     if context.facts.target.contains_key(path) || is_kept_directory(context, path) {
         return;
     }
-    let oid = path.as_str().strip_prefix("pg_tblspc/").and_then(|oid| oid.parse().ok());
+    let oid = path
+        .as_str()
+        .strip_prefix("pg_tblspc/")
+        .and_then(|oid| oid.parse().ok());
     let link = oid.and_then(|oid: u32| context.facts.new_tablespaces.get(&oid).cloned());
     add(plan, path, FileAction::MakeDirectory { link });
 }
@@ -267,7 +282,9 @@ fn fetch_file(
         );
         return Err(RewindError::new(Class::Target, message));
     }
-    let ours = present.and_then(file_bytes).filter(|_| !context.is_stranger(path));
+    let ours = present
+        .and_then(file_bytes)
+        .filter(|_| !context.is_stranger(path));
     let end = blocks_in(bytes);
     let mut wanted = BlockSet::default();
     match (treatment, ours) {
@@ -280,7 +297,11 @@ fn fetch_file(
             let bytes = u64::from(end) * BLOCK_BYTES;
             let file = add(plan, path, FileAction::Replace { bytes: Some(bytes) });
             wanted.insert_range(0, end);
-            plan.pages.push(PagesWanted { file, blocks: wanted, end });
+            plan.pages.push(PagesWanted {
+                file,
+                blocks: wanted,
+                end,
+            });
             return Ok(());
         }
         (Treatment::WindowPages(segment), Some(ours)) => {
@@ -294,7 +315,11 @@ fn fetch_file(
     let final_bytes = u64::from(end) * BLOCK_BYTES;
     if wanted.iter().any(|block| block < end) || ours != Some(final_bytes) {
         let file = add(plan, path, FileAction::Patch { bytes: final_bytes });
-        plan.pages.push(PagesWanted { file, blocks: wanted, end });
+        plan.pages.push(PagesWanted {
+            file,
+            blocks: wanted,
+            end,
+        });
     }
     Ok(())
 }
@@ -307,7 +332,9 @@ fn window_pages(
     end: u32,
     wanted: &mut BlockSet,
 ) {
-    let Strategy::Fork(window) = context.facts.strategy else { return };
+    let Strategy::Fork(window) = context.facts.strategy else {
+        return;
+    };
     if let Some(named) = window.pages.segment(&segment) {
         *wanted = named.clone();
     }
@@ -320,14 +347,20 @@ fn window_pages(
 fn remove_what_the_source_lacks(context: &Context<'_>, plan: &mut Plan) {
     let mut removed: Option<DataPath> = None;
     for (path, entry) in context.facts.target {
-        if removed.as_ref().is_some_and(|tree| path.is_within(tree.as_str())) {
+        if removed
+            .as_ref()
+            .is_some_and(|tree| path.is_within(tree.as_str()))
+        {
             continue;
         }
         let on_source = context.facts.source.contains_key(path);
         match &entry.kind {
             EntryKind::Directory { .. } if !on_source => {
                 if removes_directory(context, path) {
-                    if path.parent().is_some_and(|parent| parent.as_str() == "pg_replslot") {
+                    if path
+                        .parent()
+                        .is_some_and(|parent| parent.as_str() == "pg_replslot")
+                    {
                         plan.slots.push(path.file_name().to_owned());
                     }
                     remove_directory(context, path, entry, plan);

@@ -25,7 +25,10 @@ impl Totals {
     /// The totals of `plan`.
     pub fn of(plan: &Plan) -> Self {
         let count = |wanted: fn(&FileAction) -> bool| {
-            plan.files.iter().filter(|file| wanted(&file.action)).count()
+            plan.files
+                .iter()
+                .filter(|file| wanted(&file.action))
+                .count()
         };
         Self {
             pages: plan
@@ -36,9 +39,7 @@ impl Totals {
             whole_bytes: plan.whole.iter().map(|wanted| wanted.bytes).sum(),
             patched: count(|action| matches!(action, FileAction::Patch { .. })),
             replaced: count(|action| matches!(action, FileAction::Replace { .. })),
-            removed: count(|action| {
-                matches!(action, FileAction::Remove | FileAction::RemoveTree)
-            }),
+            removed: count(|action| matches!(action, FileAction::Remove | FileAction::RemoveTree)),
             directories: count(|action| matches!(action, FileAction::MakeDirectory { .. })),
         }
     }

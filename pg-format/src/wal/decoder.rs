@@ -81,6 +81,21 @@ pub struct Decoder {
     overwritten: Option<Lsn>,
 }
 
+/// Where records go.
+struct Out<'s> {
+    /// Memory for the decoded parts of one record, used again for the next.
+    body: RecordBody,
+    sink: &'s mut dyn FnMut(&Record<'_>, &RecordBody) -> ControlFlow<()>,
+}
+
+/// A page and its checked header.
+#[derive(Clone, Copy)]
+struct OpenPage<'p> {
+    bytes: &'p [u8],
+    at: Lsn,
+    header: PageHeader,
+}
+
 /// How a step inside one page ended.
 enum Step {
     /// Go on with the next record or page.
@@ -130,7 +145,11 @@ impl Decoder {
     }
 
     fn failed(&self, page: Lsn, why: &'static str) -> EndOfWal {
-        EndOfWal { at: self.end, page, why }
+        EndOfWal {
+            at: self.end,
+            page,
+            why,
+        }
     }
 
     /// Checks the header of a segment's first page, which the server does also when it starts to
@@ -149,14 +168,17 @@ impl Decoder {
         pages: &[u8],
         sink: &mut dyn FnMut(&Record<'_>, &RecordBody) -> ControlFlow<()>,
     ) -> Result<Progress, FormatError> {
-        let mut body = RecordBody::default();
+        let mut out = Out {
+            body: RecordBody::default(),
+            sink,
+        };
         let mut first = self.wants();
         for page in pages.chunks_exact(BLOCK_SIZE) {
             if self.wants() != first {
                 // A switch record voids the rest of its segment.
                 break;
             }
-            match self.page(page, first, &mut body, sink)? {
+            match self.page(page, first, &mut out)? {
                 Step::Next => {}
                 Step::End(end) => return Ok(Progress::End(end)),
                 Step::Stopped => return Ok(Progress::Stopped),
@@ -166,13 +188,7 @@ impl Decoder {
         Ok(Progress::Wants(self.wants()))
     }
 
-    fn page(
-        &mut self,
-        page: &[u8],
-        at: Lsn,
-        body: &mut RecordBody,
-        sink: &mut dyn FnMut(&Record<'_>, &RecordBody) -> ControlFlow<()>,
-    ) -> Result<Step, FormatError> {
+    fn page(&mut self, page: &[u8], at: Lsn, out: &mut Out<'_>) -> Result<Step, FormatError> {
         let header = match PageHeader::parse(page, at, &self.context) {
             Ok(header) if header.timeline < self.latest_timeline => {
                 return Ok(Step::End(self.failed(at, "timeline goes back")));
@@ -181,7 +197,14 @@ impl Decoder {
             Err(why) => return Ok(Step::End(self.failed(at, why))),
         };
         self.latest_timeline = header.timeline;
-        match self.enter(page, at, header, body, sink)? {
+        match self.enter(
+            OpenPage {
+                bytes: page,
+                at,
+                header,
+            },
+            out,
+        )? {
             Step::Next => {}
             other => return Ok(other),
         }
@@ -190,7 +213,7 @@ impl Decoder {
             if self.position.page_start() != at {
                 break;
             }
-            match self.record(page, at, body, sink)? {
+            match self.record(page, at, out)? {
                 Step::Next => {}
                 other => return Ok(other),
             }
@@ -199,25 +222,23 @@ impl Decoder {
     }
 
     /// Deals with what a page begins with, so that `position` is where a record begins.
-    fn enter(
-        &mut self,
-        page: &[u8],
-        at: Lsn,
-        header: PageHeader,
-        body: &mut RecordBody,
-        sink: &mut dyn FnMut(&Record<'_>, &RecordBody) -> ControlFlow<()>,
-    ) -> Result<Step, FormatError> {
+    fn enter(&mut self, page: OpenPage<'_>, out: &mut Out<'_>) -> Result<Step, FormatError> {
+        let OpenPage { at, header, .. } = page;
         let content = at.plus(header.bytes as u64);
         if let Some(partial) = self.partial.take() {
             if !header.overwrites {
-                return self.continued(partial, page, at, header, body, sink);
+                return self.continued(partial, page, out);
             }
             self.overwritten = Some(partial.lsn);
             self.position = content;
             return Ok(Step::Next);
         }
         if self.seeking {
-            let rest = if header.continues { header.continuation_bytes } else { 0 };
+            let rest = if header.continues {
+                header.continuation_bytes
+            } else {
+                0
+            };
             let next = content.plus(u64::from(rest)).aligned();
             if next >= at.plus(crate::BLOCK_BYTES) {
                 self.position = at.plus(crate::BLOCK_BYTES);
@@ -230,11 +251,15 @@ impl Decoder {
         }
         if self.position == at || self.position == content {
             if header.continues {
-                return Ok(Step::End(self.failed(at, "page begins inside another record")));
+                return Ok(Step::End(
+                    self.failed(at, "page begins inside another record"),
+                ));
             }
             self.position = content;
         } else if self.position < content {
-            return Ok(Step::End(self.failed(at, "position lies inside a page header")));
+            return Ok(Step::End(
+                self.failed(at, "position lies inside a page header"),
+            ));
         }
         Ok(Step::Next)
     }
@@ -243,19 +268,24 @@ impl Decoder {
     fn continued(
         &mut self,
         mut partial: Partial,
-        page: &[u8],
-        at: Lsn,
-        header: PageHeader,
-        body: &mut RecordBody,
-        sink: &mut dyn FnMut(&Record<'_>, &RecordBody) -> ControlFlow<()>,
+        page: OpenPage<'_>,
+        out: &mut Out<'_>,
     ) -> Result<Step, FormatError> {
+        let OpenPage {
+            bytes: page,
+            at,
+            header,
+        } = page;
         let missing = partial.total - partial.bytes.len();
         if !header.continues || u64::from(header.continuation_bytes) != missing as u64 {
-            return Ok(Step::End(self.failed(at, "record is not continued on the next page")));
+            return Ok(Step::End(
+                self.failed(at, "record is not continued on the next page"),
+            ));
         }
         let share = missing.min(BLOCK_SIZE - header.bytes);
         partial.bytes.extend_from_slice(
-            page.get(header.bytes..header.bytes + share).unwrap_or_default(),
+            page.get(header.bytes..header.bytes + share)
+                .unwrap_or_default(),
         );
         if partial.bytes.len() < partial.total {
             self.position = at.plus(crate::BLOCK_BYTES);
@@ -263,24 +293,22 @@ impl Decoder {
             return Ok(Step::Next);
         }
         self.position = at.plus((header.bytes + share) as u64).aligned();
-        let step = self.complete(partial.lsn, &partial.bytes, at, body, sink);
+        let step = self.complete(partial.lsn, &partial.bytes, at, out);
         self.buffer = partial.bytes;
         step
     }
 
     /// Reads the record at `position`, or the part of it that lies on this page.
-    fn record(
-        &mut self,
-        page: &[u8],
-        at: Lsn,
-        body: &mut RecordBody,
-        sink: &mut dyn FnMut(&Record<'_>, &RecordBody) -> ControlFlow<()>,
-    ) -> Result<Step, FormatError> {
+    fn record(&mut self, page: &[u8], at: Lsn, out: &mut Out<'_>) -> Result<Step, FormatError> {
         let lsn = self.position;
         let rest = page.get(lsn.page_offset()..).unwrap_or_default();
         let total = Fields::new("WAL record", rest).u32(0)?;
         if (total as usize) < RECORD_HEADER {
-            let why = if total == 0 { "no record" } else { "record is too short" };
+            let why = if total == 0 {
+                "no record"
+            } else {
+                "record is too short"
+            };
             return Ok(Step::End(self.failed(at, why)));
         }
         if total > RECORD_BYTES_MAX {
@@ -294,7 +322,7 @@ impl Decoder {
         let total = total as usize;
         if let Some(bytes) = rest.get(..total) {
             self.position = lsn.plus(total as u64).aligned();
-            return self.complete(lsn, bytes, at, body, sink);
+            return self.complete(lsn, bytes, at, out);
         }
         let mut bytes = std::mem::take(&mut self.buffer);
         bytes.clear();
@@ -312,8 +340,14 @@ impl Decoder {
             return Err("record has an invalid resource manager");
         }
         let previous = Lsn::new(fields.u64(8).map_err(|_| "record header is cut off")?);
-        let linked = self.previous.map_or(previous < lsn, |expected| previous == expected);
-        if linked { Ok(()) } else { Err("record does not follow the one before it") }
+        let linked = self
+            .previous
+            .map_or(previous < lsn, |expected| previous == expected);
+        if linked {
+            Ok(())
+        } else {
+            Err("record does not follow the one before it")
+        }
     }
 
     fn complete(
@@ -321,8 +355,7 @@ impl Decoder {
         lsn: Lsn,
         bytes: &[u8],
         page: Lsn,
-        body: &mut RecordBody,
-        sink: &mut dyn FnMut(&Record<'_>, &RecordBody) -> ControlFlow<()>,
+        out: &mut Out<'_>,
     ) -> Result<Step, FormatError> {
         if let Err(why) = self.check_header(bytes, lsn) {
             return Ok(Step::End(self.failed(page, why)));
@@ -330,23 +363,30 @@ impl Decoder {
         if !Record::crc_fits(bytes) {
             return Ok(Step::End(self.failed(page, "record has a wrong CRC")));
         }
-        let switch = bytes.get(16).is_some_and(|info| info & 0xF0 == 0x40) && bytes.get(17) == Some(&0);
+        let switch =
+            bytes.get(16).is_some_and(|info| info & 0xF0 == 0x40) && bytes.get(17) == Some(&0);
         if switch {
             let size = self.context.segment_size;
             let last = Lsn::new(self.position.as_u64().saturating_sub(1));
             self.position = size.start_of(size.segment_of(last) + 1);
         }
-        let record = Record { lsn, end: self.position, bytes };
-        body.decode(&record, self.context.format)?;
+        let record = Record {
+            lsn,
+            end: self.position,
+            bytes,
+        };
+        out.body.decode(&record, self.context.format)?;
         if let Some(lost) = self.overwritten.take() {
-            let named = super::effect::overwritten_record(&record, body);
+            let named = super::effect::overwritten_record(&record, &out.body);
             if named != Some(lost) {
-                return Ok(Step::End(self.failed(page, "overwritten record is not announced")));
+                return Ok(Step::End(
+                    self.failed(page, "overwritten record is not announced"),
+                ));
             }
         }
         self.previous = Some(lsn);
         self.end = self.position;
-        match sink(&record, body) {
+        match (out.sink)(&record, &out.body) {
             ControlFlow::Continue(()) => Ok(Step::Next),
             ControlFlow::Break(()) => Ok(Step::Stopped),
         }

@@ -1,0 +1,392 @@
+//! Refusals: one clear line, the documented exit code, and a target that is exactly as it was.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use integration_tests::client::{Rewind, state_directory};
+use integration_tests::cluster::{Node, Pair, Shape, append, write};
+use integration_tests::server::{Pki, Server};
+use integration_tests::snapshot::Snapshot;
+use integration_tests::user::User;
+
+/// A diverged pair with a stopped target, and everything to rewind it.
+struct Refusal {
+    pair: Pair,
+    pki: Pki,
+    server: Server,
+}
+
+impl Refusal {
+    fn new() -> Self {
+        Self::with("")
+    }
+
+    fn with(settings: &str) -> Self {
+        let pair = Pair::with(15, Shape::default(), settings);
+        pair.b.promote();
+        pair.a.sql("insert into plain values (70001, 'lost', 1)");
+        pair.b.sql("insert into plain values (70002, 'new', 1)");
+        pair.b.sql("checkpoint");
+        pair.a.stop("fast");
+        let pki = Pki::new(pair.home.path());
+        let server = Server::start(&pair.b, &pki);
+        Self { pair, pki, server }
+    }
+
+    fn rewind(&self) -> Rewind {
+        Rewind::new(&self.pair.a, &self.server, &self.pki)
+    }
+
+    /// Runs a rewind that must refuse and change nothing.
+    fn refuse(&self, rewind: Rewind, code: i32, words: &str) {
+        let before = Snapshot::of(&self.pair.a.data);
+        rewind.refuse(code, words);
+        before.assert_same(&Snapshot::of(&self.pair.a.data));
+        assert!(!state_directory(&self.pair.a.data).exists());
+    }
+
+    /// The node can still be rewound when the reason is gone.
+    fn succeed(&self) {
+        self.rewind().following(&self.pair.b).succeed();
+    }
+}
+
+#[test]
+fn a_running_target_is_refused() {
+    let refusal = Refusal::new();
+    refusal.pair.a.start();
+    refusal.rewind().refuse(3, "is in use");
+    assert!(!state_directory(&refusal.pair.a.data).exists());
+    assert_eq!(refusal.pair.a.sql("select 1"), "1");
+}
+
+#[test]
+fn a_backend_that_outlived_its_postmaster_is_refused() {
+    let refusal = Refusal::new();
+    let a = &refusal.pair.a;
+    a.start();
+    let mut busy = a.background(
+        "insert into grow select g, repeat('y', 200) from generate_series(1, 100000000) g",
+    );
+    a.wait("postgres", "exists(select from pg_stat_activity where query like 'insert into grow%' and state = 'active')");
+    let pid = fs::read_to_string(a.data.join("postmaster.pid")).unwrap();
+    let postmaster = pid
+        .lines()
+        .next()
+        .unwrap()
+        .parse()
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(postmaster.unwrap(), rustix::process::Signal::KILL).unwrap();
+    refusal.rewind().refuse(3, "attached to its shared memory");
+    // Without the file the process itself is found.
+    fs::remove_file(a.data.join("postmaster.pid")).unwrap();
+    refusal.rewind().refuse(3, "works in it");
+    busy.kill().unwrap();
+    busy.wait().unwrap();
+}
+
+#[test]
+fn a_stale_pid_file_whose_number_is_taken_does_not_refuse() {
+    let refusal = Refusal::new();
+    let file = refusal.pair.a.data.join("postmaster.pid");
+    // This very process has the number, and it is no server.
+    let text = format!(
+        "{}\n/elsewhere\n1700000000\n5432\n/tmp\n\n  1 99999999\nready\n",
+        std::process::id()
+    );
+    write(&file, &text);
+    User::unprivileged().own(&file);
+    let before = Snapshot::of(&refusal.pair.a.data);
+    refusal.rewind().args(["-n"]).succeed();
+    before.assert_same(&Snapshot::of(&refusal.pair.a.data));
+    refusal.succeed();
+    assert!(!file.exists());
+}
+
+#[test]
+fn root_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root can try; CI does.
+        return;
+    }
+    let program = integration_tests::binaries::program("pgrejoin");
+    let output = Command::new(program)
+        .args(["status", "-D", "/tmp"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be run as root"));
+}
+
+#[test]
+fn what_is_no_data_directory_or_not_ours_is_refused() {
+    let refusal = Refusal::new();
+    let empty = refusal.pair.home.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    User::unprivileged().own(&empty);
+    let node = Node {
+        data: empty.clone(),
+        ..refusal.pair.a.clone()
+    };
+    Rewind::new(&node, &refusal.server, &refusal.pki).refuse(3, "not a PostgreSQL data directory");
+    assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
+    if rustix::process::geteuid().is_root() {
+        let foreign = refusal.pair.home.path().join("foreign");
+        fs::create_dir(&foreign).unwrap();
+        write(&foreign.join("PG_VERSION"), "15\n");
+        let node = Node {
+            data: foreign,
+            ..refusal.pair.a.clone()
+        };
+        Rewind::new(&node, &refusal.server, &refusal.pki).refuse(3, "run it as the owner");
+    }
+}
+
+#[test]
+fn damaged_or_foreign_control_files_are_refused() {
+    let refusal = Refusal::new();
+    let file = refusal.pair.a.data.join("global/pg_control");
+    let good = fs::read(&file).unwrap();
+    let with = |at: usize, value: &[u8]| {
+        let mut bytes = good.clone();
+        bytes[at..at + value.len()].copy_from_slice(value);
+        let crc = pg_format_crc(&bytes[..288]);
+        bytes[288..292].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    };
+    let cases: [(Vec<u8>, &str); 6] = [
+        (
+            [&good[..100], &[good[100] ^ 1], &good[101..]].concat(),
+            "has CRC",
+        ),
+        (good[..50].to_vec(), "bytes long"),
+        (with(0, &1_u64.to_le_bytes()), "different clusters"),
+        (
+            with(12, &202_107_181_u32.to_le_bytes()),
+            "different PostgreSQL versions",
+        ),
+        (
+            with(228, &(1_u32 << 20).to_le_bytes()),
+            "different WAL segment sizes",
+        ),
+        (
+            with(252, &0_u32.to_le_bytes()),
+            "different data checksum settings",
+        ),
+    ];
+    for (bytes, words) in cases {
+        write(&file, &bytes);
+        refusal.refuse(refusal.rewind(), 3, words);
+    }
+    write(&file, &good);
+    refusal.succeed();
+}
+
+/// CRC-32C by its definition.
+fn pg_format_crc(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 0 {
+                crc >> 1
+            } else {
+                (crc >> 1) ^ 0x82F6_3B78
+            };
+        }
+    }
+    !crc
+}
+
+#[test]
+fn a_backup_label_or_recovery_target_is_refused() {
+    let refusal = Refusal::new();
+    let label = refusal.pair.a.data.join("backup_label");
+    write(&label, "START WAL LOCATION: 0/2000028\n");
+    refusal.refuse(refusal.rewind(), 3, "backup_label");
+    fs::remove_file(&label).unwrap();
+    let auto = refusal.pair.a.data.join("postgresql.auto.conf");
+    let text = fs::read_to_string(&auto).unwrap();
+    append(&auto, "recovery_target_lsn = '0/5000000'\n");
+    refusal.refuse(refusal.rewind(), 3, "recovery_target_lsn");
+    write(&auto, &text);
+    refusal.succeed();
+}
+
+#[test]
+fn full_page_writes_off_on_the_source_is_refused() {
+    let refusal = Refusal::with("full_page_writes = off");
+    refusal.refuse(refusal.rewind(), 7, "full_page_writes is off");
+}
+
+#[test]
+fn a_source_without_a_proven_role_is_refused() {
+    let refusal = Refusal::new();
+    refusal.pair.b.kill();
+    refusal.refuse(
+        refusal.rewind(),
+        5,
+        "neither primary, standby nor cleanly stopped",
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_refused_before_anything_changes() {
+    let refusal = Refusal::new();
+    let path = refusal.pair.b.sql("select pg_relation_filepath('plain')");
+    let file = refusal.pair.a.data.join(path);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o400)).unwrap();
+    refusal.refuse(refusal.rewind(), 7, "cannot be written");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    refusal.succeed();
+}
+
+#[test]
+fn settings_lower_than_the_sources_refuse_a_start() {
+    let refusal = Refusal::new();
+    refusal.pair.a.configure("max_connections = 20");
+    refusal.refuse(
+        refusal.rewind().args(["--start"]),
+        7,
+        "max_connections is 20 on the target and 30",
+    );
+    let ended = refusal.rewind().following(&refusal.pair.b).succeed();
+    assert!(
+        ended.text.contains("max_connections is 20"),
+        "{}",
+        ended.text
+    );
+}
+
+#[test]
+fn identities_that_do_not_fit_are_refused() {
+    let refusal = Refusal::new();
+    let home = refusal.pair.home.path();
+    // A client of another authority.
+    let stranger_home = home.join("stranger");
+    fs::create_dir(&stranger_home).unwrap();
+    let stranger = Pki::new(&stranger_home);
+    let address = format!("https://127.0.0.1:{}", refusal.server.port);
+    let a = &refusal.pair.a;
+    refusal.refuse(
+        Rewind::to(a, &address, &stranger),
+        4,
+        "certificate is not acceptable",
+    );
+    // Trusts the right server, but is not trusted.
+    std::fs::copy(refusal.pki.file("ca.crt"), stranger.file("ca.crt")).unwrap();
+    refusal.refuse(
+        Rewind::to(a, &address, &stranger),
+        4,
+        "did not accept this node's certificate",
+    );
+    // A certificate of the authority whose name is not listed.
+    refusal.pki.issue("other", &[], 10);
+    for kind in ["crt", "key"] {
+        let (from, to) = (
+            refusal.pki.file(&format!("other.{kind}")),
+            stranger.file(&format!("client.{kind}")),
+        );
+        std::fs::copy(from, to).unwrap();
+    }
+    refusal.refuse(
+        Rewind::to(a, &address, &stranger),
+        4,
+        "is not on the server's allow list",
+    );
+    // The wrong server.
+    refusal.refuse(
+        refusal.rewind().args(["--server-name", "elsewhere"]),
+        4,
+        "certificate is not acceptable",
+    );
+    // A key others can read.
+    let key = refusal.pki.file("client.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    refusal.refuse(refusal.rewind(), 2, "has mode 0644");
+}
+
+#[test]
+fn an_expired_certificate_is_refused_with_this_nodes_clock() {
+    let refusal = Refusal::new();
+    let other = refusal.pair.home.path().join("expired");
+    fs::create_dir(&other).unwrap();
+    let pki = Pki::new(&other);
+    for name in ["ca.crt", "ca.key"] {
+        std::fs::copy(refusal.pki.file(name), pki.file(name)).unwrap();
+    }
+    for name in ["client.crt", "client.key"] {
+        fs::remove_file(pki.file(name)).unwrap();
+    }
+    // Valid from a day ago for no time at all.
+    pki.issue("client", &[], 0);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let address = format!("https://127.0.0.1:{}", refusal.server.port);
+    refusal.refuse(
+        Rewind::to(&refusal.pair.a, &address, &pki),
+        4,
+        "this node's clock says",
+    );
+}
+
+#[test]
+fn a_source_that_is_down_plain_or_stalled_is_an_error_to_try_again() {
+    let refusal = Refusal::new();
+    let a = &refusal.pair.a;
+    // Nobody listens on a port just given back.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let down = format!("https://{}", free.local_addr().unwrap());
+    drop(free);
+    refusal.refuse(Rewind::to(a, &down, &refusal.pki), 5, "could not connect");
+    let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("https://{}", plain.local_addr().unwrap());
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = plain.accept().unwrap();
+        std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    });
+    refusal.refuse(
+        Rewind::to(a, &address, &refusal.pki),
+        4,
+        "does not speak TLS",
+    );
+    answering.join().unwrap();
+    // Accepts and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("https://{}", silent.local_addr().unwrap());
+    refusal.refuse(
+        Rewind::to(a, &address, &refusal.pki),
+        5,
+        "does not answer the TLS handshake",
+    );
+}
+
+#[test]
+fn usage_errors_have_their_own_code() {
+    let refusal = Refusal::new();
+    refusal.refuse(
+        Rewind::to(&refusal.pair.a, "http://127.0.0.1:1", &refusal.pki),
+        2,
+        "must begin with https://",
+    );
+    // The template has no primary_conninfo.
+    refusal.refuse(refusal.rewind().args(["-R"]), 2, "give --primary-conninfo");
+}
+
+#[test]
+fn a_corrupt_page_of_the_source_is_named_and_refused() {
+    let refusal = Refusal::new();
+    let b = &refusal.pair.b;
+    let path = b.sql("select pg_relation_filepath('plain')");
+    b.stop("fast");
+    let file = b.data.join(&path);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[8192 * 3 + 5000] ^= 0xFF;
+    write(&file, &bytes);
+    refusal.refuse(
+        refusal.rewind().args(["--strategy", "compare"]),
+        1,
+        &format!("block 3 of {path}"),
+    );
+}

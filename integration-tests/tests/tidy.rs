@@ -1,0 +1,242 @@
+//! The countable rules of the house, and the invariants of ARCHITECTURE.md.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends there")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
+}
+
+fn rust_files(directory: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut visit = vec![directory.to_owned()];
+    while let Some(path) = visit.pop() {
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != "target") {
+                visit.extend(
+                    fs::read_dir(path)
+                        .unwrap()
+                        .map(|entry| entry.unwrap().path()),
+                );
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path
+                .strip_prefix(root())
+                .unwrap()
+                .to_string_lossy()
+                .into_owned();
+            found.push((name, fs::read_to_string(path).unwrap()));
+        }
+    }
+    found
+}
+
+/// Sources of the products, tests left out.
+fn product() -> Vec<(String, String)> {
+    let crates = [
+        "pg-format",
+        "data-dir",
+        "proto",
+        "server",
+        "client",
+        "certs",
+    ];
+    let files = crates
+        .iter()
+        .flat_map(|name| rust_files(&root().join(name).join("src")));
+    files
+        .map(|(name, text)| {
+            let code = text
+                .split("#[cfg(test)]")
+                .next()
+                .unwrap_or_default()
+                .to_owned();
+            (name, code)
+        })
+        .collect()
+}
+
+fn assert_none(faults: &[String], rule: &str) {
+    assert!(faults.is_empty(), "{rule}: {faults:#?}");
+}
+
+/// Files whose code has one of `words`, but for `allowed` paths. Comments do not count.
+fn with_words(within: &[&str], words: &[&str], allowed: &[&str]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (name, text) in product() {
+        let inside = within.iter().any(|prefix| name.starts_with(prefix));
+        if !inside || allowed.iter().any(|prefix| name.starts_with(prefix)) {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if words.iter().any(|word| code.contains(word)) {
+                faults.push(format!("{name}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    faults
+}
+
+#[test]
+fn files_open_with_their_purpose_and_stay_small() {
+    let mut faults = Vec::new();
+    for (name, text) in rust_files(&root()) {
+        if !text.starts_with("//!") {
+            faults.push(format!("{name} does not open with //!"));
+        }
+        if text.lines().count() > 600 {
+            faults.push(format!("{name} has {} lines", text.lines().count()));
+        }
+    }
+    assert_none(&faults, "every file is one room");
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let words = ["TODO", "FIXME", "todo!(", "unimplemented!(", "dbg!("];
+    let marks: Vec<String> = product()
+        .iter()
+        .filter(|(_, text)| words.iter().any(|word| text.contains(word)))
+        .map(|(name, _)| name.clone())
+        .collect();
+    assert_none(&marks, "no TODO on main");
+    assert_none(
+        &with_words(&[""], &[".unwrap()"], &[]),
+        "unwrap only in tests",
+    );
+}
+
+#[test]
+fn no_rooms_without_a_name() {
+    let banned = ["utils", "common", "types", "helpers"];
+    let faults: Vec<String> = product()
+        .into_iter()
+        .map(|(name, _)| name)
+        .filter(|name| name.split(['/', '.']).any(|part| banned.contains(&part)))
+        .collect();
+    assert_none(&faults, "no utils, common, types or helpers");
+}
+
+#[test]
+fn formats_and_plan_do_no_io() {
+    let words = [
+        "std::fs::File",
+        "File::open",
+        "async fn",
+        "tokio",
+        "tonic",
+        "rustix",
+        "std::net",
+    ];
+    let faults = with_words(&["pg-format/src", "client/src/plan"], &words, &[]);
+    assert_none(
+        &faults,
+        "pg-format and client/src/plan* do no I/O and are not async",
+    );
+}
+
+#[test]
+fn generated_messages_stay_in_proto() {
+    let faults = with_words(
+        &["server/src", "client/src"],
+        &["proto::wire", "pgrejoin_v1"],
+        &[],
+    );
+    assert_none(&faults, "generated messages are named in proto only");
+}
+
+#[test]
+fn only_the_apply_room_writes() {
+    let words = [
+        "File::create",
+        "OpenOptions",
+        "File::options",
+        "fs::remove",
+        "fs::rename",
+        "renameat",
+        "unlinkat",
+        "mkdirat",
+        "symlinkat",
+        "create_dir",
+        "OFlags::CREATE",
+        "OFlags::RDWR",
+        "write_all_at",
+        "set_len(",
+    ];
+    // `archive.rs` writes to nameless and private temporary files outside the target.
+    let allowed = ["client/src/apply/", "client/src/inspect/archive.rs"];
+    let faults: Vec<String> = with_words(
+        &["client/src", "server/src", "data-dir/src"],
+        &words,
+        &allowed,
+    )
+    .into_iter()
+    // The same room's nameless files, filled from the source.
+    .filter(|fault| !(fault.starts_with("client/src/analysis.rs") && fault.contains("file.")))
+    .collect();
+    assert_none(
+        &faults,
+        "every mutation of the target goes through client/src/apply",
+    );
+}
+
+#[test]
+fn queues_have_bounds() {
+    let words = ["unbounded_channel", "unbounded()", "mpsc::channel()"];
+    assert_none(&with_words(&[""], &words, &[]), "every queue has a bound");
+}
+
+#[test]
+fn only_main_and_the_monitors_print() {
+    let words = ["println!", "eprintln!", "print!(", "eprint!("];
+    let allowed = [
+        "client/src/main.rs",
+        "server/src/main.rs",
+        "certs/src/main.rs",
+        "client/src/monitor/",
+    ];
+    assert_none(
+        &with_words(
+            &[
+                "client",
+                "server",
+                "proto",
+                "pg-format",
+                "data-dir",
+                "certs/src",
+            ],
+            &words,
+            &allowed,
+        ),
+        "only main.rs and the monitors print",
+    );
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let semantics = fs::read_to_string(root().join("docs/SEMANTICS.md")).unwrap();
+    let tests: String = rust_files(&root())
+        .into_iter()
+        .map(|(_, text)| text)
+        .collect::<Vec<_>>()
+        .join("\n");
+    let mut promises = 0;
+    for line in semantics.lines().filter(|line| line.starts_with("- ")) {
+        promises += 1;
+        let named = line
+            .rsplit_once('`')
+            .and_then(|(head, _)| head.rsplit_once('`'));
+        let (_, name) = named.unwrap_or_else(|| panic!("no test is named: {line}"));
+        assert!(
+            tests.contains(&format!("fn {name}(")),
+            "no test {name}: {line}"
+        );
+    }
+    assert!(promises >= 20, "only {promises} promises");
+}
