@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use data_dir::control::Control;
 use data_dir::{DataDir, Entry};
+use pg_format::relation::tablespace_version_directory;
 use pg_format::wal::WalContext;
 use pg_format::{ControlFile, DataPath, TimelineHistory};
 use rustix::fs::FlockOperation;
@@ -88,7 +89,9 @@ pub fn inspect(directory: &Arc<DataDir>, config: &Config) -> Result<Target, Rewi
     settings.refuse_recovery_target()?;
     let history = directory.history(control.file.timeline())?;
     let mut files = BTreeMap::new();
-    let walked = directory.walk(&mut |entry| {
+    let version_directory =
+        tablespace_version_directory(control.file.major, control.file.catalog_version);
+    let walked = directory.walk(&version_directory, &mut |entry| {
         files.insert(entry.path.clone(), entry);
         Ok(())
     });

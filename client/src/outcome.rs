@@ -38,6 +38,8 @@ pub struct Carriage {
     pub data: u64,
     /// WAL bytes before compression.
     pub wal: u64,
+    /// Pages that arrived.
+    pub pages: u64,
     /// Frames of the data fetch.
     pub frames: u64,
     /// Connections lost and made again.
@@ -167,6 +169,7 @@ impl Outcome {
             "bytes_data": self.carriage.data,
             "bytes_hashes": self.carriage.hashes,
             "bytes_wal": self.carriage.wal,
+            "pages_received": self.carriage.pages,
             "frames": self.carriage.frames,
             "reconnects": self.carriage.reconnects,
             "replay_from": self.replay.map(|(start, _)| start.to_string()),

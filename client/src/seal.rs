@@ -478,6 +478,7 @@ impl Sealing<'_> {
         outcome.totals = Totals::of(&self.plan);
         outcome.carriage.data = staged.carried.total();
         outcome.carriage.frames = staged.carried.frames;
+        outcome.carriage.pages = staged.notes.pages;
         outcome.carriage.reconnects = staged.carried.reconnects;
         outcome.carriage.wal = follower.fetched_bytes();
         outcome.replay = Some((self.choice.start.redo, sealed.end));

@@ -38,6 +38,8 @@ pub struct Notes {
     pub vanished: BTreeSet<usize>,
     /// Files that were shorter than listed: bytes.
     pub shorter: BTreeMap<usize, u64>,
+    /// Pages that arrived, whatever they were.
+    pub pages: u64,
 }
 
 /// The result of the data fetch.
@@ -174,6 +176,9 @@ impl Sink for PackSink {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         for item in items {
             let file = file_of_unit(item.unit);
+            if let ItemBody::Page { .. } = item.body {
+                notes.pages += 1;
+            }
             match &item.body {
                 ItemBody::Page {
                     block,

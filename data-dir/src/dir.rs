@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use pg_format::relation::is_oid;
 use pg_format::{DataPath, FormatError};
 use rustix::fs::{Mode, OFlags};
 
@@ -68,6 +69,9 @@ impl DataDir {
         let linked_wal = open_link(&root, "pg_wal").map_err(io)?.map(|(_, fd)| fd);
         let mut linked_tablespaces = BTreeMap::new();
         for name in names_in(&root, "pg_tblspc").map_err(io)? {
+            if !is_oid(&name) {
+                continue;
+            }
             if let Some(opened) = open_link(&root, &format!("pg_tblspc/{name}")).map_err(io)? {
                 linked_tablespaces.insert(name, opened);
             }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use pg_format::DataPath;
 use pg_format::file_class::OWN_DIRECTORY;
+use pg_format::relation::is_of_version;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 
 use crate::DataDir;
@@ -49,20 +50,25 @@ pub enum EntryKind {
 
 impl DataDir {
     /// Visits everything below the data directory but pgrejoin's own files, parents before their
-    /// content, in no other order. What vanishes while it is listed is left out.
-    pub fn walk(&self, visit: &mut dyn FnMut(Entry) -> io::Result<()>) -> io::Result<()> {
+    /// content, in no other order. What vanishes while it is listed is left out, and so is what
+    /// lies in a tablespace outside `version_directory`: it belongs to somebody else.
+    pub fn walk(
+        &self,
+        version_directory: &str,
+        visit: &mut dyn FnMut(Entry) -> io::Result<()>,
+    ) -> io::Result<()> {
         let root = self.root().try_clone_to_owned()?;
-        self.walk_directory(&root, None, 0, visit)
+        self.walk_directory(&root, None, version_directory, visit)
     }
 
     fn walk_directory(
         &self,
         directory: &OwnedFd,
         path: Option<&DataPath>,
-        depth: usize,
+        version_directory: &str,
         visit: &mut dyn FnMut(Entry) -> io::Result<()>,
     ) -> io::Result<()> {
-        if depth > DEPTH_MAX {
+        if path.is_some_and(|path| path.components().count() > DEPTH_MAX) {
             return Err(io::Error::other("directories are nested too deeply"));
         }
         for name in names(directory)? {
@@ -74,12 +80,15 @@ impl DataDir {
                 None => DataPath::new(name.as_str()),
             };
             let Ok(child) = child else { continue };
+            if !is_of_version(&child, version_directory) {
+                continue;
+            }
             match self.entry(directory, &name, child) {
                 Ok((entry, below)) => {
                     let path = entry.path.clone();
                     visit(entry)?;
                     if let Some(below) = below {
-                        self.walk_directory(&below, Some(&path), depth + 1, visit)?;
+                        self.walk_directory(&below, Some(&path), version_directory, visit)?;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -224,6 +224,7 @@ impl Node {
 
     /// Starts the server; whether it came up.
     pub fn try_start(&self) -> bool {
+        self.forget_zombie();
         let mut command = self.user.command(self.install.program("pg_ctl"));
         command
             .args(["start", "-w", "-s", "-t", "60", "-D"])
@@ -237,6 +238,21 @@ impl Node {
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null());
         command.status().expect("pg_ctl runs").success()
+    }
+
+    /// Removes a `postmaster.pid` whose process was killed and waits to be reaped: the next server
+    /// would take it for alive.
+    fn forget_zombie(&self) {
+        let file = self.data.join("postmaster.pid");
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let pid = text.lines().next().unwrap_or_default();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        if stat
+            .rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+        {
+            fs::remove_file(file).expect("removed");
+        }
     }
 
     /// Stops the server.

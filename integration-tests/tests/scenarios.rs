@@ -107,9 +107,9 @@ fn databases_created_and_dropped_on_either_side() {
             &format!("made_{side}"),
             "create table t as select generate_series(1, 500) g",
         );
-        node.sql("create database both");
+        node.sql("create database on_both");
         node.sql_in(
-            "both",
+            "on_both",
             &format!("create table t as select g, '{side}' s from generate_series(1, 700) g"),
         );
     }
@@ -682,7 +682,8 @@ fn a_common_segment_is_found_in_the_archive_or_on_the_source() {
             integration_tests::user::run(
                 pair.a.user.command("/bin/mv").arg(&segment).arg(&archive),
             );
-            // Nobody else has it.
+            // Nobody else has it; the source itself no longer needs it.
+            pair.b.sql("checkpoint");
             drop(fs::remove_file(pair.b.data.join("pg_wal").join(&name)));
         }
         let archive = archive.display().to_string();

@@ -160,6 +160,18 @@ impl RelationSegment {
     }
 }
 
+/// Whether a path lies in the part of a tablespace that belongs to this version. Clusters of other
+/// versions may use the same tablespace directory, each in a directory of its own.
+pub fn is_of_version(path: &DataPath, version_directory: &str) -> bool {
+    let mut parts = path.components();
+    parts.next() != Some("pg_tblspc") || parts.nth(1).is_none_or(|part| part == version_directory)
+}
+
+/// Whether a name is an OID as PostgreSQL writes it.
+pub fn is_oid(name: &str) -> bool {
+    parse_oid(name).is_some()
+}
+
 /// A decimal OID as PostgreSQL writes it: digits alone, no leading zero, not 0.
 pub(crate) fn parse_oid(text: &str) -> Option<u32> {
     let plain = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');

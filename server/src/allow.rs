@@ -25,6 +25,9 @@ pub enum AllowError {
     /// No name at all.
     #[error("no client is allowed: give --allow NAME or --allow-file FILE with at least one name")]
     Empty,
+    /// An unset variable, most likely.
+    #[error("an allowed name is empty")]
+    Blank,
     /// Names match exactly or not at all.
     #[error("allowed name \"{0}\" contains a wildcard: names match exactly")]
     Wildcard(String),
@@ -51,25 +54,34 @@ impl AllowList {
             names: RwLock::default(),
         };
         list.reload()?;
+        if list
+            .names
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+        {
+            return Err(AllowError::Empty);
+        }
         Ok(list)
     }
 
-    /// Reads the file again. What was allowed stays allowed if that fails.
+    /// Reads the file again. An empty or missing file allows nobody; what was allowed stays allowed
+    /// only if the file is there and cannot be read or understood.
     pub(crate) fn reload(&self) -> Result<(), AllowError> {
         let mut names = self.fixed.clone();
         if let Some(path) = &self.file {
-            let text = std::fs::read_to_string(path).map_err(|source| AllowError::Read {
-                path: path.clone(),
-                source,
-            })?;
+            let text = match std::fs::read_to_string(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+                text => text.map_err(|source| AllowError::Read {
+                    path: path.clone(),
+                    source,
+                })?,
+            };
             for line in text.lines().map(str::trim) {
                 if !line.is_empty() && !line.starts_with('#') {
                     names.insert(checked(line)?);
                 }
             }
-        }
-        if names.is_empty() {
-            return Err(AllowError::Empty);
         }
         *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
         Ok(())
@@ -89,10 +101,12 @@ impl AllowList {
             .iter()
             .filter(|_| peer.alternative_names.is_empty());
         let fingerprint = format!("{FINGERPRINT_PREFIX}{}", peer.fingerprint);
+        // A name must not pass for a fingerprint.
         let mut known = peer
             .alternative_names
             .iter()
             .chain(common)
+            .filter(|name| !name.starts_with(FINGERPRINT_PREFIX))
             .chain([&fingerprint]);
         if known.any(|name| names.contains(name)) {
             return Ok(());
@@ -108,6 +122,9 @@ impl AllowList {
 }
 
 fn checked(name: &str) -> Result<String, AllowError> {
+    if name.trim().is_empty() {
+        return Err(AllowError::Blank);
+    }
     if name.contains('*') {
         return Err(AllowError::Wildcard(name.to_owned()));
     }

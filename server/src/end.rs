@@ -4,29 +4,60 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use data_dir::DataDir;
 use data_dir::wal::{LocalWal, Segments as _, scan};
-use pg_format::Lsn;
 use pg_format::wal::Start;
+use pg_format::{Lsn, TimelineHistory, TimelineId};
 use proto::model::{Node, Role, Sealed};
 use proto::{Reason, Refusal};
 
 use crate::node;
 
+/// Times the end is looked for again when a checkpoint completed meanwhile.
+const ATTEMPTS_MAX: u32 = 10;
+
 /// Looks at the node again and finds the end. Blocks: reads the WAL since the last checkpoint.
+///
+/// A checkpoint that completes while the WAL is read lets the server recycle what is being read, and
+/// recycled WAL looks like its end: the result counts only if the checkpoint is the same afterwards.
 pub(crate) fn seal(pgdata: &Path) -> Result<Sealed, Refusal> {
-    let directory = node::open(pgdata)?;
-    let node = node::inspect(&directory)?;
+    let mut attempt = 1;
+    loop {
+        let directory = node::open(pgdata)?;
+        let before = node::inspect(&directory)?;
+        let end = find_end(&directory, &before);
+        let after = node::inspect(&directory)?;
+        let same = before.control.checkpoint == after.control.checkpoint;
+        match end {
+            Ok((end, end_timeline)) if same => {
+                return Ok(Sealed {
+                    node: after,
+                    end,
+                    end_timeline,
+                });
+            }
+            Err(refusal) if same => return Err(refusal),
+            _ if attempt == ATTEMPTS_MAX => {
+                let message = "the source makes checkpoints faster than its WAL can be read";
+                return Err(Refusal::new(Reason::NotReady, message));
+            }
+            _ => attempt += 1,
+        }
+    }
+}
+
+fn find_end(directory: &DataDir, node: &Node) -> Result<(Lsn, TimelineId), Refusal> {
     let history = node
         .history()
         .map_err(|error| Refusal::new(Reason::Damaged, format!("source: {error}")))?;
     let wal = LocalWal {
-        directory: &directory,
+        directory,
         history: &history,
         context: node::wal_context(&node.control),
     };
     let end = match node.role {
         Role::Primary => end_of_wal(&wal, node.control.checkpoint_copy.redo)?,
-        Role::Standby => standby_end(&wal, &node),
+        Role::Standby => standby_end(&wal, node)?,
         Role::Stopped => {
             let record = end_of_record(&wal, node.control.checkpoint)?;
             record.max(node.control.min_recovery_point)
@@ -35,12 +66,10 @@ pub(crate) fn seal(pgdata: &Path) -> Result<Sealed, Refusal> {
     if node.role != Role::Stopped {
         sync(&wal, node.control.checkpoint_copy.redo, end)?;
     }
-    let end_timeline = history.timeline_of(Lsn::new(end.as_u64().saturating_sub(1)));
-    Ok(Sealed {
-        node,
+    Ok((
         end,
-        end_timeline,
-    })
+        history.timeline_of(Lsn::new(end.as_u64().saturating_sub(1))),
+    ))
 }
 
 /// End of the last valid record on disk. A page is written only after the WAL up to its LSN, so
@@ -63,11 +92,29 @@ fn end_of_wal(wal: &LocalWal<'_>, from: Lsn) -> Result<Lsn, Refusal> {
 }
 
 /// A standby writes a page only after it moved its minimum recovery point past it. The end of the
-/// WAL it has received is better if it is later: it also covers relation maps.
-fn standby_end(wal: &LocalWal<'_>, node: &Node) -> Lsn {
+/// WAL it has received is better if it is later: it also covers relation maps. But WAL it received
+/// past the point where a newer timeline it knows of began is of a dead branch. Its minimum recovery
+/// point is read after everything that was served, so it covers all of it.
+fn standby_end(wal: &LocalWal<'_>, node: &Node) -> Result<Lsn, Refusal> {
     let minimum = node.control.min_recovery_point;
+    let switched = node.histories.iter().filter_map(|(timeline, text)| {
+        let history = TimelineHistory::parse(*timeline, text).ok()?;
+        let ours = history
+            .spans()
+            .iter()
+            .find(|span| span.timeline == node.timeline)?;
+        (*timeline != node.timeline).then_some(ours.end)
+    });
+    let limit = switched.min().unwrap_or(Lsn::MAX);
+    if minimum > limit {
+        let message = format!(
+            "the source has replayed to {minimum}, past {limit} where a newer timeline began: it \
+             needs a rewind itself"
+        );
+        return Err(Refusal::new(Reason::NotReady, message));
+    }
     let received = end_of_wal(wal, node.control.checkpoint_copy.redo);
-    received.map_or(minimum, |end| end.max(minimum))
+    Ok(received.map_or(minimum, |end| end.min(limit).max(minimum)))
 }
 
 fn end_of_record(wal: &LocalWal<'_>, lsn: Lsn) -> Result<Lsn, Refusal> {

@@ -4,23 +4,27 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use data_dir::DataDir;
 use data_dir::dir::read_at;
 use data_dir::proof;
 use data_dir::wal::LocalWal;
+use pg_format::relation::tablespace_version_directory;
 use pg_format::wal::{SegmentName, Start};
-use pg_format::{BLOCK_BYTES, DataPath, Lsn, TimelineHistory};
+use pg_format::{BLOCK_BYTES, DataPath, FileClass, Fork, Lsn, TimelineHistory};
 use proto::fetch::{
     BlockRange, Item, ItemBody, PageContent, ProofStart, Unit, UnitKind, VerifiedChunk,
 };
 use proto::frame::{Frame, FrameEncoder};
 use proto::limits::CHUNK_BYTES;
 use proto::model::Node;
+use proto::tls::Peer;
 use proto::{PageHash, Reason, Refusal};
 use tokio::sync::mpsc::{Receiver, Sender};
 
+use crate::allow::AllowList;
 use crate::audit::Audit;
 use crate::node;
 use crate::pages::{Check, Pages};
@@ -29,6 +33,12 @@ use crate::served::Served;
 
 /// Pages read at once.
 const RUN_BLOCKS: u32 = 32;
+/// A frame that is not full is sent after so long; far below the client's progress deadline.
+const FRAME_AGE_MAX: Duration = Duration::from_secs(5);
+/// Segments one proof may cover, and records when each of them is asked for: bounds on memory.
+const PROOF_SEGMENTS_MAX: u64 = 1 << 16;
+/// See [`PROOF_SEGMENTS_MAX`]; a 64 MiB segment of the smallest records has two million.
+const PROOF_RECORDS_MAX: usize = 4 << 20;
 
 /// One stream's worker; lives on a blocking thread.
 pub(crate) struct Worker {
@@ -40,6 +50,9 @@ pub(crate) struct Worker {
     frames: Sender<Result<Frame, Refusal>>,
     rate: Option<Arc<RateLimit>>,
     audit: Audit,
+    allow: Arc<AllowList>,
+    peer: Arc<Peer>,
+    last_frame: Instant,
     /// Units of one file follow each other.
     open: Option<(DataPath, File)>,
 }
@@ -51,6 +64,8 @@ pub(crate) struct Job {
     pub(crate) frames: Sender<Result<Frame, Refusal>>,
     pub(crate) rate: Option<Arc<RateLimit>>,
     pub(crate) audit: Audit,
+    pub(crate) allow: Arc<AllowList>,
+    pub(crate) peer: Arc<Peer>,
 }
 
 /// Works on all units of a stream. Blocks.
@@ -69,13 +84,16 @@ fn work(job: Job) -> Result<(), Refusal> {
         frames,
         rate,
         audit,
+        allow,
+        peer,
     } = job;
     let directory = node::open(&pgdata)?;
     let node = node::inspect(&directory)?;
     let history = node
         .history()
         .map_err(|error| Refusal::new(Reason::Damaged, format!("source: {error}")))?;
-    let served = Served::new(&directory);
+    let version = tablespace_version_directory(node.control.major, node.control.catalog_version);
+    let served = Served::new(&directory, version);
     let encoder = FrameEncoder::new();
     let mut worker = Worker {
         directory,
@@ -86,6 +104,9 @@ fn work(job: Job) -> Result<(), Refusal> {
         frames,
         rate,
         audit,
+        allow,
+        peer,
+        last_frame: Instant::now(),
         open: None,
     };
     while let Some(batch) = units.blocking_recv() {
@@ -102,6 +123,8 @@ fn work(job: Job) -> Result<(), Refusal> {
 
 impl Worker {
     fn unit(&mut self, unit: Unit) -> Result<(), Refusal> {
+        // A name removed from the list is refused at its next unit, whatever is queued.
+        self.allow.check(&self.peer)?;
         let id = unit.id;
         let (vanished, bytes) = match unit.kind {
             UnitKind::Blocks { path, ranges } => self.blocks(id, &path, &ranges)?,
@@ -150,6 +173,8 @@ impl Worker {
     fn send(&mut self, item: Item) -> Result<(), Refusal> {
         match self.encoder.push(item) {
             Some(frame) => self.send_frame(frame),
+            // Hashing reads much and sends little: the client must see that it goes on.
+            None if self.last_frame.elapsed() > FRAME_AGE_MAX => self.flush(),
             None => Ok(()),
         }
     }
@@ -163,6 +188,7 @@ impl Worker {
 
     fn send_frame(&mut self, frame: Frame) -> Result<(), Refusal> {
         let bytes = frame.payload.len();
+        self.last_frame = Instant::now();
         if let Some(rate) = &self.rate {
             rate.wait(bytes);
         }
@@ -261,10 +287,16 @@ impl Worker {
     ) -> Result<(), Refusal> {
         let check = Check::of(path, self.node.control.has_checksums());
         let redo = self.node.control.checkpoint_copy.redo;
+        let is_map = matches!(
+            FileClass::of(path),
+            FileClass::Relation(segment)
+                if matches!(segment.fork, Fork::FreeSpaceMap | Fork::VisibilityMap)
+        );
         let pages = Pages {
             path,
             file,
             check,
+            is_map,
             redo,
         };
         let mut first = range.first;
@@ -353,6 +385,17 @@ impl Worker {
     fn proof(&mut self, id: u64, from: Start, to: Lsn, each_record: bool) -> Result<u64, Refusal> {
         let mut items = Vec::new();
         let context = node::wal_context(&self.node.control);
+        let size = context.segment_size;
+        let first = match from {
+            Start::Record(lsn) | Start::FirstAfter(lsn) => lsn,
+        };
+        let segments = if each_record { 1 } else { PROOF_SEGMENTS_MAX };
+        if to.distance_from(first) > segments.saturating_mul(size.bytes()) {
+            return Err(Refusal::new(
+                Reason::InvalidRequest,
+                "a proof of too many segments",
+            ));
+        }
         let wal = LocalWal {
             directory: &self.directory,
             history: &self.history,
@@ -360,7 +403,9 @@ impl Worker {
         };
         let end = if each_record {
             proof::records(&wal, context, from, to, &mut |lsn, crc| {
-                items.push(ItemBody::RecordCrc { lsn, crc });
+                if items.len() < PROOF_RECORDS_MAX {
+                    items.push(ItemBody::RecordCrc { lsn, crc });
+                }
             })
         } else {
             proof::digests(&wal, context, from, to, &mut |segment| {

@@ -22,7 +22,7 @@ use crate::{end, list, node};
 const FRAMES_QUEUED: usize = 4;
 /// Messages with units received but not worked on. A message has at most
 /// `REQUEST_MESSAGE_BYTES_MAX`.
-const UNIT_BATCHES_QUEUED: usize = 16;
+const UNIT_BATCHES_QUEUED: usize = 2;
 /// Batches of a file list made but not sent.
 const LIST_BATCHES_QUEUED: usize = 4;
 
@@ -108,6 +108,7 @@ impl Handler for Calls {
         let allow = Arc::clone(&self.allow);
         let audit = Audit::new(Arc::clone(&peer));
         let refusals = frames.clone();
+        let (worker_allow, worker_peer) = (Arc::clone(&allow), Arc::clone(&peer));
         // Receiving requests and making replies are separate tasks: a client that sends much before
         // it reads must not stop the other half.
         tokio::spawn(async move {
@@ -131,13 +132,16 @@ impl Handler for Calls {
         });
         let (pgdata, rate) = (self.pgdata.clone(), self.rate.clone());
         tokio::task::spawn_blocking(move || {
-            fetch::run(Job {
+            let job = Job {
                 pgdata,
                 units: queued,
                 frames,
                 rate,
                 audit,
-            });
+                allow: worker_allow,
+                peer: worker_peer,
+            };
+            fetch::run(job);
             drop(permit);
         });
         Ok(receiver)

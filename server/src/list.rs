@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use data_dir::{Entry, EntryKind};
+use pg_format::relation::tablespace_version_directory;
 use proto::limits::LIST_BATCH_ENTRIES;
 use proto::model::FileEntry;
 use proto::{Reason, Refusal};
@@ -18,7 +19,9 @@ pub(crate) fn list(
     batches: &Sender<Result<Vec<FileEntry>, Refusal>>,
 ) -> Result<(), Refusal> {
     let directory = node::open(pgdata)?;
-    let served = Served::new(&directory);
+    let control = directory.control().map_err(node::control_refusal)?.file;
+    let version = tablespace_version_directory(control.major, control.catalog_version);
+    let served = Served::new(&directory, version.clone());
     let mut batch = Vec::with_capacity(LIST_BATCH_ENTRIES);
     let mut visit = |entry: Entry| {
         let bytes = match entry.kind {
@@ -47,7 +50,7 @@ pub(crate) fn list(
         Ok(())
     };
     directory
-        .walk(&mut visit)
+        .walk(&version, &mut visit)
         .map_err(|error| node::internal("its data directory", &error))?;
     let gone = |_| Refusal::new(Reason::InvalidRequest, "client is gone");
     batches.blocking_send(Ok(batch)).map_err(gone)

@@ -42,7 +42,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let stop = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("could not watch SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("could not watch SIGINT")?;
@@ -60,5 +60,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
         });
         Ok(server::serve(config, stop, reloads, |_| {}).await?)
-    })
+    });
+    // Reads that hang on a dead disk must not hold the exit up.
+    runtime.shutdown_background();
+    served
 }

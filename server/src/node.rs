@@ -74,7 +74,13 @@ fn role(
     let status = live.and_then(|pid| pid.status.as_deref());
     let state = control.state;
     match (state, live.is_some()) {
-        (ClusterState::InProduction, true) if !standby_signal => Ok(Role::Primary),
+        // A server that has just been started after a crash says so in its pid file, not yet in
+        // pg_control.
+        (ClusterState::InProduction, true)
+            if !standby_signal && !directory.has("recovery.signal") && status == Some("ready") =>
+        {
+            Ok(Role::Primary)
+        }
         (ClusterState::InArchiveRecovery, true)
             if standby_signal && matches!(status, Some("ready" | "standby")) =>
         {
@@ -106,13 +112,12 @@ fn role(
 /// nothing, so its working directory must be the data directory. Where that cannot be seen (another
 /// user, another container), a socket that answers proves it.
 fn is_live(directory: &DataDir, pid: &PostmasterPid) -> bool {
-    match working_directory_is(directory, pid.pid) {
-        Ok(ours) => ours,
-        Err(_) => {
-            let serving = matches!(pid.status.as_deref(), Some("ready" | "standby"));
-            serving && socket_answers(pid)
-        }
+    let ourselves = i64::from(std::process::id()) == pid.pid;
+    if !ourselves && working_directory_is(directory, pid.pid).unwrap_or(false) {
+        return true;
     }
+    let serving = matches!(pid.status.as_deref(), Some("ready" | "standby"));
+    serving && socket_answers(pid)
 }
 
 fn working_directory_is(directory: &DataDir, pid: i64) -> io::Result<bool> {
@@ -125,7 +130,15 @@ fn socket_answers(pid: &PostmasterPid) -> bool {
     let (Some(directory), Some(port)) = (&pid.socket_directory, pid.port) else {
         return false;
     };
-    UnixStream::connect(Path::new(directory).join(format!(".s.PGSQL.{port}"))).is_ok()
+    let socket = Path::new(directory).join(format!(".s.PGSQL.{port}"));
+    // Another server may have taken the place of a dead one.
+    let lock = std::fs::read_to_string(socket.with_extension(format!("{port}.lock")));
+    let owner = lock
+        .unwrap_or_default()
+        .lines()
+        .next()
+        .and_then(|line| line.parse().ok());
+    owner == Some(pid.pid) && UnixStream::connect(socket).is_ok()
 }
 
 fn not_ready(seen: &str) -> Refusal {

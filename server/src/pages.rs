@@ -56,6 +56,8 @@ pub(crate) struct Pages<'a> {
     pub(crate) path: &'a DataPath,
     pub(crate) file: &'a File,
     pub(crate) check: Check,
+    /// Whether it is a free space or visibility map.
+    pub(crate) is_map: bool,
     /// Redo position of the node's last completed checkpoint: what is older is on disk in full, so
     /// a wrong page that is older is damaged.
     pub(crate) redo: Lsn,
@@ -105,6 +107,18 @@ impl Pages<'_> {
                 return Ok(PageContent::BeyondEnd);
             }
             page = again.freeze();
+        }
+        if self.check.fits(&page, block) {
+            return Ok(
+                VerifiedPage::read(page).map_or(PageContent::BeyondEnd, PageContent::Present)
+            );
+        }
+        if self.is_map {
+            // PostgreSQL itself takes such a page of these forks for empty, and rebuilds it.
+            let empty = BytesMut::zeroed(BLOCK_SIZE).freeze();
+            return Ok(
+                VerifiedPage::read(empty).map_or(PageContent::BeyondEnd, PageContent::Present)
+            );
         }
         let lsn = Page::new(&page).map_or(Lsn::INVALID, Page::lsn);
         if lsn < self.redo {

@@ -10,12 +10,16 @@ use std::io::{self, Read as _};
 use data_dir::DataDir;
 use pg_format::conf::{self, ConfLine};
 use pg_format::file_class::EMPTIED_DIRECTORIES;
+use pg_format::relation::is_of_version;
 use pg_format::{DataPath, FileClass};
 
 /// Endings of files that hold keys in forms other than PEM.
 const KEY_ENDINGS: [&str; 5] = [".key", ".p12", ".pfx", ".jks", ".pk8"];
-/// What every PEM private key has in its first and last line.
-const KEY_MARK: &[u8] = b"PRIVATE KEY-----";
+/// What every private key in text form has in its first line.
+const KEY_MARK: &[u8] = b"PRIVATE KEY";
+/// Larger files that are not PostgreSQL's own are not offered: reading through a dump that somebody
+/// left here for every list would take the disk from the database.
+const SCANNED_BYTES_MAX: u64 = 64 << 20;
 const CONF_BYTES_MAX: u64 = 16 << 20;
 const SCAN_BYTES: usize = 64 << 10;
 
@@ -24,11 +28,13 @@ const SCAN_BYTES: usize = 64 << 10;
 pub(crate) struct Served {
     /// Last components of the paths the configuration names as keys.
     key_names: BTreeSet<String>,
+    /// What in a tablespace is this cluster's.
+    version_directory: String,
 }
 
 impl Served {
     /// Reads which files the configuration names as private keys.
-    pub(crate) fn new(directory: &DataDir) -> Self {
+    pub(crate) fn new(directory: &DataDir, version_directory: String) -> Self {
         let mut key_names = BTreeSet::new();
         for name in ["postgresql.conf", "postgresql.auto.conf"] {
             let text = directory
@@ -44,7 +50,10 @@ impl Served {
                 }
             }
         }
-        Self { key_names }
+        Self {
+            key_names,
+            version_directory,
+        }
     }
 
     /// Whether a directory is listed.
@@ -66,6 +75,9 @@ impl Served {
     /// Whether a regular file may be listed and read. Looks into files that are not PostgreSQL's
     /// own.
     pub(crate) fn serves(&self, directory: &DataDir, path: &DataPath) -> io::Result<bool> {
+        if !is_of_version(path, &self.version_directory) {
+            return Ok(false);
+        }
         match FileClass::of(path) {
             FileClass::Relation(_) | FileClass::Slru | FileClass::State => Ok(true),
             FileClass::Configuration | FileClass::Unknown => {
@@ -91,8 +103,11 @@ impl Served {
     }
 }
 
-/// Reads a whole file for the mark of a PEM private key.
+/// Reads a whole file for the mark of a private key; one too large to read counts as one.
 fn holds_private_key(mut file: File) -> io::Result<bool> {
+    if file.metadata()?.len() > SCANNED_BYTES_MAX {
+        return Ok(true);
+    }
     let mut buffer = vec![0; SCAN_BYTES];
     let mut kept = 0;
     loop {
@@ -139,7 +154,7 @@ mod tests {
         put("readme", b"hello").unwrap();
         put("postmaster.pid", b"1").unwrap();
         let directory = DataDir::open(home.path()).unwrap();
-        let served = Served::new(&directory);
+        let served = Served::new(&directory, "PG_15_202209061".to_owned());
         let serves = |name: &str| {
             served
                 .serves(&directory, &DataPath::new(name).unwrap())

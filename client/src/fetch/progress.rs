@@ -71,7 +71,15 @@ impl Outstanding {
             .get_mut(&item.unit)
             .ok_or_else(|| fault("no such unit"))?;
         match (&mut unit.kind, &item.body) {
-            (_, ItemBody::End { .. }) => {
+            (kind, ItemBody::End { vanished, .. }) => {
+                let missing = match kind {
+                    UnitKind::Blocks { ranges, .. } => !ranges.is_empty(),
+                    UnitKind::Hashes { range, .. } => range.count > 0,
+                    UnitKind::File { .. } | UnitKind::Wal { .. } | UnitKind::Proof { .. } => false,
+                };
+                if missing && !vanished {
+                    return Err(fault("it ends before all of it came"));
+                }
                 self.units.remove(&item.unit);
             }
             (UnitKind::Blocks { ranges, .. }, ItemBody::Page { block, .. }) => {
@@ -84,6 +92,8 @@ impl Outstanding {
                 if *first != range.first || hashes.len() > range.count as usize {
                     return Err(fault("hashes of other pages"));
                 }
+                // One reply is all: what it does not name, the source does not have.
+                range.count = 0;
             }
             (
                 UnitKind::File { offset, length, .. } | UnitKind::Wal { offset, length, .. },
@@ -121,7 +131,8 @@ pub fn is_finished(unit: &Unit) -> bool {
     match &unit.kind {
         UnitKind::Blocks { ranges, .. } => ranges.is_empty(),
         UnitKind::File { length, .. } | UnitKind::Wal { length, .. } => *length == 0,
-        UnitKind::Hashes { .. } | UnitKind::Proof { .. } => false,
+        UnitKind::Hashes { range, .. } => range.count == 0,
+        UnitKind::Proof { .. } => false,
     }
 }
 

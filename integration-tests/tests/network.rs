@@ -1,0 +1,342 @@
+//! Links that break, servers that restart, and what the connections carry.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::thread::sleep;
+use std::time::Duration;
+
+use integration_tests::client::{Rewind, state_command, state_directory};
+use integration_tests::cluster::{Pair, Shape};
+use integration_tests::oracle;
+use integration_tests::server::{Pki, Server};
+use integration_tests::snapshot::Snapshot;
+use rustix::process::Signal;
+
+/// A diverged pair whose rewind has some megabytes to fetch.
+fn large_fork() -> Pair {
+    let pair = Pair::new(15, Shape::default());
+    pair.b.promote();
+    pair.a.sql("update plain set n = 5");
+    pair.b.sql("create table bulk as select g id, md5(g::text) a, md5((g * 3)::text) b, md5((g * 7)::text) c from generate_series(1, 150000) g");
+    pair.b.sql("checkpoint");
+    pair.a.stop("fast");
+    pair
+}
+
+/// A TCP proxy that counts connections and can cut them all.
+struct Proxy {
+    port: u16,
+    opened: Arc<AtomicU32>,
+    carried: Arc<AtomicU64>,
+    generation: Arc<AtomicU32>,
+}
+
+impl Proxy {
+    fn new(to: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let port = listener.local_addr().expect("address").port();
+        let proxy = Self {
+            port,
+            opened: Arc::default(),
+            carried: Arc::default(),
+            generation: Arc::default(),
+        };
+        let (opened, carried, generation) = (
+            Arc::clone(&proxy.opened),
+            Arc::clone(&proxy.carried),
+            Arc::clone(&proxy.generation),
+        );
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", to)) else {
+                    continue;
+                };
+                opened.fetch_add(1, Ordering::Relaxed);
+                let born = generation.load(Ordering::Relaxed);
+                for (mut from, mut to) in [
+                    (
+                        client.try_clone().expect("clone"),
+                        server.try_clone().expect("clone"),
+                    ),
+                    (server, client),
+                ] {
+                    let (carried, generation) = (Arc::clone(&carried), Arc::clone(&generation));
+                    from.set_read_timeout(Some(Duration::from_millis(50)))
+                        .expect("timeout");
+                    std::thread::spawn(move || {
+                        let mut buffer = [0; 16 << 10];
+                        while generation.load(Ordering::Relaxed) == born {
+                            match from.read(&mut buffer) {
+                                Ok(0) => break,
+                                Ok(bytes) => {
+                                    carried.fetch_add(bytes as u64, Ordering::Relaxed);
+                                    if to.write_all(&buffer[..bytes]).is_err() {
+                                        break;
+                                    }
+                                }
+                                Err(error)
+                                    if matches!(
+                                        error.kind(),
+                                        std::io::ErrorKind::WouldBlock
+                                            | std::io::ErrorKind::TimedOut
+                                    ) => {}
+                                Err(_) => break,
+                            }
+                        }
+                        from.shutdown(Shutdown::Both).ok();
+                        to.shutdown(Shutdown::Both).ok();
+                    });
+                }
+            }
+        });
+        proxy
+    }
+
+    fn cut(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn address(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+}
+
+/// Established connections to a local port, by the kernel's table.
+fn established(port: u16) -> usize {
+    let table = fs::read_to_string("/proc/net/tcp").expect("table");
+    let local = format!(":{port:04X}");
+    table
+        .lines()
+        .filter(|line| {
+            let columns: Vec<&str> = line.split_whitespace().collect();
+            columns.get(1).is_some_and(|c| c.ends_with(&local)) && columns.get(3) == Some(&"01")
+        })
+        .count()
+}
+
+#[test]
+fn every_connection_carries_its_share() {
+    let pair = large_fork();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "8M"]);
+    let running = Rewind::new(&pair.a, &server, &pki)
+        .following(&pair.b)
+        .args(["--connections", "5"])
+        .spawn();
+    let mut most = 0;
+    for _ in 0..30 {
+        most = most.max(established(server.port));
+        sleep(Duration::from_millis(50));
+    }
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{}", ended.text);
+    // Five for data and one that asks questions.
+    assert!(most >= 5, "{most} connections");
+    let sent: Vec<u64> = server
+        .log_text()
+        .lines()
+        .filter(|line| line.contains("pages="))
+        .filter_map(|line| {
+            line.rsplit_once("sent_bytes=")?
+                .1
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .collect();
+    let total: u64 = sent.iter().sum();
+    assert_eq!(sent.len(), 5, "{sent:?}");
+    assert!(sent.iter().all(|bytes| bytes * 10 >= total), "{sent:?}");
+    oracle::verify(&pair.a, &pair.b);
+}
+
+#[test]
+fn a_cut_link_goes_on_and_fetches_nothing_twice() {
+    let pair = large_fork();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "4M"]);
+    // What it takes without a cut.
+    let plain = Rewind::new(&pair.a, &server, &pki).args(["-n"]).succeed();
+    let planned: u64 = plain.field("pages").parse().expect("a number");
+    let proxy = Proxy::new(server.port);
+    let running = Rewind::to(&pair.a, &proxy.address(), &pki)
+        .following(&pair.b)
+        .spawn();
+    let mut cuts = 0;
+    while cuts < 4 {
+        let seen = proxy.carried.load(Ordering::Relaxed);
+        while proxy.carried.load(Ordering::Relaxed) < seen + 700_000 {
+            sleep(Duration::from_millis(10));
+        }
+        proxy.cut();
+        cuts += 1;
+    }
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{}", ended.text);
+    let reconnects: u64 = ended.field("reconnects").parse().expect("a number");
+    assert!(reconnects >= 4, "{}", ended.text);
+    let opened = proxy.opened.load(Ordering::Relaxed);
+    assert!(opened > 5, "{opened} connections");
+    // Pages asked for again are those that had not arrived: a page is staged once.
+    let staged: u64 = ended.field("pages_received").parse().expect("a number");
+    assert_eq!(staged, planned, "{}", ended.text);
+    oracle::verify(&pair.a, &pair.b);
+}
+
+#[test]
+fn a_restarted_server_is_found_again() {
+    let pair = large_fork();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "4M"]);
+    let port = server.port;
+    let running = Rewind::new(&pair.a, &server, &pki)
+        .following(&pair.b)
+        .spawn();
+    sleep(Duration::from_millis(1500));
+    drop(server);
+    sleep(Duration::from_millis(700));
+    let server = Server::with(&pair.b, &pki, port, &[]);
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{}", ended.text);
+    drop(server);
+    oracle::verify(&pair.a, &pair.b);
+}
+
+#[test]
+fn a_transfer_spans_a_reload_and_a_removed_name_is_refused() {
+    let pair = large_fork();
+    let pki = Pki::new(pair.home.path());
+    let list = pair.home.path().join("allowed");
+    integration_tests::cluster::write(&list, "client\n");
+    pair.a.user.own(&list);
+    let server = Server::spawn(
+        &pair.b.data,
+        pair.b.user,
+        &pki,
+        0,
+        &[
+            "--allow-file",
+            &list.display().to_string(),
+            "--max-rate",
+            "4M",
+        ],
+    );
+    let running = Rewind::new(&pair.a, &server, &pki)
+        .following(&pair.b)
+        .spawn();
+    sleep(Duration::from_millis(1500));
+    server.signal(Signal::HUP);
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{}", ended.text);
+    assert!(server.log_text().contains("certificates reloaded"));
+    integration_tests::cluster::write(&list, "somebody-else\n");
+    server.signal(Signal::HUP);
+    sleep(Duration::from_millis(500));
+    Rewind::new(&pair.a, &server, &pki).refuse(4, "allow list");
+    oracle::verify(&pair.a, &pair.b);
+}
+
+#[test]
+fn the_server_drains_on_sigterm() {
+    let pair = large_fork();
+    let pki = Pki::new(pair.home.path());
+    let mut server = Server::start(&pair.b, &pki);
+    Rewind::new(&pair.a, &server, &pki).args(["-n"]).succeed();
+    server.signal(Signal::TERM);
+    assert!(server.wait());
+    assert!(
+        server.log_text().contains("drained"),
+        "{}",
+        server.log_text()
+    );
+}
+
+#[test]
+fn the_server_outlives_what_postgres_does() {
+    let pair = Pair::new(15, Shape::default());
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let role = || {
+        let ended = Rewind::new(&pair.a, &server, &pki).args(["-n"]).run();
+        ended.text
+    };
+    pair.a.stop("fast");
+    assert!(role().contains("no_rewind_required"));
+    pair.b.stop("fast");
+    assert!(role().contains("no_rewind_required"));
+    let away = pair.home.path().join("away");
+    integration_tests::user::run(pair.b.user.command("/bin/mv").arg(&pair.b.data).arg(&away));
+    assert!(role().contains("no usable data directory"));
+    integration_tests::user::run(pair.b.user.command("/bin/mv").arg(&away).arg(&pair.b.data));
+    pair.b.start();
+    pair.b.promote();
+    pair.b.sql("insert into plain values (70002, 'new', 1)");
+    pair.a.start();
+    pair.a.sql("insert into plain values (70001, 'lost', 1)");
+    pair.a.stop("fast");
+    assert!(role().contains("would_rewind"), "{}", role());
+}
+
+#[test]
+fn a_signal_before_the_seal_leaves_the_target_as_it_was() {
+    let pair = large_fork();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "1M"]);
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let before = Snapshot::of(&pair.a.data);
+        let running = Rewind::new(&pair.a, &server, &pki).spawn();
+        while !state_directory(&pair.a.data).join("packs").exists() {
+            sleep(Duration::from_millis(10));
+        }
+        // PostgreSQL must not start beside it.
+        assert!(!pair.a.try_start());
+        sleep(Duration::from_millis(300));
+        running.signal(signal);
+        let ended = running.wait();
+        assert_eq!(ended.code, code, "{}", ended.text);
+        before.assert_same(&Snapshot::of(&pair.a.data));
+    }
+}
+
+#[test]
+fn a_killed_run_is_begun_again_or_finished() {
+    let pair = large_fork();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let mut hidden = 0;
+    for round in 0..40_u64 {
+        let running = Rewind::new(&pair.a, &server, &pki)
+            .following(&pair.b)
+            .spawn();
+        sleep(Duration::from_millis(200 + round * 37 % 900));
+        running.signal(Signal::KILL);
+        running.wait();
+        let status = state_command("status", &pair.a);
+        if status.text.contains("has not finished") {
+            hidden += 1;
+            assert!(!pair.a.try_start(), "started in the middle of a rewind");
+            assert!(!pair.a.data.join("global/pg_control").exists());
+        }
+        if status.text.contains("is rewound")
+            || status.text.contains("no rewind is under way")
+                && round > 5
+                && pair.a.data.join("backup_label").exists()
+        {
+            break;
+        }
+    }
+    let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).run();
+    let resumed = state_command("resume", &pair.a);
+    assert_eq!(resumed.code, 0, "{}", resumed.text);
+    assert!(
+        ended.code == 0 || pair.a.data.join("backup_label").exists(),
+        "{}",
+        ended.text
+    );
+    println!("killed while hidden: {hidden}");
+    oracle::verify(&pair.a, &pair.b);
+}
