@@ -264,19 +264,30 @@ impl Subject<'_> {
         if first > last {
             return Ok(Err(format!("the nodes have no WAL in common before {to}")));
         }
-        let start = size.start_of(first);
-        let checkpoint = own
-            .last_checkpoint_before(to)
-            .map(|checkpoint| checkpoint.lsn);
-        let enough = checkpoint.is_some_and(|lsn| lsn >= start)
-            || to.distance_from(start) >= PROOF_BYTES_MIN;
-        if !enough {
-            let bytes = to.distance_from(start);
-            return Ok(Err(format!(
-                "the nodes have only {bytes} bytes of WAL in common before {to}"
-            )));
+        let mut step = 1;
+        loop {
+            let start = size.start_of(first);
+            let fork = self.first_difference(local, start, to)?;
+            // A range that begins with a difference proves nothing: the histories parted earlier.
+            let checkpoint = own
+                .last_checkpoint_before(fork)
+                .is_some_and(|c| c.lsn >= start);
+            if checkpoint || fork.distance_from(start) >= PROOF_BYTES_MIN {
+                return Ok(Ok(fork));
+            }
+            let goal = first.saturating_sub(step);
+            let known = first;
+            while first > goal && both(first - 1)? {
+                first -= 1;
+            }
+            if first == known {
+                let bytes = fork.distance_from(start);
+                return Ok(Err(format!(
+                    "the nodes have only {bytes} bytes of WAL in common before {fork}"
+                )));
+            }
+            step *= 2;
         }
-        self.first_difference(local, start, to).map(Ok)
     }
 
     fn first_difference(
@@ -399,7 +410,7 @@ impl Subject<'_> {
                 .iter()
                 .any(|span| span.begin >= fork);
         if promoted && !common {
-            match safe_hints(wal, own, checkpoint, fork)? {
+            match safe_hints(wal, checkpoint)? {
                 Ok(redo) => first = first.min(redo),
                 Err(why) => return Ok(Err(why)),
             }
@@ -411,6 +422,11 @@ impl Subject<'_> {
             return Ok(Err(format!(
                 "the WAL from {first} is not complete: it stops at {end}: {why}"
             )));
+        }
+        if promoted && !common {
+            if let Err(why) = check_prepared(&window, fork) {
+                return Ok(Err(why));
+            }
         }
         Ok(check_window(&window, self.target).map(|()| Rewindable { window, start }))
     }
@@ -444,8 +460,13 @@ fn check_window(window: &Window, target: &Target) -> Result<(), String> {
                 .to_owned(),
         );
     }
-    if let Some(at) = window.hints_off_at.filter(|_| !control.writes_checksums()) {
-        return Err(format!("wal_log_hints was off on the target at {at}"));
+    if let Some(at) = window
+        .settings_changed_at
+        .filter(|_| !control.writes_checksums())
+    {
+        return Err(format!(
+            "settings changed on the target at {at}, wal_log_hints may have been off before"
+        ));
     }
     if control.wal_level == WalLevel::Minimal {
         return Err("wal_level is minimal on the target: its WAL does not name every page".into());
@@ -464,32 +485,31 @@ fn check_window(window: &Window, target: &Target) -> Result<(), String> {
     }
 }
 
-/// R1, for a target that was promoted and has completed a checkpoint since: hints on pages last
-/// changed between its last restartpoint and the checkpoint may not have been logged. Goes back to
-/// a checkpoint after which every transaction still open at the last common one began.
-fn safe_hints(
-    wal: &TargetWal<'_>,
-    own: &Window,
-    last: Checkpoint,
-    fork: Lsn,
-) -> Result<Result<Lsn, String>, RewindError> {
-    let first_own = own
+/// The other half of R1's rule: a transaction prepared before the fork and committed on the target
+/// before its first own checkpoint may have left marks in index pages it never touched itself.
+fn check_prepared(window: &Window, fork: Lsn) -> Result<(), String> {
+    let first = window
         .checkpoints
         .iter()
         .find(|checkpoint| checkpoint.lsn >= fork);
-    let before = first_own.map_or(Lsn::MAX, |checkpoint| checkpoint.checkpoint.redo);
-    // Entries of an index may have been marked dead without the transaction touching them.
-    let prepared = own
+    let before = first.map_or(Lsn::MAX, |checkpoint| checkpoint.checkpoint.redo);
+    let end = window
         .prepared_ends
         .iter()
         .find(|end| end.committed && end.lsn >= fork && end.lsn < before);
-    if let Some(end) = prepared {
-        return Ok(Err(format!(
-            "a transaction prepared before the fork was committed on the target at {}, and the \
-             hints it left behind were not all logged",
+    end.map_or(Ok(()), |end| {
+        Err(format!(
+            "a prepared transaction was committed on the target at {}, before its first checkpoint \
+             after the promotion: the hints it left behind were not all logged",
             end.lsn
-        )));
-    }
+        ))
+    })
+}
+
+/// R1, for a target that was promoted and has completed a checkpoint since: hints on pages last
+/// changed between its last restartpoint and the checkpoint may not have been logged. Goes back to
+/// a checkpoint after which every transaction still open at the last common one began.
+fn safe_hints(wal: &TargetWal<'_>, last: Checkpoint) -> Result<Result<Lsn, String>, RewindError> {
     let context = wal.local().context;
     let mut oldest_active = None;
     let mut found = None;

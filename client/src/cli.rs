@@ -10,8 +10,9 @@ use proto::limits::{CONNECTIONS_CLIENT_MAX, CONNECTIONS_DEFAULT};
 ///
 /// Exit codes: 0 done, or nothing to do; 1 other failure; 2 usage; 3 the target cannot be rewound
 /// as it is; 4 authentication; 5 try again later; 6 rebuild the node; 7 a check before the first
-/// change failed; 8 modified but unfinished: run again, do not start PostgreSQL; 130 and 143
-/// stopped by a signal. After every code but 0 and 8 the target is as it was.
+/// change failed; 8 modified but unfinished: run again, do not start PostgreSQL; 9 rewound, but
+/// not started or temporary files are left; 130 and 143
+/// stopped by a signal. After every code but 0, 8 and 9 the target is as it was.
 #[derive(Debug, Parser)]
 #[command(name = "pgrejoin", version)]
 pub struct Cli {

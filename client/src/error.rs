@@ -27,6 +27,11 @@ pub enum Class {
     Preflight,
     /// The target was modified and is not finished: run again, do not start PostgreSQL.
     Unfinished,
+    /// The source changed while it was read: a new plan helps.
+    Changed,
+    /// The target is rewound, but something after that failed: it was not started, or temporary
+    /// files are left.
+    Rewound,
     /// Stopped by a signal, the target is as it was.
     Interrupted,
 }
@@ -39,10 +44,11 @@ impl Class {
             Self::Usage => 2,
             Self::Target => 3,
             Self::Authentication => 4,
-            Self::Transient => 5,
+            Self::Transient | Self::Changed => 5,
             Self::Rebuild => 6,
             Self::Preflight => 7,
             Self::Unfinished => 8,
+            Self::Rewound => 9,
             Self::Interrupted => 130,
         }
     }

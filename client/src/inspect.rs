@@ -5,15 +5,16 @@ pub mod running;
 pub mod settings;
 pub mod window;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use data_dir::control::Control;
+use data_dir::secret::{holds_private_key, is_key_name};
 use data_dir::{DataDir, Entry};
 use pg_format::relation::tablespace_version_directory;
 use pg_format::wal::WalContext;
-use pg_format::{ControlFile, DataPath, TimelineHistory};
+use pg_format::{ControlFile, DataPath, FileClass, TimelineHistory};
 use rustix::fs::FlockOperation;
 
 use crate::config::Config;
@@ -105,6 +106,30 @@ pub fn inspect(directory: &Arc<DataDir>, config: &Config) -> Result<Target, Rewi
         settings,
         files,
     })
+}
+
+/// Files of the target that are private keys, among those PostgreSQL does not know.
+pub fn private_keys(target: &Target) -> BTreeSet<DataPath> {
+    let configured = target
+        .settings
+        .get("ssl_key_file")
+        .and_then(|file| file.rsplit('/').next());
+    let mut keys = BTreeSet::new();
+    for path in target.files.keys() {
+        if FileClass::of(path) != FileClass::Unknown {
+            continue;
+        }
+        let name = path.file_name();
+        let known = is_key_name(name) || configured == Some(name);
+        let held = match target.directory.open_file(path) {
+            Ok(file) => holds_private_key(file).unwrap_or(true),
+            Err(_) => false,
+        };
+        if known || held {
+            keys.insert(path.clone());
+        }
+    }
+    keys
 }
 
 /// How a node's WAL is read.

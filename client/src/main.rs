@@ -43,7 +43,7 @@ fn main() -> ExitCode {
                     "event": "error",
                     "message": error.chain(),
                     "exit_code": code,
-                    "target_unchanged": error.class() != Class::Unfinished,
+                    "target_unchanged": !matches!(error.class(), Class::Unfinished | Class::Rewound),
                 });
                 println!("{line}");
             }

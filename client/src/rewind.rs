@@ -106,16 +106,10 @@ pub async fn rewind(
     recovery::check(&config)?;
     let path = config.target.clone();
     let directory = Arc::new(blocking(move || inspect::lock(&path)).await?);
-    let disk = disk_of(&directory, &config)?;
-    match state::load(&*disk).map_err(state_error)? {
-        State::Hidden(_) | State::Committed(_) => {
-            monitor.note(
-                "an earlier rewind was interrupted while it changed the target: finishing it",
-            );
-            return blocking(move || finish(&directory, &*disk, &*monitor, &stop.flag)).await;
-        }
-        State::None | State::Preparing | State::Sealed(_) => {}
+    if let Some(outcome) = earlier(&directory, &config, &monitor, &stop).await? {
+        return Ok(outcome);
     }
+    let disk = disk_of(&directory, &config)?;
     let looked = Arc::clone(&directory);
     let looked_config = config.clone();
     let target = blocking(move || inspect::inspect(&looked, &looked_config)).await?;
@@ -127,8 +121,56 @@ pub async fn rewind(
         monitor,
         steps,
         stop,
+        prepared: false,
+        pg_ctl: None,
     };
     run.run().await
+}
+
+/// Deals with what an earlier run left: finishes it if it had begun to change the target, clears it
+/// away if it had not. A dry run only says so.
+async fn earlier(
+    directory: &Arc<DataDir>,
+    config: &Config,
+    monitor: &Arc<dyn Monitor>,
+    stop: &Stop,
+) -> Result<Option<Outcome>, RewindError> {
+    let (disk, state) = disk_of_state(directory)?;
+    if config.dry_run {
+        return match state {
+            State::None | State::Preparing | State::Sealed(_) => Ok(None),
+            State::Hidden(_) | State::Committed(_) => Ok(Some(Outcome::new(
+                Ended::WouldRewind,
+                describe_state(&state),
+            ))),
+        };
+    }
+    let (directory, monitor, flag) = (
+        Arc::clone(directory),
+        Arc::clone(monitor),
+        Arc::clone(&stop.flag),
+    );
+    blocking(move || match state {
+        State::None => Ok(None),
+        State::Preparing | State::Sealed(_) => {
+            clear_away(&*disk, &directory).map_err(state_error)?;
+            Ok(None)
+        }
+        // The node may have run since: it is looked at like any other.
+        State::Committed(_) => finish(&directory, &*disk, &*monitor, &flag).map(|_| None),
+        State::Hidden(_) => {
+            monitor.note(
+                "an earlier rewind was interrupted while it changed the target: finishing it",
+            );
+            finish(&directory, &*disk, &*monitor, &flag).map(Some)
+        }
+    })
+    .await
+}
+
+/// Leaves a target that was not changed as it was found.
+fn clear_away(disk: &dyn Disk, directory: &DataDir) -> std::io::Result<()> {
+    hold::restore(disk).and_then(|()| state::discard(disk, directory))
 }
 
 /// One run against a target that no other rewind has begun to change.
@@ -140,6 +182,10 @@ struct Run {
     monitor: Arc<dyn Monitor>,
     steps: Steps,
     stop: Stop,
+    /// Whether the state directory was made: only then there is something to clear away.
+    prepared: bool,
+    /// What the node is started with.
+    pg_ctl: Option<std::path::PathBuf>,
 }
 
 impl Run {
@@ -149,7 +195,7 @@ impl Run {
         let mut forbid_fork = None;
         for attempt in 1..=ATTEMPTS_MAX {
             let made = tokio::select! {
-                made = self.attempt(forbid_fork.take()) => made,
+                made = self.attempt(forbid_fork.clone()) => made,
                 () = cancelled.cancelled() => Err(RewindError::new(
                     Class::Interrupted,
                     "stopped by a signal; the target is as it was",
@@ -166,7 +212,12 @@ impl Run {
                         let message = format!("{why}, {ATTEMPTS_MAX} times: try again later");
                         return Err(RewindError::new(Class::Transient, message));
                     }
-                    forbid_fork = without_fork;
+                    forbid_fork = without_fork.or(forbid_fork);
+                }
+                Err(error) if error.class() == Class::Changed && attempt < ATTEMPTS_MAX => {
+                    self.abandon();
+                    self.monitor
+                        .note(&format!("{}: planning again", error.chain()));
                 }
                 Err(error) => {
                     self.abandon();
@@ -181,10 +232,11 @@ impl Run {
     }
 
     /// Leaves the target as it was found.
-    fn abandon(&self) {
-        let put_back =
-            hold::restore(&*self.disk).and_then(|()| state::discard(&*self.disk, &self.directory));
-        if let Err(error) = put_back {
+    fn abandon(&mut self) {
+        if !std::mem::take(&mut self.prepared) {
+            return;
+        }
+        if let Err(error) = clear_away(&*self.disk, &self.directory) {
             self.monitor.warning(&format!(
                 "the target is unchanged, but .pgrejoin could not be removed: {error}"
             ));
@@ -223,6 +275,15 @@ impl Run {
         let choice = choose(wanted, &analysis, &source, &history, forbid_fork.as_deref())?;
         let plan = self.plan(&session, &source, &files, &choice).await?;
         self.check(&plan, &source, &choice)?;
+        let pg_ctl = match self.config.start {
+            true => Some(crate::start::find_pg_ctl(
+                &self.config,
+                &self.directory,
+                self.target.control.file.major,
+            )?),
+            false => None,
+        };
+        self.pg_ctl = pg_ctl;
         if self.config.dry_run {
             let mut outcome = Outcome::new(Ended::WouldRewind, "dry run: nothing was changed");
             outcome.fork = analysis.fork.map(|fork| (fork.lsn, fork.timeline));
@@ -232,8 +293,7 @@ impl Run {
             outcome.times = self.steps.end();
             return Ok(Attempt::Finished(Box::new(outcome)));
         }
-        state::prepare(&*self.disk, &self.directory).map_err(state_error)?;
-        hold::take(&*self.disk, &self.config.target)?;
+        self.prepare()?;
         let kept = self.kept(&plan);
         let sealing = Sealing {
             config: &self.config,
@@ -249,6 +309,22 @@ impl Run {
             kept,
         };
         sealing.run(&mut self.steps).await
+    }
+
+    /// Makes the state directory and takes the target, if nobody has started it since it was looked
+    /// at: everything the plan says was read before.
+    fn prepare(&mut self) -> Result<(), RewindError> {
+        inspect::running::refuse_running(&self.directory)?;
+        self.prepared = true;
+        state::prepare(&*self.disk, &self.directory).map_err(state_error)?;
+        hold::take(&*self.disk, &self.config.target)?;
+        inspect::running::refuse_running(&self.directory)?;
+        if self.directory.control()?.bytes != self.target.control.bytes {
+            let message = "PostgreSQL was started on the target while it was looked at: keep it \
+                           stopped and run again";
+            return Err(RewindError::new(Class::Target, message));
+        }
+        Ok(())
     }
 
     async fn analyse(
@@ -329,6 +405,11 @@ impl Run {
             &self.config.tablespace_mapping,
             &choice.strategy,
         )?;
+        let target = Arc::clone(&self.target);
+        let keys = match self.config.mirror_extra_files {
+            true => blocking(move || Ok(inspect::private_keys(&target))).await?,
+            false => std::collections::BTreeSet::new(),
+        };
         let facts = Facts {
             target: &self.target.files,
             source: files,
@@ -339,6 +420,7 @@ impl Run {
                 mirror_extra_files: self.config.mirror_extra_files,
             },
             new_tablespaces: &places,
+            keys: &keys,
         };
         self.steps.begin(Step::Compare);
         let list = comparisons(&facts)?;
@@ -395,7 +477,11 @@ impl Run {
         } = sealed;
         let (directory, disk) = (Arc::clone(&self.directory), Arc::clone(&self.disk));
         let (monitor, flag) = (Arc::clone(&self.monitor), Arc::clone(&self.stop.flag));
-        blocking(move || {
+        let applied = blocking(move || {
+            if flag.load(std::sync::atomic::Ordering::Relaxed) {
+                let message = "stopped by a signal; the target is as it was";
+                return Err(RewindError::new(Class::Interrupted, message));
+            }
             inspect::running::refuse_running(&directory)?;
             let redo = Redo {
                 manifest: &manifest,
@@ -406,12 +492,17 @@ impl Run {
             };
             redo.run()
         })
-        .await?;
-        if self.config.start {
+        .await;
+        if let Err(error) = applied {
+            if !matches!(error.class(), Class::Unfinished | Class::Rewound) {
+                self.abandon();
+            }
+            return Err(error);
+        }
+        if let Some(pg_ctl) = self.pg_ctl.take() {
             self.steps.begin(Step::Start);
             let (config, directory) = (self.config.clone(), Arc::clone(&self.directory));
-            let major = self.target.control.file.major;
-            blocking(move || crate::start::start(&config, &directory, major)).await?;
+            blocking(move || crate::start::start(&config, &directory, &pg_ctl)).await?;
         }
         outcome.times = self.steps.end();
         Ok(outcome)
@@ -435,6 +526,9 @@ fn finish(
             return Ok(Outcome::new(Ended::NothingToDo, reason));
         }
     };
+    if !committed {
+        hold::take(disk, directory.path())?;
+    }
     let redo = Redo {
         manifest: &manifest,
         disk,
@@ -445,6 +539,7 @@ fn finish(
     if committed {
         redo.clean_up()?;
     } else {
+        redo.check_packs()?;
         redo.run()?;
     }
     Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
@@ -456,12 +551,12 @@ pub fn resume(
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Outcome, RewindError> {
-    let (directory, disk) = open(target)?;
-    if let State::Sealed(manifest) = state::load(&*disk).map_err(state_error)? {
+    let directory = Arc::new(inspect::lock(target)?);
+    let (disk, state) = disk_of_state(&directory)?;
+    if let State::Sealed(manifest) = state {
         let control = directory.control()?;
         if control.bytes != manifest.old_control {
-            let discarded = hold::restore(&*disk).and_then(|()| state::discard(&*disk, &directory));
-            discarded.map_err(state_error)?;
+            clear_away(&*disk, &directory).map_err(state_error)?;
             let reason = "PostgreSQL was started here since the rewind was prepared: what was \
                           prepared is discarded, the target was not changed by it";
             return Ok(Outcome::new(Ended::NothingToDo, reason));
@@ -472,34 +567,35 @@ pub fn resume(
 
 /// `pgrejoin status`
 pub fn status(target: &std::path::Path) -> Result<String, RewindError> {
-    let (_, disk) = open(target)?;
-    Ok(match state::load(&*disk).map_err(state_error)? {
-        State::None => "no rewind is under way".to_owned(),
-        State::Preparing => {
-            "a rewind was being prepared and did not finish; the data directory is \
-                             unchanged. Run pgrejoin rewind again"
-                .to_owned()
-        }
-        State::Sealed(_) => {
-            "a rewind is prepared and has changed nothing yet. Run pgrejoin resume \
-                             to go on without the source, or pgrejoin rewind to begin again"
-                .to_owned()
-        }
-        State::Hidden(_) => {
-            "a rewind is changing this data directory and has not finished. Do not \
-                             start PostgreSQL: run pgrejoin resume"
-                .to_owned()
-        }
-        State::Committed(_) => "the data directory is rewound; only temporary files are left. \
-                                Start PostgreSQL, or run pgrejoin resume to remove them"
-            .to_owned(),
-    })
+    let directory = Arc::new(inspect::lock(target)?);
+    Ok(describe_state(&disk_of_state(&directory)?.1).to_owned())
 }
 
-/// Opens a target whose packs may lie elsewhere: the manifest says where.
-fn open(target: &std::path::Path) -> Result<(Arc<DataDir>, Arc<dyn Disk>), RewindError> {
-    let directory = Arc::new(inspect::lock(target)?);
-    let plain = RealDisk::new(Arc::clone(&directory), None, true).map_err(state_error)?;
+fn describe_state(state: &State) -> &'static str {
+    match state {
+        State::None => "no rewind is under way",
+        State::Preparing => {
+            "a rewind was being prepared and did not finish; the data directory is unchanged. Run \
+             pgrejoin rewind again"
+        }
+        State::Sealed(_) => {
+            "a rewind is prepared and has changed nothing yet. Run pgrejoin resume to go on \
+             without the source, or pgrejoin rewind to begin again"
+        }
+        State::Hidden(_) => {
+            "a rewind is changing this data directory and has not finished. Do not start \
+             PostgreSQL: run pgrejoin resume"
+        }
+        State::Committed(_) => {
+            "the data directory is rewound; only temporary files are left. Start PostgreSQL, or \
+             run pgrejoin resume to remove them"
+        }
+    }
+}
+
+/// The disk of a locked target whose packs may lie elsewhere, as its manifest says, and its state.
+fn disk_of_state(directory: &Arc<DataDir>) -> Result<(Arc<dyn Disk>, State), RewindError> {
+    let plain = RealDisk::new(Arc::clone(directory), None, true).map_err(state_error)?;
     let state = state::load(&plain).map_err(state_error)?;
     let (staging, sync) = match &state {
         State::Sealed(manifest) | State::Hidden(manifest) | State::Committed(manifest) => {
@@ -507,6 +603,6 @@ fn open(target: &std::path::Path) -> Result<(Arc<DataDir>, Arc<dyn Disk>), Rewin
         }
         State::None | State::Preparing => (None, true),
     };
-    let disk = RealDisk::new(Arc::clone(&directory), staging.as_deref(), sync);
-    Ok((directory, Arc::new(disk.map_err(state_error)?)))
+    let disk = RealDisk::new(Arc::clone(directory), staging.as_deref(), sync);
+    Ok((Arc::new(disk.map_err(state_error)?), state))
 }

@@ -107,6 +107,19 @@ impl Sealing<'_> {
         if let Some(again) = self.hazards(&replayed.hazards).await? {
             return Ok(again);
         }
+        if replayed.end < sealed.end
+            && matches!(self.choice.strategy, Strategy::Fork(_))
+            && self.config.strategy == StrategyArg::Auto
+        {
+            let why = format!(
+                "the WAL around the fork does not fit together at {}",
+                replayed.end
+            );
+            return Ok(Attempt::Again {
+                without_fork: Some(why.clone()),
+                why,
+            });
+        }
         self.check_replay(&replayed, &sealed, &torn)?;
         let auto_conf = self.source_auto_conf().await?;
         let manifest = self.manifest(&sealed, &staged, follower.staged(), auto_conf)?;

@@ -13,14 +13,15 @@ use crate::error::{Class, RewindError};
 
 /// How often the node is looked at.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Time a server has to write its pid file.
+const GRACE: Duration = Duration::from_secs(10);
 /// Lines of the server log shown when it does not start.
 const LOG_LINES: usize = 10;
 
 /// Starts it. The target is rewound already: whatever goes wrong here, it stays so.
-pub fn start(config: &Config, directory: &DataDir, major: Major) -> Result<(), RewindError> {
-    let pg_ctl = find_pg_ctl(config, directory, major)?;
+pub fn start(config: &Config, directory: &DataDir, pg_ctl: &Path) -> Result<(), RewindError> {
     let log = log_file(&config.target);
-    let mut command = std::process::Command::new(&pg_ctl);
+    let mut command = std::process::Command::new(pg_ctl);
     command
         .arg("start")
         .arg("-W")
@@ -44,7 +45,7 @@ pub fn start(config: &Config, directory: &DataDir, major: Major) -> Result<(), R
             "the target is rewound, but {} did not run",
             pg_ctl.display()
         );
-        RewindError::because(Class::Other, message, error)
+        RewindError::because(Class::Rewound, message, error)
     })?;
     if !started.success() {
         return Err(not_started(&log, &format!("pg_ctl ended with {started}")));
@@ -58,6 +59,9 @@ fn wait(config: &Config, directory: &DataDir, log: &Path) -> Result<(), RewindEr
         std::thread::sleep(PAUSE);
         let pid = directory.postmaster_pid().ok().flatten();
         let Some(pid) = pid else {
+            if since.elapsed() < GRACE {
+                continue;
+            }
             return Err(not_started(log, "the server stopped"));
         };
         let ready = matches!(pid.status.as_deref(), Some("ready" | "standby"));
@@ -105,7 +109,7 @@ fn not_started(log: &Path, why: &str) -> RewindError {
         .unwrap_or_default()
         .join(" | ");
     RewindError::new(
-        Class::Other,
+        Class::Rewound,
         format!(
             "the target is rewound and may be started, but it does not stream: {why}; the end of \
              {}: {last}",

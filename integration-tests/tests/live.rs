@@ -29,13 +29,13 @@ fn killed(major: u32, seed: u32) {
     let old = pair.a.load(&work("o", seed));
     let new = pair.b.load(&work("n", seed));
     sleep(Duration::from_millis(500 + u64::from(seed % 7) * 100));
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         pair.a.sql("checkpoint");
         sleep(Duration::from_millis(200));
     }
     pair.a.kill();
     drop((early, old));
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         pair.b.sql("checkpoint");
     }
     let pki = Pki::new(pair.home.path());
@@ -69,7 +69,7 @@ fn loaded_source(major: u32, strategy: &str) {
             segment_mb: 1,
             ..Shape::default()
         },
-        "wal_keep_size = 4MB\nmin_wal_size = 2MB",
+        "wal_keep_size = 40MB\nmin_wal_size = 2MB",
     );
     pair.b.promote();
     pair.a.sql("update plain set n = 5 where id % 3 = 0");
@@ -87,7 +87,7 @@ fn loaded_source(major: u32, strategy: &str) {
     );
     let load = pair.b.load(&work("n", 3));
     let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "1M"]);
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "3M"]);
     let running = Rewind::new(&pair.a, &server, &pki)
         .following(&pair.b)
         .args(["--strategy", strategy])

@@ -127,14 +127,15 @@ fn every_connection_carries_its_share() {
         .args(["--connections", "5"])
         .spawn();
     let mut most = 0;
-    for _ in 0..30 {
+    let since = std::time::Instant::now();
+    while most < 6 && since.elapsed() < Duration::from_secs(20) {
         most = most.max(established(server.port));
-        sleep(Duration::from_millis(50));
+        sleep(Duration::from_millis(10));
     }
     let ended = running.wait();
     assert_eq!(ended.code, 0, "{}", ended.text);
     // Five for data and one that asks questions.
-    assert!(most >= 5, "{most} connections");
+    assert!(most >= 6, "{most} connections");
     let sent: Vec<u64> = server
         .log_text()
         .lines()
@@ -158,7 +159,7 @@ fn every_connection_carries_its_share() {
 fn a_cut_link_goes_on_and_fetches_nothing_twice() {
     let pair = large_fork();
     let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "4M"]);
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "3M"]);
     // What it takes without a cut.
     let plain = Rewind::new(&pair.a, &server, &pki).args(["-n"]).succeed();
     let planned: u64 = plain.field("pages").parse().expect("a number");
@@ -166,8 +167,12 @@ fn a_cut_link_goes_on_and_fetches_nothing_twice() {
     let running = Rewind::to(&pair.a, &proxy.address(), &pki)
         .following(&pair.b)
         .spawn();
+    // The WAL comes first, on the connection that asks questions.
+    while proxy.opened.load(Ordering::Relaxed) < 9 {
+        sleep(Duration::from_millis(10));
+    }
     let mut cuts = 0;
-    while cuts < 4 {
+    while cuts < 3 {
         let seen = proxy.carried.load(Ordering::Relaxed);
         while proxy.carried.load(Ordering::Relaxed) < seen + 700_000 {
             sleep(Duration::from_millis(10));
@@ -178,7 +183,7 @@ fn a_cut_link_goes_on_and_fetches_nothing_twice() {
     let ended = running.wait();
     assert_eq!(ended.code, 0, "{}", ended.text);
     let reconnects: u64 = ended.field("reconnects").parse().expect("a number");
-    assert!(reconnects >= 4, "{}", ended.text);
+    assert!(reconnects >= 3, "{}", ended.text);
     let opened = proxy.opened.load(Ordering::Relaxed);
     assert!(opened > 5, "{opened} connections");
     // Pages asked for again are those that had not arrived: a page is staged once.
@@ -236,8 +241,8 @@ fn a_transfer_spans_a_reload_and_a_removed_name_is_refused() {
     integration_tests::cluster::write(&list, "somebody-else\n");
     server.signal(Signal::HUP);
     sleep(Duration::from_millis(500));
-    Rewind::new(&pair.a, &server, &pki).refuse(4, "allow list");
     oracle::verify(&pair.a, &pair.b);
+    Rewind::new(&pair.a, &server, &pki).refuse(4, "allow list");
 }
 
 #[test]

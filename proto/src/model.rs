@@ -55,6 +55,8 @@ impl Node {
             && self.timeline == earlier.timeline
             && self.control.state == earlier.control.state
             && self.postmaster == earlier.postmaster
+            // A stopped node may have been started and stopped in between.
+            && (self.role != Role::Stopped || self.control_bytes == earlier.control_bytes)
     }
 }
 

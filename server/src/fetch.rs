@@ -35,6 +35,11 @@ use crate::served::Served;
 const RUN_BLOCKS: u32 = 32;
 /// A frame that is not full is sent after so long; far below the client's progress deadline.
 const FRAME_AGE_MAX: Duration = Duration::from_secs(5);
+/// Relation maps have 512 or 524 bytes.
+const RELATION_MAP_BYTES_MAX: usize = 1024;
+/// Times one with a wrong CRC is read; it is written in microseconds.
+const MAP_READS: u32 = 10;
+const MAP_PAUSE: Duration = Duration::from_millis(10);
 /// Segments one proof may cover, and records when each of them is asked for: bounds on memory.
 const PROOF_SEGMENTS_MAX: u64 = 1 << 16;
 /// See [`PROOF_SEGMENTS_MAX`]; a 64 MiB segment of the smallest records has two million.
@@ -322,9 +327,39 @@ impl Worker {
         let Some(file) = self.open(path)? else {
             return Ok((true, 0));
         };
+        if path.file_name() == "pg_filenode.map" {
+            return self.relation_map(id, path, &file);
+        }
         self.audit.served("files", wanted);
         self.chunks(id, path, &file, offset..offset.saturating_add(wanted))?;
         Ok((false, length(path, &file)?))
+    }
+
+    /// Sends a relation map in one piece. Before 16 it is overwritten in place, so one that was read
+    /// while it was written shows by its CRC and is read again.
+    fn relation_map(
+        &mut self,
+        id: u64,
+        path: &DataPath,
+        file: &File,
+    ) -> Result<(bool, u64), Refusal> {
+        let unreadable = |error| node::internal(path.as_str(), &error);
+        for _ in 0..MAP_READS {
+            let mut bytes = BytesMut::zeroed(RELATION_MAP_BYTES_MAX);
+            let length = read_at(file, &mut bytes, 0).map_err(unreadable)?;
+            bytes.truncate(length);
+            if relation_map_is_sound(&bytes) {
+                let chunk = VerifiedChunk::read(0, bytes.freeze());
+                self.send(Item {
+                    unit: id,
+                    body: ItemBody::Chunk(chunk),
+                })?;
+                return Ok((false, length as u64));
+            }
+            std::thread::sleep(MAP_PAUSE);
+        }
+        let message = format!("{path} on the source has a wrong CRC: the source is damaged");
+        Err(Refusal::new(Reason::Damaged, message))
     }
 
     /// Sends bytes of a file until the range is sent or it ends; returns how many were.
@@ -424,6 +459,20 @@ impl Worker {
         }
         Ok(end.as_u64())
     }
+}
+
+/// Checks the CRC of a relation map (`relmapper.c`): 62 entries up to 15, 64 from 16 on.
+fn relation_map_is_sound(bytes: &[u8]) -> bool {
+    let at = match bytes.len() {
+        512 => 504,
+        524 => 520,
+        _ => return false,
+    };
+    let stored = bytes
+        .get(at..at + 4)
+        .and_then(|crc| crc.try_into().ok())
+        .map(u32::from_le_bytes);
+    stored == bytes.get(..at).map(crc32c::crc32c)
 }
 
 fn length(path: &DataPath, file: &File) -> Result<u64, Refusal> {

@@ -4,24 +4,16 @@
 //! is called.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 
 use data_dir::DataDir;
+use data_dir::secret::{holds_private_key, is_key_name};
 use pg_format::conf::{self, ConfLine};
 use pg_format::file_class::EMPTIED_DIRECTORIES;
 use pg_format::relation::is_of_version;
 use pg_format::{DataPath, FileClass};
 
-/// Endings of files that hold keys in forms other than PEM.
-const KEY_ENDINGS: [&str; 5] = [".key", ".p12", ".pfx", ".jks", ".pk8"];
-/// What every private key in text form has in its first line.
-const KEY_MARK: &[u8] = b"PRIVATE KEY";
-/// Larger files that are not PostgreSQL's own are not offered: reading through a dump that somebody
-/// left here for every list would take the disk from the database.
-const SCANNED_BYTES_MAX: u64 = 64 << 20;
 const CONF_BYTES_MAX: u64 = 16 << 20;
-const SCAN_BYTES: usize = 64 << 10;
 
 /// The rules for one data directory.
 #[derive(Debug)]
@@ -98,34 +90,7 @@ impl Served {
 
     fn is_key_name(&self, path: &DataPath) -> bool {
         let name = path.file_name();
-        let lower = name.to_ascii_lowercase();
-        self.key_names.contains(name) || KEY_ENDINGS.iter().any(|ending| lower.ends_with(ending))
-    }
-}
-
-/// Reads a whole file for the mark of a private key; one too large to read counts as one.
-fn holds_private_key(mut file: File) -> io::Result<bool> {
-    if file.metadata()?.len() > SCANNED_BYTES_MAX {
-        return Ok(true);
-    }
-    let mut buffer = vec![0; SCAN_BYTES];
-    let mut kept = 0;
-    loop {
-        let bytes = file.read(buffer.get_mut(kept..).unwrap_or_default())?;
-        if bytes == 0 {
-            return Ok(false);
-        }
-        let filled = kept + bytes;
-        let seen = buffer.get(..filled).unwrap_or_default();
-        if seen
-            .windows(KEY_MARK.len())
-            .any(|window| window == KEY_MARK)
-        {
-            return Ok(true);
-        }
-        // The mark may lie across two reads.
-        kept = filled.min(KEY_MARK.len() - 1);
-        buffer.copy_within(filled - kept..filled, 0);
+        self.key_names.contains(name) || is_key_name(name)
     }
 }
 
@@ -148,7 +113,7 @@ mod tests {
         put("postgresql.conf", b"ssl_key_file = 'secret.txt'\n").unwrap();
         put("secret.txt", b"der").unwrap();
         put("server.key", b"x").unwrap();
-        let mut hidden = vec![b' '; SCAN_BYTES - 5];
+        let mut hidden = vec![b' '; (64 << 10) - 5];
         hidden.extend_from_slice(b"-----BEGIN PRIVATE KEY-----");
         put("notes", &hidden).unwrap();
         put("readme", b"hello").unwrap();

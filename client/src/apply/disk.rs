@@ -3,6 +3,7 @@
 //! Paths are those of the data directory. The trait is what tests record, cut and fail; the real
 //! disk opens everything below its handles, without following a link.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -48,6 +49,8 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// Makes the names in a directory durable; `None` is the data directory itself.
     fn sync_directory(&self, path: Option<&DataPath>) -> io::Result<()>;
 
+    /// The same disk after links of `directory` have changed.
+    fn reopen(&self, directory: &Arc<DataDir>) -> io::Result<Box<dyn Disk>>;
     /// Opens a file for reading.
     fn open(&self, path: &DataPath) -> io::Result<File>;
     /// Names in a directory.
@@ -60,8 +63,9 @@ pub trait Disk: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct RealDisk {
     directory: Arc<DataDir>,
-    /// Where packs and WAL are staged, if not in the state directory.
-    staging: Option<OwnedFd>,
+    /// Where packs and WAL are staged, if not in the state directory: a directory the operator
+    /// named, and our own one inside it. Nothing else in there is ours.
+    staging: Option<(OwnedFd, String)>,
     file_mode: Mode,
     directory_mode: Mode,
     sync: bool,
@@ -75,9 +79,12 @@ impl RealDisk {
         let (_, mode) = directory.owner_and_mode()?;
         let group = mode & 0o050 == 0o050;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let staging = staging
+        let root = rustix::fs::fstat(directory.root())?;
+        let own = format!("pgrejoin-{:x}-{:x}", root.st_dev, root.st_ino);
+        let opened = staging
             .map(|path| rustix::fs::open(path, flags, Mode::empty()))
             .transpose()?;
+        let staging = opened.map(|fd| (fd, own));
         Ok(Self {
             directory,
             staging,
@@ -88,40 +95,49 @@ impl RealDisk {
         })
     }
 
-    fn resolve<'p>(&self, path: &'p DataPath) -> (BorrowedFd<'_>, &'p str) {
-        if let Some(staging) = &self.staging {
-            for staged in super::state::STAGED_DIRECTORIES {
-                if path.is_within(staged) {
-                    let rest = path
-                        .as_str()
-                        .trim_start_matches(pg_format::file_class::OWN_DIRECTORY);
-                    return (staging.as_fd(), rest.trim_start_matches('/'));
-                }
-            }
+    /// The handle and our directory's name, if `path` is staged elsewhere.
+    fn staged(&self, path: &DataPath) -> Option<(&OwnedFd, &str)> {
+        let (fd, own) = self.staging.as_ref()?;
+        let inside = super::state::STAGED_DIRECTORIES
+            .iter()
+            .any(|staged| path.is_within(staged));
+        inside.then_some((fd, own.as_str()))
+    }
+
+    fn resolve<'p>(&self, path: &'p DataPath) -> (BorrowedFd<'_>, Cow<'p, str>) {
+        if let Some((fd, own)) = self.staged(path) {
+            let rest = path
+                .as_str()
+                .trim_start_matches(pg_format::file_class::OWN_DIRECTORY);
+            return (fd.as_fd(), Cow::Owned(format!("{own}{rest}")));
         }
-        self.directory.resolve(path)
+        let (fd, rest) = self.directory.resolve(path);
+        (fd, Cow::Borrowed(rest))
     }
 
     /// The open directory that holds `path`, and its name there.
-    fn parent<'p>(&self, path: &'p DataPath) -> io::Result<(OwnedFd, &'p str)> {
+    fn parent(&self, path: &DataPath) -> io::Result<(OwnedFd, String)> {
         let (base, rest) = self.resolve(path);
         // A link that is itself the path, as a tablespace's, lies in the directory that holds it.
         let (base, rest) = if rest.is_empty() {
-            (self.directory.root(), path.as_str())
+            (self.directory.root(), Cow::Borrowed(path.as_str()))
         } else {
             (base, rest)
         };
-        let (parent, name) = rest.rsplit_once('/').unwrap_or(("", rest));
+        let (parent, name) = rest.rsplit_once('/').unwrap_or(("", &rest));
         if parent.is_empty() {
-            return Ok((base.try_clone_to_owned()?, name));
+            return Ok((base.try_clone_to_owned()?, name.to_owned()));
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        Ok((open_below(base, parent, flags, Mode::empty())?, name))
+        Ok((
+            open_below(base, parent, flags, Mode::empty())?,
+            name.to_owned(),
+        ))
     }
 
     fn open_with(&self, path: &DataPath, flags: OFlags) -> io::Result<File> {
         let (base, rest) = self.resolve(path);
-        let file = open_below(base, rest, flags | OFlags::NOCTTY, self.file_mode)?;
+        let file = open_below(base, &rest, flags | OFlags::NOCTTY, self.file_mode)?;
         Ok(File::from(file))
     }
 
@@ -147,8 +163,15 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     fn create_directory(&self, path: &DataPath) -> io::Result<()> {
+        if let Some((fd, own)) = self.staged(path) {
+            match rustix::fs::mkdirat(fd, own, Mode::from_raw_mode(0o700)) {
+                Ok(()) => rustix::fs::fsync(fd)?,
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
         let (parent, name) = self.parent(path)?;
-        match rustix::fs::mkdirat(&parent, name, self.directory_mode) {
+        match rustix::fs::mkdirat(&parent, &*name, self.directory_mode) {
             Ok(()) => {}
             Err(rustix::io::Errno::EXIST) => return Ok(()),
             Err(errno) => return Err(errno.into()),
@@ -184,7 +207,7 @@ impl Disk for RealDisk {
         let (parent, name) = self.parent(path)?;
         let file = open_below(
             &parent,
-            name,
+            &name,
             OFlags::RDONLY | OFlags::NONBLOCK,
             Mode::empty(),
         )?;
@@ -206,18 +229,36 @@ impl Disk for RealDisk {
 
     fn symlink(&self, target: &str, path: &DataPath) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
-        Ok(rustix::fs::symlinkat(target, &parent, name)?)
+        Ok(rustix::fs::symlinkat(target, &parent, &*name)?)
     }
 
     fn remove_file(&self, path: &DataPath) -> io::Result<()> {
         self.forget(path);
         let (parent, name) = self.parent(path)?;
-        Ok(rustix::fs::unlinkat(&parent, name, AtFlags::empty())?)
+        Ok(rustix::fs::unlinkat(&parent, &*name, AtFlags::empty())?)
     }
 
     fn remove_directory(&self, path: &DataPath) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
-        Ok(rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
+        rustix::fs::unlinkat(&parent, &*name, AtFlags::REMOVEDIR)?;
+        if let Some((fd, own)) = self.staged(path) {
+            // Ours too once the last directory in it is gone.
+            rustix::fs::unlinkat(fd, own, AtFlags::REMOVEDIR).ok();
+        }
+        Ok(())
+    }
+
+    fn reopen(&self, directory: &Arc<DataDir>) -> io::Result<Box<dyn Disk>> {
+        let staging = match &self.staging {
+            Some((fd, own)) => Some((fd.try_clone()?, own.clone())),
+            None => None,
+        };
+        Ok(Box::new(Self {
+            directory: Arc::clone(directory),
+            staging,
+            open: Mutex::default(),
+            ..*self
+        }))
     }
 
     fn sync_file(&self, path: &DataPath) -> io::Result<()> {
@@ -235,10 +276,10 @@ impl Disk for RealDisk {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         match path.map(|path| self.resolve(path)) {
             None => Ok(rustix::fs::fsync(self.directory.root())?),
-            Some((base, "")) => Ok(rustix::fs::fsync(base)?),
+            Some((base, rest)) if rest.is_empty() => Ok(rustix::fs::fsync(base)?),
             Some((base, rest)) => Ok(rustix::fs::fsync(open_below(
                 base,
-                rest,
+                &rest,
                 flags,
                 Mode::empty(),
             )?)?),
@@ -255,7 +296,7 @@ impl Disk for RealDisk {
         let directory = if rest.is_empty() {
             rustix::fs::openat(base, ".", flags, Mode::empty())?
         } else {
-            open_below(base, rest, flags, Mode::empty())?
+            open_below(base, &rest, flags, Mode::empty())?
         };
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&directory)? {
@@ -273,7 +314,7 @@ impl Disk for RealDisk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::statat(&parent, &*name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => {
                 let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
                 Ok(Some(kind == rustix::fs::FileType::Directory))

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use data_dir::DataDir;
 use pg_format::file_class::OWN_DIRECTORY;
@@ -24,7 +24,7 @@ use crate::plan::FileAction;
 const SYNC_THREADS: usize = 8;
 
 /// One run of the redo.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Redo<'a> {
     /// What to do.
     pub manifest: &'a Manifest,
@@ -55,11 +55,75 @@ impl Redo<'_> {
             .has("global/pg_control")
             .map_err(failed("could not look at pg_control"))?
         {
+            self.refuse_other_control()?;
             state::hide(self.disk).map_err(failed("could not hide pg_control"))?;
         } else {
             state::mark_hidden(self.disk).map_err(failed("could not mark the target"))?;
         }
         self.monitor.step(Step::Apply);
+        if !self.links()? {
+            return self.change();
+        }
+        // New tablespaces are reached through their links: everything is opened anew.
+        let reopen = failed("could not open the target again");
+        let directory = DataDir::open(self.directory.path()).map_err(io::Error::other);
+        let directory = Arc::new(directory.map_err(reopen)?);
+        let reopen = failed("could not open the target again");
+        let disk = self.disk.reopen(&directory).map_err(reopen)?;
+        Redo {
+            disk: &*disk,
+            directory: &directory,
+            ..*self
+        }
+        .change()
+    }
+
+    /// Nobody may have started the server since the plan was made.
+    fn refuse_other_control(&self) -> Result<(), RewindError> {
+        let mut live = Vec::new();
+        let path = DataPath::new("global/pg_control").map_err(io::Error::other);
+        let read = path
+            .and_then(|path| self.disk.open(&path))
+            .and_then(|mut file| io::Read::read_to_end(&mut file, &mut live));
+        read.map_err(|error| {
+            RewindError::because(
+                Class::Other,
+                "could not read the target's pg_control",
+                error,
+            )
+        })?;
+        if live == self.manifest.old_control {
+            return Ok(());
+        }
+        Err(RewindError::new(
+            Class::Transient,
+            "PostgreSQL was started on the target while the rewind was prepared: the plan is void; \
+             keep it stopped and run again",
+        ))
+    }
+
+    /// Makes the links of new tablespaces; whether the plan has any.
+    fn links(&self) -> Result<bool, RewindError> {
+        let mut any = false;
+        for file in &self.manifest.files {
+            let FileAction::MakeDirectory { link: Some(target) } = &file.action else {
+                continue;
+            };
+            any = true;
+            let made = match self.disk.is_directory(&file.path) {
+                Ok(None) => self.disk.symlink(target, &file.path),
+                other => other.map(|_| ()),
+            };
+            made.map_err(failed(format!("could not make {}", file.path)))?;
+        }
+        Ok(any)
+    }
+
+    fn change(&self) -> Result<(), RewindError> {
+        for path in state::state_directories(self.directory) {
+            let made = self.disk.create_directory(&path);
+            made.map_err(failed(format!("could not make {path}")))?;
+        }
         self.remove()?;
         self.go_on()?;
         self.make()?;
@@ -84,8 +148,23 @@ impl Redo<'_> {
             .map_err(|error| {
                 let message =
                     format!("the target is rewound, but {OWN_DIRECTORY} could not be removed");
-                RewindError::because(Class::Other, message, error)
+                RewindError::because(Class::Rewound, message, error)
             })
+    }
+
+    /// Reads all packs and checks them, before anything depends on them.
+    pub fn check_packs(&self) -> Result<(), RewindError> {
+        for (number, digest) in self.manifest.packs.iter().enumerate() {
+            let name = state::pack(number);
+            let file = self.disk.open(&name).map_err(pack::PackError::Io);
+            file.and_then(|file| pack::read(file, digest, &mut |_| Ok(())))
+                .map_err(|error| {
+                    let message =
+                        format!("what was staged is not usable ({name}): run rewind again");
+                    RewindError::because(Class::Other, message, error)
+                })?;
+        }
+        Ok(())
     }
 
     fn has(&self, path: &str) -> io::Result<bool> {
@@ -137,12 +216,7 @@ impl Redo<'_> {
         for (index, file) in directories {
             let made = match &file.action {
                 FileAction::MakeDirectory { link: None } => self.disk.create_directory(&file.path),
-                FileAction::MakeDirectory { link: Some(target) } => {
-                    match self.disk.is_directory(&file.path) {
-                        Ok(None) => self.disk.symlink(target, &file.path),
-                        other => other.map(|_| ()),
-                    }
-                }
+                FileAction::MakeDirectory { link: Some(_) } => Ok(()),
                 FileAction::Replace { .. } if !self.is_gone(index) => self
                     .temporary(index)
                     .map_or(Ok(()), |path| self.disk.create_file(&path)),
@@ -308,6 +382,8 @@ impl Redo<'_> {
                 self.disk.create_directory(directory)?;
             }
         }
+        let status = DataPath::new("pg_wal/archive_status").map_err(io::Error::other)?;
+        self.disk.create_directory(&status)?;
         for name in &changes.diverged {
             let to = match &changes.keep_as {
                 Some(fork) => state::diverged(self.directory, fork, name),
@@ -329,6 +405,7 @@ impl Redo<'_> {
             let place = state::diverged(self.directory, fork, "x");
             self.disk.sync_directory(place.parent().as_ref())?;
         }
+        self.disk.sync_directory(Some(&status))?;
         let wal = DataPath::new("pg_wal").map_err(io::Error::other)?;
         self.disk.sync_directory(Some(&wal))
     }

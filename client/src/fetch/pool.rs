@@ -25,6 +25,8 @@ use crate::monitor::Monitor;
 /// Frames received but not yet checked, on each connection: with a batch of at most 2 MiB the sum
 /// over all connections stays inside the receive budget.
 const FRAMES_QUEUED: usize = 4;
+/// Pause before a lost connection is made again: a server that refuses must not be hammered.
+const PAUSE: Duration = Duration::from_millis(200);
 /// Messages with units made but not sent.
 const REQUESTS_QUEUED: usize = 4;
 /// Units in one message; a unit names at most 1024 ranges of at most 12 bytes.
@@ -180,6 +182,7 @@ impl Worker {
                 }
                 self.shared.reconnects.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(%error, "data connection lost");
+                tokio::time::sleep(PAUSE).await;
             }
         }
         tokio::task::spawn_blocking(move || sink.finish())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::fetch::{Item, Unit};
-use proto::model::{Description, FileEntry, Sealed};
+use proto::model::{Description, FileEntry, Node, Sealed};
 use proto::status::CallError;
 use tokio::sync::mpsc;
 
@@ -28,6 +28,8 @@ pub struct Session {
     connections: usize,
     patience: Duration,
     control: Connection,
+    /// What the source was at first; every connection must reach the same life of the same node.
+    first: Arc<Node>,
 }
 
 impl Session {
@@ -41,12 +43,14 @@ impl Session {
         let mut control = connect(&source, connections).await?;
         let description = control.describe(DESCRIBE_TIMEOUT.min(patience)).await?;
         let source = Arc::new(source);
+        let first = Arc::new(description.node.clone());
         Ok((
             Self {
                 source,
                 connections,
                 patience,
                 control,
+                first,
             },
             description,
         ))
@@ -82,9 +86,19 @@ impl Session {
 
     async fn connect_once(&self) -> Result<Connection, RewindError> {
         let mut connection = connect(&self.source, self.connections).await?;
-        connection
+        let node = connection
             .describe(DESCRIBE_TIMEOUT.min(self.patience))
-            .await?;
+            .await?
+            .node;
+        let first = &self.first;
+        // Behind one address there may be several nodes.
+        if node.control.system_identifier != first.control.system_identifier
+            || !node.same_life(first)
+        {
+            let message = "the source was restarted, promoted or stopped while it was read, or \
+                           another node answers at its address";
+            return Err(RewindError::new(Class::Changed, message));
+        }
         Ok(connection)
     }
 
@@ -94,15 +108,19 @@ impl Session {
     where
         F: Future<Output = Result<T, CallError>>,
     {
+        let since = Instant::now();
         loop {
-            match make(self.control.clone()).await {
+            let error = match make(self.control.clone()).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) if matches!(error, CallError::Broken(_)) => {
-                    tracing::debug!(%error, "control connection lost");
-                    self.control = self.reconnect().await?;
-                }
-                Err(error) => return Err(error.into()),
+                Err(error) => error,
+            };
+            let again = matches!(error, CallError::Broken(_)) && since.elapsed() < self.patience;
+            if !again {
+                return Err(error.into());
             }
+            tracing::debug!(%error, "control connection lost");
+            tokio::time::sleep(BACKOFF_MIN).await;
+            self.control = self.reconnect().await?;
         }
     }
 
@@ -121,10 +139,11 @@ impl Session {
 
     /// Everything the source serves.
     pub async fn list(&mut self) -> Result<SourceFiles, RewindError> {
+        let patience = self.patience;
         self.call(|mut connection| async move {
             let mut list = connection.client.list_files().await?;
             let mut files = SourceFiles::new();
-            while let Some(batch) = list.next().await? {
+            while let Some(batch) = within(patience, list.next()).await? {
                 files.extend(
                     batch
                         .into_iter()
@@ -144,6 +163,15 @@ impl Session {
     }
 }
 
+/// A part of a stream that must come in time.
+async fn within<T>(
+    limit: Duration,
+    part: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
+    let stalled = |_| CallError::Broken("the source has stalled".to_owned());
+    tokio::time::timeout(limit, part).await.map_err(stalled)?
+}
+
 async fn collect(
     mut connection: Connection,
     units: Vec<Unit>,
@@ -160,8 +188,7 @@ async fn collect(
     let mut frames = connection.client.fetch(queue).await?;
     let mut replies = Vec::new();
     while !outstanding.is_empty() {
-        let frame = tokio::time::timeout(patience, frames.next()).await;
-        let frame = frame.map_err(|_| CallError::Broken("the source has stalled".to_owned()))??;
+        let frame = within(patience, frames.next()).await?;
         let frame = frame.ok_or_else(|| CallError::Broken("the stream ended early".to_owned()))?;
         for item in frame
             .items()

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pg_format::wal::{Decoder, Progress, SegmentName, Start, WalContext};
 use pg_format::{BLOCK_BYTES, Lsn, TimelineHistory};
@@ -16,6 +16,8 @@ use crate::apply::disk::Disk;
 use crate::apply::state;
 use crate::error::{Class, RewindError};
 
+/// Pause before the source is asked again for what it should have.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Units asked for at once: together more than a long fast link holds.
 const UNITS_AT_ONCE: u64 = 4;
 
@@ -105,6 +107,7 @@ impl WalFollower {
     pub async fn advance_to(&mut self, end: Lsn) -> Result<(), RewindError> {
         let since = Instant::now();
         while self.advance().await? < end {
+            tokio::time::sleep(PAUSE).await;
             if since.elapsed() > self.session.patience() {
                 let message = format!(
                     "the source's WAL stops at {} although it must reach {end}: try again later",
@@ -177,6 +180,7 @@ impl WalFollower {
 
     /// A segment that is not there: not yet, if everything before it was read; else gone.
     fn missing(&self, number: u64) -> Result<bool, RewindError> {
+        // The source makes the next segment when it needs it; an older one does not come back.
         if self.decoder.last_record().is_some() {
             return Ok(false);
         }
@@ -184,7 +188,7 @@ impl WalFollower {
         let timeline = self.history.timeline_of_segment(number, size);
         let name = SegmentName { timeline, number }.file_name(size);
         let message = format!("the source no longer has WAL segment {name}, which replay needs");
-        Err(RewindError::new(Class::Rebuild, message))
+        Err(RewindError::new(Class::Changed, message))
     }
 
     /// Writes pages to staging and decodes them.

@@ -129,16 +129,11 @@ fn note_state(window: &mut Window, effect: &Effect, at: Lsn) {
             });
         }
         Effect::EndOfRecovery { .. } => window.promotions.push(at),
-        Effect::ParameterChange {
-            wal_level,
-            wal_log_hints,
-        } => {
+        Effect::ParameterChange { wal_level, .. } => {
             if wal_level == WalLevel::Minimal {
                 window.minimal_at.get_or_insert(at);
             }
-            if !wal_log_hints {
-                window.hints_off_at.get_or_insert(at);
-            }
+            window.settings_changed_at.get_or_insert(at);
         }
         Effect::ChecksumsChanged => {
             window.checksums_changed_at.get_or_insert(at);

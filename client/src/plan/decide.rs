@@ -138,6 +138,7 @@ impl<'a> Context<'a> {
             FileClass::State => Treatment::Whole,
             FileClass::Discarded => Treatment::Discard,
             FileClass::Configuration if choices.config_from_source => Treatment::Whole,
+            FileClass::Unknown if self.facts.keys.contains(path) => Treatment::Keep,
             FileClass::Unknown if choices.mirror_extra_files => Treatment::Whole,
             FileClass::Configuration
             | FileClass::Unknown

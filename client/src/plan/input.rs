@@ -1,6 +1,6 @@
 //! The facts a plan is made from, as plain values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use data_dir::{Entry, EntryKind};
 use pg_format::DataPath;
@@ -48,6 +48,9 @@ pub struct Facts<'a> {
     pub version_directory: &'a str,
     /// The operator's choices.
     pub choices: Choices,
+    /// Files of the target that are private keys: the source lists none, so their absence there
+    /// says nothing.
+    pub keys: &'a BTreeSet<DataPath>,
     /// Where each linked tablespace that the target lacks is to be: by OID.
     pub new_tablespaces: &'a BTreeMap<u32, String>,
 }

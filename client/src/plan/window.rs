@@ -69,8 +69,8 @@ pub struct Window {
     pub prepared_ends: Vec<PreparedEnd>,
     /// Where `wal_level` became minimal.
     pub minimal_at: Option<Lsn>,
-    /// Where `wal_log_hints` was found off.
-    pub hints_off_at: Option<Lsn>,
+    /// Where settings changed at a restart: the record has only the new values.
+    pub settings_changed_at: Option<Lsn>,
     /// Where checksums were switched (19).
     pub checksums_changed_at: Option<Lsn>,
     /// A record whose effect on files is not known.

@@ -1,0 +1,45 @@
+//! Telling private keys from other files, so that none leaves its node or is lost with the rest.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+
+/// Endings of files that hold keys in forms other than text.
+const KEY_ENDINGS: [&str; 5] = [".key", ".p12", ".pfx", ".jks", ".pk8"];
+/// What every private key in text form has in its first line.
+const KEY_MARK: &[u8] = b"PRIVATE KEY";
+/// Larger files that are not PostgreSQL's own count as keys unread: reading through a dump that
+/// somebody left in the data directory would take the disk from the database.
+const SCANNED_BYTES_MAX: u64 = 64 << 20;
+const SCAN_BYTES: usize = 64 << 10;
+
+/// Whether a file's name says that it is a key.
+pub fn is_key_name(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    KEY_ENDINGS.iter().any(|ending| lower.ends_with(ending))
+}
+
+/// Reads a whole file for the mark of a private key; one too large to read counts as one.
+pub fn holds_private_key(mut file: File) -> io::Result<bool> {
+    if file.metadata()?.len() > SCANNED_BYTES_MAX {
+        return Ok(true);
+    }
+    let mut buffer = vec![0; SCAN_BYTES];
+    let mut kept = 0;
+    loop {
+        let bytes = file.read(buffer.get_mut(kept..).unwrap_or_default())?;
+        if bytes == 0 {
+            return Ok(false);
+        }
+        let filled = kept + bytes;
+        let seen = buffer.get(..filled).unwrap_or_default();
+        if seen
+            .windows(KEY_MARK.len())
+            .any(|window| window == KEY_MARK)
+        {
+            return Ok(true);
+        }
+        // The mark may lie across two reads.
+        kept = filled.min(KEY_MARK.len() - 1);
+        buffer.copy_within(filled - kept..filled, 0);
+    }
+}
