@@ -51,9 +51,7 @@ pub enum CertsError {
 /// Makes `ca.crt` and `ca.key` in `out`.
 pub fn init(out: &Path) -> Result<(), CertsError> {
     let mut params = CertificateParams::default();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "pgrejoin authority");
+    params.distinguished_name.push(DnType::CommonName, "pgrejoin authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     set_life(&mut params, AUTHORITY_LIFE);
@@ -80,18 +78,14 @@ pub fn issue(
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     for entry in std::iter::once(name).chain(san.iter().map(String::as_str)) {
-        params
-            .subject_alt_names
-            .push(match entry.parse::<IpAddr>() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) => SanType::DnsName(entry.try_into()?),
-            });
+        params.subject_alt_names.push(match entry.parse::<IpAddr>() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) => SanType::DnsName(entry.try_into()?),
+        });
     }
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     set_life(&mut params, Duration::days(i64::from(days)));
     let key = KeyPair::generate()?;
@@ -116,32 +110,21 @@ fn read(path: &Path) -> Result<String, CertsError> {
 fn write_pair(out: &Path, name: &str, certificate: &str, key: &str) -> Result<(), CertsError> {
     let file = |action, path: &Path| {
         let path = path.to_owned();
-        move |source| CertsError::File {
-            action,
-            path,
-            source,
-        }
+        move |source| CertsError::File { action, path, source }
     };
     std::fs::create_dir_all(out).map_err(file("create", out))?;
-    let (certificate_path, key_path) = (
-        out.join(format!("{name}.crt")),
-        out.join(format!("{name}.key")),
-    );
+    let (certificate_path, key_path) =
+        (out.join(format!("{name}.crt")), out.join(format!("{name}.key")));
     for path in [&certificate_path, &key_path] {
         if path.exists() {
             return Err(CertsError::Exists { path: path.clone() });
         }
     }
-    for (path, mode, text) in [
-        (&key_path, 0o600, key),
-        (&certificate_path, 0o644, certificate),
-    ] {
+    for (path, mode, text) in [(&key_path, 0o600, key), (&certificate_path, 0o644, certificate)] {
         let mut options = OpenOptions::new();
         let opened: io::Result<File> = options.write(true).create_new(true).mode(mode).open(path);
         let mut opened = opened.map_err(file("create", path))?;
-        opened
-            .write_all(text.as_bytes())
-            .map_err(file("write", path))?;
+        opened.write_all(text.as_bytes()).map_err(file("write", path))?;
         opened.sync_all().map_err(file("sync", path))?;
     }
     Ok(())
@@ -157,22 +140,9 @@ mod tests {
     fn makes_private_keys_and_overwrites_nothing() {
         let home = tempfile::tempdir().unwrap();
         init(home.path()).unwrap();
-        issue(
-            home.path(),
-            "node1",
-            &["127.0.0.1".to_owned()],
-            10,
-            home.path(),
-        )
-        .unwrap();
+        issue(home.path(), "node1", &["127.0.0.1".to_owned()], 10, home.path()).unwrap();
         for key in ["ca.key", "node1.key"] {
-            let mode = home
-                .path()
-                .join(key)
-                .metadata()
-                .unwrap()
-                .permissions()
-                .mode();
+            let mode = home.path().join(key).metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
         assert!(matches!(init(home.path()), Err(CertsError::Exists { .. })));

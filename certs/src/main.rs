@@ -41,20 +41,11 @@ enum Command {
     },
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "main reports the error that ends the program"
-)]
+#[expect(clippy::print_stderr, reason = "main reports the error that ends the program")]
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Init { out } => certs::init(&out),
-        Command::Issue {
-            ca,
-            name,
-            san,
-            days,
-            out,
-        } => certs::issue(&ca, &name, &san, days, &out),
+        Command::Issue { ca, name, san, days, out } => certs::issue(&ca, &name, &san, days, &out),
     };
     match done.map_err(anyhow::Error::from) {
         Ok(()) => ExitCode::SUCCESS,

@@ -95,10 +95,7 @@ pub fn source_segment(
         .iter()
         .rev()
         .filter(|span| size.segment_of(span.begin) <= number)
-        .map(|span| SegmentName {
-            timeline: span.timeline,
-            number,
-        })
+        .map(|span| SegmentName { timeline: span.timeline, number })
         .find(|name| source.wal_segments.binary_search(name).is_ok())
 }
 
@@ -107,8 +104,7 @@ impl Subject<'_> {
     fn ask(&self, unit: UnitKind) -> Result<Vec<Item>, RewindError> {
         let mut session = self.session.clone();
         let units = vec![Unit { id: 0, kind: unit }];
-        self.runtime
-            .block_on(async move { session.collect(units).await })
+        self.runtime.block_on(async move { session.collect(units).await })
     }
 
     /// A whole segment of the source, in memory.
@@ -122,12 +118,7 @@ impl Subject<'_> {
         while offset < size.bytes() {
             let length = UNIT_BYTES_MAX.min(size.bytes() - offset);
             let SegmentName { timeline, number } = name;
-            let items = self.ask(UnitKind::Wal {
-                timeline,
-                number,
-                offset,
-                length,
-            });
+            let items = self.ask(UnitKind::Wal { timeline, number, offset, length });
             for item in items.map_err(|error| io::Error::other(error.chain()))? {
                 match item.body {
                     ItemBody::Chunk(chunk) => file.write_all_at(chunk.data(), chunk.offset())?,
@@ -156,29 +147,15 @@ impl Subject<'_> {
         let size = context.segment_size;
         let from_source = |name: SegmentName| self.fetch_segment(name);
         // Only what lies before the fork of the histories is known to be common already.
-        let end = if ancestor.end == Lsn::MAX {
-            0
-        } else {
-            size.segment_of(ancestor.end)
-        };
+        let end = if ancestor.end == Lsn::MAX { 0 } else { size.segment_of(ancestor.end) };
         let elsewhere = Elsewhere {
             archive: self.wal_archive.clone(),
             restore_command: self.restore_command.clone(),
             source: Some((&from_source, end)),
         };
-        let wal = TargetWal::new(
-            LocalWal {
-                directory,
-                history,
-                context,
-            },
-            elsewhere,
-        );
+        let wal = TargetWal::new(LocalWal { directory, history, context }, elsewhere);
         let analysis = self.with_wal(&wal, ancestor.timeline, ancestor.end)?;
-        Ok(Analysis {
-            fetched: wal.fetched().map_err(wal_error)?,
-            ..analysis
-        })
+        Ok(Analysis { fetched: wal.fetched().map_err(wal_error)?, ..analysis })
     }
 
     fn with_wal(
@@ -188,12 +165,7 @@ impl Subject<'_> {
         forked_at: Lsn,
     ) -> Result<Analysis, RewindError> {
         let none = |fork, target_end, why: String| {
-            Ok(Analysis {
-                fork,
-                target_end,
-                rewindable: Err(why),
-                fetched: Vec::new(),
-            })
+            Ok(Analysis { fork, target_end, rewindable: Err(why), fetched: Vec::new() })
         };
         let context = wal.local().context;
         let control = &self.target.control.file;
@@ -269,9 +241,7 @@ impl Subject<'_> {
             let start = size.start_of(first);
             let fork = self.first_difference(local, start, to)?;
             // A range that begins with a difference proves nothing: the histories parted earlier.
-            let checkpoint = own
-                .last_checkpoint_before(fork)
-                .is_some_and(|c| c.lsn >= start);
+            let checkpoint = own.last_checkpoint_before(fork).is_some_and(|c| c.lsn >= start);
             if checkpoint || fork.distance_from(start) >= PROOF_BYTES_MIN {
                 return Ok(Ok(fork));
             }
@@ -300,11 +270,7 @@ impl Subject<'_> {
         let from = Start::FirstAfter(start);
         let our_end = proof::digests(local, local.context, from, to, &mut |d| ours.push(d))?;
         let (theirs, their_end) = self.source_digests(start, to)?;
-        let differs = ours
-            .iter()
-            .zip(&theirs)
-            .find(|(a, b)| a != b)
-            .map(|(a, _)| a.number);
+        let differs = ours.iter().zip(&theirs).find(|(a, b)| a != b).map(|(a, _)| a.number);
         let Some(number) = differs else {
             return Ok(our_end.min(their_end).min(to));
         };
@@ -315,11 +281,7 @@ impl Subject<'_> {
         let our_end = proof::records(local, local.context, from, to, &mut |lsn, crc| {
             ours.push((lsn, crc));
         })?;
-        let unit = UnitKind::Proof {
-            from: ProofStart::Segment(start),
-            to,
-            each_record: true,
-        };
+        let unit = UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: true };
         let mut theirs = Vec::new();
         let mut their_end = to;
         for item in self.ask(unit)? {
@@ -338,26 +300,14 @@ impl Subject<'_> {
         start: Lsn,
         to: Lsn,
     ) -> Result<(Vec<proof::SegmentDigest>, Lsn), RewindError> {
-        let unit = UnitKind::Proof {
-            from: ProofStart::Segment(start),
-            to,
-            each_record: false,
-        };
+        let unit = UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: false };
         let mut digests = Vec::new();
         let mut end = start;
         for item in self.ask(unit)? {
             match item.body {
-                ItemBody::SegmentDigest {
-                    number,
-                    records,
-                    digest,
-                } => {
+                ItemBody::SegmentDigest { number, records, digest } => {
                     let digest = *digest.as_bytes();
-                    digests.push(proof::SegmentDigest {
-                        number,
-                        records,
-                        digest,
-                    });
+                    digests.push(proof::SegmentDigest { number, records, digest });
                 }
                 ItemBody::End { bytes, .. } => end = Lsn::new(bytes),
                 _ => {}
@@ -385,9 +335,7 @@ impl Subject<'_> {
             checkpoints_before(wal, context, fork, newest)?;
         }
         let Some(checkpoint) = checkpoint else {
-            return Ok(Err(format!(
-                "no WAL holds a checkpoint before the fork at {fork}"
-            )));
+            return Ok(Err(format!("no WAL holds a checkpoint before the fork at {fork}")));
         };
         let mut start = start_of(&checkpoint);
         if common && control.checkpoint_copy.redo < start.redo {
@@ -403,12 +351,7 @@ impl Subject<'_> {
         }
         let mut first = start.redo;
         let promoted = own.promotions.iter().any(|lsn| *lsn >= fork)
-            || self
-                .target
-                .history
-                .spans()
-                .iter()
-                .any(|span| span.begin >= fork);
+            || self.target.history.spans().iter().any(|span| span.begin >= fork);
         if promoted && !common {
             match safe_hints(wal, checkpoint)? {
                 Ok(redo) => first = first.min(redo),
@@ -423,10 +366,11 @@ impl Subject<'_> {
                 "the WAL from {first} is not complete: it stops at {end}: {why}"
             )));
         }
-        if promoted && !common {
-            if let Err(why) = check_prepared(&window, fork) {
-                return Ok(Err(why));
-            }
+        if promoted
+            && !common
+            && let Err(why) = check_prepared(&window, fork)
+        {
+            return Ok(Err(why));
         }
         Ok(check_window(&window, self.target).map(|()| Rewindable { window, start }))
     }
@@ -454,16 +398,11 @@ pub fn source_start(source: &Description) -> ReplayStart {
 fn check_window(window: &Window, target: &Target) -> Result<(), String> {
     let control = &target.control.file;
     if !control.logs_hints() {
-        return Err(
-            "the target has neither checksums nor wal_log_hints: its WAL does not name \
+        return Err("the target has neither checksums nor wal_log_hints: its WAL does not name \
                     every page it changed"
-                .to_owned(),
-        );
+            .to_owned());
     }
-    if let Some(at) = window
-        .settings_changed_at
-        .filter(|_| !control.writes_checksums())
-    {
+    if let Some(at) = window.settings_changed_at.filter(|_| !control.writes_checksums()) {
         return Err(format!(
             "settings changed on the target at {at}, wal_log_hints may have been off before"
         ));
@@ -478,9 +417,7 @@ fn check_window(window: &Window, target: &Target) -> Result<(), String> {
         return Err(format!("checksums were switched on the target at {at}"));
     }
     match window.unknown_at {
-        Some(at) => Err(format!(
-            "the target's WAL has a record of unknown effect at {at}"
-        )),
+        Some(at) => Err(format!("the target's WAL has a record of unknown effect at {at}")),
         None => Ok(()),
     }
 }
@@ -488,10 +425,7 @@ fn check_window(window: &Window, target: &Target) -> Result<(), String> {
 /// The other half of R1's rule: a transaction prepared before the fork and committed on the target
 /// before its first own checkpoint may have left marks in index pages it never touched itself.
 fn check_prepared(window: &Window, fork: Lsn) -> Result<(), String> {
-    let first = window
-        .checkpoints
-        .iter()
-        .find(|checkpoint| checkpoint.lsn >= fork);
+    let first = window.checkpoints.iter().find(|checkpoint| checkpoint.lsn >= fork);
     let before = first.map_or(Lsn::MAX, |checkpoint| checkpoint.checkpoint.redo);
     let end = window
         .prepared_ends
@@ -527,11 +461,7 @@ fn safe_hints(wal: &TargetWal<'_>, last: Checkpoint) -> Result<Result<Lsn, Strin
             }
             Some(_) => {}
         }
-        if found.is_some() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     if search(&last).is_continue() {
         checkpoints_before(wal, context, last.lsn, &mut search)?;

@@ -103,10 +103,7 @@ pub fn new_tablespaces(
         if target.files.contains_key(&path) {
             continue;
         }
-        let mapped = mapping
-            .iter()
-            .find(|(old, _)| old == location)
-            .map(|(_, new)| new);
+        let mapped = mapping.iter().find(|(old, _)| old == location).map(|(_, new)| new);
         if let (Some(_), Strategy::Fork(_)) = (mapped, strategy) {
             return Err(refuse(format!(
                 "tablespace {} was created after the fork and replay will use its own path \

@@ -89,10 +89,7 @@ pub enum YesNo {
 
 /// Options of `rewind`.
 #[derive(Debug, Args)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a flag of the command line"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct RewindArgs {
     /// Data directory of the node to rewind
     #[arg(short = 'D', long, value_name = "DIR", env = "PGREJOIN_TARGET_PGDATA")]
@@ -105,28 +102,13 @@ pub struct RewindArgs {
     pub dry_run: bool,
 
     /// This node's certificate, PEM
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "PGREJOIN_CERT",
-        help_heading = "Identity"
-    )]
+    #[arg(long, value_name = "FILE", env = "PGREJOIN_CERT", help_heading = "Identity")]
     pub cert: PathBuf,
     /// This node's private key, PEM
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "PGREJOIN_KEY",
-        help_heading = "Identity"
-    )]
+    #[arg(long, value_name = "FILE", env = "PGREJOIN_KEY", help_heading = "Identity")]
     pub key: PathBuf,
     /// Authority that signs the server's certificate, PEM
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "PGREJOIN_CA",
-        help_heading = "Identity"
-    )]
+    #[arg(long, value_name = "FILE", env = "PGREJOIN_CA", help_heading = "Identity")]
     pub ca: PathBuf,
     /// Name the server's certificate must have, if not the host of --source
     #[arg(long, value_name = "NAME", help_heading = "Identity")]
@@ -187,20 +169,10 @@ pub struct RewindArgs {
     #[arg(long, value_name = "OLD=NEW", value_parser = mapping, help_heading = "Target files")]
     pub tablespace_mapping: Vec<(String, String)>,
     /// Which side's configuration files stay
-    #[arg(
-        long,
-        value_enum,
-        default_value = "keep",
-        help_heading = "Target files"
-    )]
+    #[arg(long, value_enum, default_value = "keep", help_heading = "Target files")]
     pub config_files: ConfigFilesArg,
     /// What happens to files PostgreSQL does not know
-    #[arg(
-        long,
-        value_enum,
-        default_value = "keep",
-        help_heading = "Target files"
-    )]
+    #[arg(long, value_enum, default_value = "keep", help_heading = "Target files")]
     pub extra_files: ExtraFilesArg,
     /// Do not wait for the disk: the result may be lost if the machine fails
     #[arg(short = 'N', long, help_heading = "Target files")]
@@ -208,10 +180,7 @@ pub struct RewindArgs {
 }
 
 fn connections(text: &str) -> Result<usize, String> {
-    let number = text
-        .parse()
-        .ok()
-        .filter(|n| (1..=CONNECTIONS_CLIENT_MAX).contains(n));
+    let number = text.parse().ok().filter(|n| (1..=CONNECTIONS_CLIENT_MAX).contains(n));
     number.ok_or_else(|| format!("must be 1 to {CONNECTIONS_CLIENT_MAX}"))
 }
 
@@ -225,11 +194,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         "h" => number.saturating_mul(3600),
         _ => return Err(bad()),
     };
-    if seconds == 0 {
-        Err(bad())
-    } else {
-        Ok(Duration::from_secs(seconds))
-    }
+    if seconds == 0 { Err(bad()) } else { Ok(Duration::from_secs(seconds)) }
 }
 
 fn mapping(text: &str) -> Result<(String, String), String> {

@@ -74,10 +74,7 @@ pub fn check_settings(
     let ours = target.control.file.required_settings.named();
     let theirs = source.node.control.required_settings.named();
     for ((name, recorded), (_, needed)) in ours.into_iter().zip(theirs) {
-        let configured = target
-            .settings
-            .get(name)
-            .and_then(|value| value.parse().ok());
+        let configured = target.settings.get(name).and_then(|value| value.parse().ok());
         let value = configured.unwrap_or(recorded);
         if value < needed {
             let message = format!(

@@ -35,10 +35,7 @@ pub enum Recovery {
 
 /// Everything a rewind needs to know.
 #[derive(Debug, Clone)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is an independent choice of the operator"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent choice of the operator")]
 pub struct Config {
     /// The target's data directory.
     pub target: PathBuf,
@@ -86,26 +83,17 @@ impl Config {
     /// Checks what can be checked without looking at the target or the source.
     pub fn new(args: RewindArgs) -> Result<Self, RewindError> {
         let usage = |message: String| RewindError::new(Class::Usage, message);
-        let rest = args.source.strip_prefix("https://").ok_or_else(|| {
-            usage(format!(
-                "source \"{}\" must begin with https://",
-                args.source
-            ))
-        })?;
+        let rest = args
+            .source
+            .strip_prefix("https://")
+            .ok_or_else(|| usage(format!("source \"{}\" must begin with https://", args.source)))?;
         let (host, port) = split_host(rest.trim_end_matches('/')).ok_or_else(|| {
-            usage(format!(
-                "source \"{}\" has no valid host and port",
-                args.source
-            ))
+            usage(format!("source \"{}\" has no valid host and port", args.source))
         })?;
         let name = args.server_name.clone().unwrap_or_else(|| host.clone());
         let server_name = ServerName::try_from(name.clone())
             .map_err(|_| usage(format!("\"{name}\" is no name a certificate can have")))?;
-        let files = TlsFiles {
-            certificate: args.cert,
-            key: args.key,
-            authority: args.ca,
-        };
+        let files = TlsFiles { certificate: args.cert, key: args.key, authority: args.ca };
         let tls = proto::tls::client_config(&files).map_err(|error| {
             RewindError::because(Class::Usage, "TLS identity is not usable", error)
         })?;
@@ -117,12 +105,7 @@ impl Config {
         };
         Ok(Self {
             target: args.target_pgdata,
-            source: SourceAddress {
-                host,
-                port,
-                server_name,
-                tls: Arc::new(tls),
-            },
+            source: SourceAddress { host, port, server_name, tls: Arc::new(tls) },
             dry_run: args.dry_run,
             strategy: args.strategy,
             connections: args.connections,

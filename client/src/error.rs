@@ -65,11 +65,7 @@ pub struct RewindError {
 impl RewindError {
     /// A failure with no deeper cause.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
-        Self {
-            class,
-            message: message.into(),
-            source: None,
-        }
+        Self { class, message: message.into(), source: None }
     }
 
     /// A failure and its cause.
@@ -78,11 +74,7 @@ impl RewindError {
         message: impl Into<String>,
         source: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
-        Self {
-            class,
-            message: message.into(),
-            source: Some(source.into()),
-        }
+        Self { class, message: message.into(), source: Some(source.into()) }
     }
 
     /// Its kind.
@@ -117,9 +109,7 @@ impl fmt::Display for RewindError {
 
 impl Error for RewindError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source
-            .as_deref()
-            .map(|source| source as &(dyn Error + 'static))
+        self.source.as_deref().map(|source| source as &(dyn Error + 'static))
     }
 }
 

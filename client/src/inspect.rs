@@ -41,11 +41,7 @@ pub fn lock(path: &Path) -> Result<DataDir, RewindError> {
     let directory = DataDir::open(path)?;
     let target = |message: String| RewindError::new(Class::Target, message);
     let io = |error| {
-        RewindError::because(
-            Class::Target,
-            format!("could not look at {}", path.display()),
-            error,
-        )
+        RewindError::because(Class::Target, format!("could not look at {}", path.display()), error)
     };
     let (owner, _) = directory.owner_and_mode().map_err(io)?;
     let us = rustix::process::geteuid().as_raw();
@@ -58,10 +54,7 @@ pub fn lock(path: &Path) -> Result<DataDir, RewindError> {
     }
     let operation = FlockOperation::NonBlockingLockExclusive;
     rustix::fs::flock(directory.root(), operation).map_err(|_| {
-        target(format!(
-            "another pgrejoin is working on {}: let it finish",
-            path.display()
-        ))
+        target(format!("another pgrejoin is working on {}: let it finish", path.display()))
     })?;
     running::refuse_running(&directory)?;
     Ok(directory)
@@ -99,21 +92,12 @@ pub fn inspect(directory: &Arc<DataDir>, config: &Config) -> Result<Target, Rewi
     walked.map_err(|error| {
         RewindError::because(Class::Target, "could not list the target's files", error)
     })?;
-    Ok(Target {
-        directory: Arc::clone(directory),
-        control,
-        history,
-        settings,
-        files,
-    })
+    Ok(Target { directory: Arc::clone(directory), control, history, settings, files })
 }
 
 /// Files of the target that are private keys, among those PostgreSQL does not know.
 pub fn private_keys(target: &Target) -> BTreeSet<DataPath> {
-    let configured = target
-        .settings
-        .get("ssl_key_file")
-        .and_then(|file| file.rsplit('/').next());
+    let configured = target.settings.get("ssl_key_file").and_then(|file| file.rsplit('/').next());
     let mut keys = BTreeSet::new();
     for path in target.files.keys() {
         if FileClass::of(path) != FileClass::Unknown {

@@ -19,6 +19,7 @@ pub mod recovery;
 pub mod rewind;
 pub mod stage;
 pub mod start;
+pub mod unfinished;
 
 mod seal;
 

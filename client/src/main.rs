@@ -12,20 +12,15 @@ use client::monitor::json::Json;
 use client::monitor::lines::Lines;
 use client::monitor::terminal::Terminal;
 use client::rewind::{self, Stop};
+use client::unfinished;
 use client::{Class, Config, RewindError};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Exit code after SIGTERM, as shells count it.
 const TERMINATED: u8 = 143;
 
-#[expect(
-    clippy::print_stderr,
-    reason = "main reports the error that ends the program"
-)]
-#[expect(
-    clippy::print_stdout,
-    reason = "main reports the error as an object where asked to"
-)]
+#[expect(clippy::print_stderr, reason = "main reports the error that ends the program")]
+#[expect(clippy::print_stdout, reason = "main reports the error as an object where asked to")]
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
@@ -77,11 +72,12 @@ fn run(command: Command) -> Result<(), (RewindError, u8)> {
         }
         Command::Resume(args) => {
             let lines = Lines { steps: true };
-            let outcome = rewind::resume(&args.target_pgdata, &lines, &stop.flag).map_err(plain)?;
+            let outcome =
+                unfinished::resume(&args.target_pgdata, &lines, &stop.flag).map_err(plain)?;
             print!("{}", outcome.text());
         }
         Command::Status(args) => {
-            println!("{}", rewind::status(&args.target_pgdata).map_err(plain)?);
+            println!("{}", unfinished::status(&args.target_pgdata).map_err(plain)?);
         }
     }
     Ok(())
@@ -93,23 +89,15 @@ fn monitor(config: &Config) -> Arc<dyn Monitor> {
         OutputArg::Text if config.progress && std::io::stderr().is_terminal() => {
             Arc::new(Terminal::new())
         }
-        OutputArg::Text => Arc::new(Lines {
-            steps: config.progress,
-        }),
+        OutputArg::Text => Arc::new(Lines { steps: config.progress }),
     }
 }
 
 fn rewind_until_stopped(config: Config, stop: Stop) -> Result<client::Outcome, (RewindError, u8)> {
-    let failed = |error: std::io::Error| {
-        (
-            RewindError::because(Class::Other, "could not start", error),
-            1,
-        )
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(failed)?;
+    let failed =
+        |error: std::io::Error| (RewindError::because(Class::Other, "could not start", error), 1);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     let terminated = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -129,15 +117,13 @@ fn rewind_until_stopped(config: Config, stop: Stop) -> Result<client::Outcome, (
             }
         });
         let monitor = monitor(&config);
-        rewind::rewind(config, monitor, stop)
-            .await
-            .map_err(|error| {
-                let code = match error.class() {
-                    Class::Interrupted if terminated.load(Ordering::Relaxed) => TERMINATED,
-                    class => class.exit_code(),
-                };
-                (error, code)
-            })
+        rewind::rewind(config, monitor, stop).await.map_err(|error| {
+            let code = match error.class() {
+                Class::Interrupted if terminated.load(Ordering::Relaxed) => TERMINATED,
+                class => class.exit_code(),
+            };
+            (error, code)
+        })
     });
     // Threads that still wait for the network must not hold the exit up.
     runtime.shutdown_background();

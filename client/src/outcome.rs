@@ -134,10 +134,8 @@ impl Outcome {
             );
         }
         if !self.times.is_empty() {
-            let times = self
-                .times
-                .iter()
-                .map(|(step, t)| format!("{step} {:.2}s", t.as_secs_f64()));
+            let times =
+                self.times.iter().map(|(step, t)| format!("{step} {:.2}s", t.as_secs_f64()));
             line("times", times.collect::<Vec<_>>().join(", "));
         }
         for kept in &self.kept {

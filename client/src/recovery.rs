@@ -62,16 +62,10 @@ pub fn files(
         let text = String::from_utf8(base).map_err(|error| fault(error.into()))?;
         let text = conf::with_setting(&text, "primary_conninfo", &conninfo);
         let path = DataPath::new(AUTO_CONF).map_err(|error| fault(error.into()))?;
-        files.push(SmallFile {
-            path,
-            bytes: text.into_bytes(),
-        });
+        files.push(SmallFile { path, bytes: text.into_bytes() });
     }
     let path = DataPath::new("standby.signal").map_err(|error| fault(error.into()))?;
-    files.push(SmallFile {
-        path,
-        bytes: Vec::new(),
-    });
+    files.push(SmallFile { path, bytes: Vec::new() });
     Ok(files)
 }
 
@@ -87,11 +81,7 @@ pub fn write_alone(config: &Config, target: &Target, disk: &dyn Disk) -> Result<
     }
     for file in files(config, target, None)? {
         replace_file(disk, &file.path, &file.bytes).map_err(|error| {
-            RewindError::because(
-                Class::Other,
-                format!("could not write {}", file.path),
-                error,
-            )
+            RewindError::because(Class::Other, format!("could not write {}", file.path), error)
         })?;
     }
     Ok(())

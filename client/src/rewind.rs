@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::analysis::{Analysis, Subject, source_segment};
 use crate::apply::disk::{Disk, RealDisk};
 use crate::apply::redo::Redo;
-use crate::apply::state::{self, State};
+use crate::apply::state;
 use crate::apply::{hold, preflight};
 use crate::choose::{Choice, choose, new_tablespaces};
 use crate::config::Config;
@@ -26,6 +26,7 @@ use crate::plan::input::{Choices, Facts};
 use crate::plan::report::Totals;
 use crate::plan::{Plan, SourceFiles};
 use crate::seal::{Attempt, Sealing};
+use crate::unfinished::{clear_away, earlier, state_error};
 use crate::{compat, recovery};
 
 /// Plans made anew when the source changed under a run.
@@ -49,11 +50,7 @@ pub(crate) struct Steps {
 
 impl Steps {
     fn new(monitor: Arc<dyn Monitor>) -> Self {
-        Self {
-            monitor,
-            times: Vec::new(),
-            current: None,
-        }
+        Self { monitor, times: Vec::new(), current: None }
     }
 
     pub(crate) fn begin(&mut self, step: Step) {
@@ -79,20 +76,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .map_err(|error| RewindError::because(Class::Other, "a worker failed", error))?
 }
 
-fn state_error(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> RewindError {
-    RewindError::because(
-        Class::Other,
-        "the target's .pgrejoin directory is not usable",
-        error,
-    )
-}
-
 /// Opens the door to a locked target.
 fn disk_of(directory: &Arc<DataDir>, config: &Config) -> Result<Arc<dyn Disk>, RewindError> {
     let staging = config.staging_dir.as_deref();
     let disk = RealDisk::new(Arc::clone(directory), staging, config.sync);
-    disk.map(|disk| Arc::new(disk) as Arc<dyn Disk>)
-        .map_err(state_error)
+    disk.map(|disk| Arc::new(disk) as Arc<dyn Disk>).map_err(state_error)
 }
 
 /// Rewinds, or says why not.
@@ -125,52 +113,6 @@ pub async fn rewind(
         pg_ctl: None,
     };
     run.run().await
-}
-
-/// Deals with what an earlier run left: finishes it if it had begun to change the target, clears it
-/// away if it had not. A dry run only says so.
-async fn earlier(
-    directory: &Arc<DataDir>,
-    config: &Config,
-    monitor: &Arc<dyn Monitor>,
-    stop: &Stop,
-) -> Result<Option<Outcome>, RewindError> {
-    let (disk, state) = disk_of_state(directory)?;
-    if config.dry_run {
-        return match state {
-            State::None | State::Preparing | State::Sealed(_) => Ok(None),
-            State::Hidden(_) | State::Committed(_) => Ok(Some(Outcome::new(
-                Ended::WouldRewind,
-                describe_state(&state),
-            ))),
-        };
-    }
-    let (directory, monitor, flag) = (
-        Arc::clone(directory),
-        Arc::clone(monitor),
-        Arc::clone(&stop.flag),
-    );
-    blocking(move || match state {
-        State::None => Ok(None),
-        State::Preparing | State::Sealed(_) => {
-            clear_away(&*disk, &directory).map_err(state_error)?;
-            Ok(None)
-        }
-        // The node may have run since: it is looked at like any other.
-        State::Committed(_) => finish(&directory, &*disk, &*monitor, &flag).map(|_| None),
-        State::Hidden(_) => {
-            monitor.note(
-                "an earlier rewind was interrupted while it changed the target: finishing it",
-            );
-            finish(&directory, &*disk, &*monitor, &flag).map(Some)
-        }
-    })
-    .await
-}
-
-/// Leaves a target that was not changed as it was found.
-fn clear_away(disk: &dyn Disk, directory: &DataDir) -> std::io::Result<()> {
-    hold::restore(disk).and_then(|()| state::discard(disk, directory))
 }
 
 /// One run against a target that no other rewind has begun to change.
@@ -216,8 +158,7 @@ impl Run {
                 }
                 Err(error) if error.class() == Class::Changed && attempt < ATTEMPTS_MAX => {
                     self.abandon();
-                    self.monitor
-                        .note(&format!("{}: planning again", error.chain()));
+                    self.monitor.note(&format!("{}: planning again", error.chain()));
                 }
                 Err(error) => {
                     self.abandon();
@@ -225,10 +166,7 @@ impl Run {
                 }
             }
         }
-        Err(RewindError::new(
-            Class::Transient,
-            "the source kept changing: try again later",
-        ))
+        Err(RewindError::new(Class::Transient, "the source kept changing: try again later"))
     }
 
     /// Leaves the target as it was found.
@@ -252,11 +190,7 @@ impl Run {
         compat::check(&self.target, &source)?;
         compat::check_settings(&self.target, &source, config.start, &*self.monitor)?;
         let history = source.node.history().map_err(|error| {
-            RewindError::because(
-                Class::Transient,
-                "the source's history is not usable",
-                error,
-            )
+            RewindError::because(Class::Transient, "the source's history is not usable", error)
         })?;
         self.steps.begin(Step::Fork);
         let mut lister = session.clone();
@@ -437,24 +371,13 @@ impl Run {
         source: &Description,
         choice: &Choice<'_>,
     ) -> Result<(), RewindError> {
-        let newest = source
-            .wal_segments
-            .iter()
-            .map(|name| name.number)
-            .max()
-            .unwrap_or(0);
+        let newest = source.wal_segments.iter().map(|name| name.number).max().unwrap_or(0);
         let size = source.node.control.wal_segment_size;
         let segments = newest.saturating_sub(size.segment_of(choice.start.redo)) + 1;
         let staging = self.config.staging_dir.as_deref();
         let wal_bytes = segments.saturating_mul(size.bytes());
         preflight::check_permissions(&self.directory, plan)?;
-        preflight::check_space(
-            &self.directory,
-            staging,
-            plan,
-            &self.target.files,
-            wal_bytes,
-        )
+        preflight::check_space(&self.directory, staging, plan, &self.target.files, wal_bytes)
     }
 
     fn kept(&self, plan: &Plan) -> Vec<String> {
@@ -462,19 +385,13 @@ impl Run {
         if slots.is_empty() {
             return Vec::new();
         }
-        vec![format!(
-            "replication slots of the target are removed: {}",
-            slots.join(", ")
-        )]
+        vec![format!("replication slots of the target are removed: {}", slots.join(", "))]
     }
 
     /// Changes the target. From here on nothing needs the source.
     async fn apply(mut self, sealed: crate::seal::SealedRun) -> Result<Outcome, RewindError> {
         self.steps.begin(Step::Apply);
-        let crate::seal::SealedRun {
-            manifest,
-            mut outcome,
-        } = sealed;
+        let crate::seal::SealedRun { manifest, mut outcome } = sealed;
         let (directory, disk) = (Arc::clone(&self.directory), Arc::clone(&self.disk));
         let (monitor, flag) = (Arc::clone(&self.monitor), Arc::clone(&self.stop.flag));
         let applied = blocking(move || {
@@ -507,102 +424,4 @@ impl Run {
         outcome.times = self.steps.end();
         Ok(outcome)
     }
-}
-
-/// Finishes what an interrupted run began, without the source.
-fn finish(
-    directory: &DataDir,
-    disk: &dyn Disk,
-    monitor: &dyn Monitor,
-    stop: &AtomicBool,
-) -> Result<Outcome, RewindError> {
-    let state = state::load(disk).map_err(state_error)?;
-    let (manifest, committed) = match state {
-        State::Hidden(manifest) => (manifest, false),
-        State::Committed(manifest) => (manifest, true),
-        State::Sealed(manifest) => (manifest, false),
-        State::None | State::Preparing => {
-            let reason = "no rewind is unfinished here: the target is as it was";
-            return Ok(Outcome::new(Ended::NothingToDo, reason));
-        }
-    };
-    if !committed {
-        hold::take(disk, directory.path())?;
-    }
-    let redo = Redo {
-        manifest: &manifest,
-        disk,
-        directory,
-        stop,
-        monitor,
-    };
-    if committed {
-        redo.clean_up()?;
-    } else {
-        redo.check_packs()?;
-        redo.run()?;
-    }
-    Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
-}
-
-/// `pgrejoin resume`
-pub fn resume(
-    target: &std::path::Path,
-    monitor: &dyn Monitor,
-    stop: &AtomicBool,
-) -> Result<Outcome, RewindError> {
-    let directory = Arc::new(inspect::lock(target)?);
-    let (disk, state) = disk_of_state(&directory)?;
-    if let State::Sealed(manifest) = state {
-        let control = directory.control()?;
-        if control.bytes != manifest.old_control {
-            clear_away(&*disk, &directory).map_err(state_error)?;
-            let reason = "PostgreSQL was started here since the rewind was prepared: what was \
-                          prepared is discarded, the target was not changed by it";
-            return Ok(Outcome::new(Ended::NothingToDo, reason));
-        }
-    }
-    finish(&directory, &*disk, monitor, stop)
-}
-
-/// `pgrejoin status`
-pub fn status(target: &std::path::Path) -> Result<String, RewindError> {
-    let directory = Arc::new(inspect::lock(target)?);
-    Ok(describe_state(&disk_of_state(&directory)?.1).to_owned())
-}
-
-fn describe_state(state: &State) -> &'static str {
-    match state {
-        State::None => "no rewind is under way",
-        State::Preparing => {
-            "a rewind was being prepared and did not finish; the data directory is unchanged. Run \
-             pgrejoin rewind again"
-        }
-        State::Sealed(_) => {
-            "a rewind is prepared and has changed nothing yet. Run pgrejoin resume to go on \
-             without the source, or pgrejoin rewind to begin again"
-        }
-        State::Hidden(_) => {
-            "a rewind is changing this data directory and has not finished. Do not start \
-             PostgreSQL: run pgrejoin resume"
-        }
-        State::Committed(_) => {
-            "the data directory is rewound; only temporary files are left. Start PostgreSQL, or \
-             run pgrejoin resume to remove them"
-        }
-    }
-}
-
-/// The disk of a locked target whose packs may lie elsewhere, as its manifest says, and its state.
-fn disk_of_state(directory: &Arc<DataDir>) -> Result<(Arc<dyn Disk>, State), RewindError> {
-    let plain = RealDisk::new(Arc::clone(directory), None, true).map_err(state_error)?;
-    let state = state::load(&plain).map_err(state_error)?;
-    let (staging, sync) = match &state {
-        State::Sealed(manifest) | State::Hidden(manifest) | State::Committed(manifest) => {
-            (manifest.staging_dir.clone(), manifest.sync)
-        }
-        State::None | State::Preparing => (None, true),
-    };
-    let disk = RealDisk::new(Arc::clone(directory), staging.as_deref(), sync);
-    Ok((Arc::new(disk.map_err(state_error)?), state))
 }

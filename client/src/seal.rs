@@ -94,10 +94,7 @@ impl Sealing<'_> {
         let sealed = self.session.seal().await?;
         if !sealed.node.same_life(&self.source.node) {
             let why = "the source was restarted, promoted or stopped while it was read".to_owned();
-            return Ok(Attempt::Again {
-                why,
-                without_fork: None,
-            });
+            return Ok(Attempt::Again { why, without_fork: None });
         }
         self.check_end(&sealed)?;
         follower.advance_to(sealed.end).await?;
@@ -111,14 +108,8 @@ impl Sealing<'_> {
             && matches!(self.choice.strategy, Strategy::Fork(_))
             && self.config.strategy == StrategyArg::Auto
         {
-            let why = format!(
-                "the WAL around the fork does not fit together at {}",
-                replayed.end
-            );
-            return Ok(Attempt::Again {
-                without_fork: Some(why.clone()),
-                why,
-            });
+            let why = format!("the WAL around the fork does not fit together at {}", replayed.end);
+            return Ok(Attempt::Again { without_fork: Some(why.clone()), why });
         }
         self.check_replay(&replayed, &sealed, &torn)?;
         let auto_conf = self.source_auto_conf().await?;
@@ -137,9 +128,7 @@ impl Sealing<'_> {
 
     fn fork_segment(&self) -> u64 {
         let size = self.source.node.control.wal_segment_size;
-        self.analysis
-            .fork
-            .map_or(0, |fork| size.segment_of(fork.lsn))
+        self.analysis.fork.map_or(0, |fork| size.segment_of(fork.lsn))
     }
 
     fn local(&self) -> LocalWal<'_> {
@@ -164,11 +153,7 @@ impl Sealing<'_> {
             if local.open(number).map_err(staging)?.is_some() {
                 continue;
             }
-            let found = self
-                .analysis
-                .fetched
-                .iter()
-                .find(|(name, _)| name.number == number);
+            let found = self.analysis.fetched.iter().find(|(name, _)| name.number == number);
             match found {
                 Some((name, file)) => {
                     self.copy_wal(*name, file, size.bytes())?;
@@ -181,10 +166,7 @@ impl Sealing<'_> {
             }
         }
         let mut from = size.start_of(first);
-        let own = self
-            .analysis
-            .fork
-            .filter(|_| first == fork_segment && start_segment <= first);
+        let own = self.analysis.fork.filter(|_| first == fork_segment && start_segment <= first);
         if let Some(fork) = own
             && let Some(file) = local.open(fork_segment).map_err(staging)?
         {
@@ -218,9 +200,7 @@ impl Sealing<'_> {
         let mut buffer = vec![0; 1 << 20];
         let mut offset = 0;
         while offset < bytes {
-            let wanted = usize::try_from(bytes - offset)
-                .unwrap_or(usize::MAX)
-                .min(buffer.len());
+            let wanted = usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(buffer.len());
             let part = buffer.get_mut(..wanted).unwrap_or_default();
             file.read_exact_at(part, offset).map_err(staging)?;
             self.disk.write_at(&path, offset, part).map_err(staging)?;
@@ -238,12 +218,7 @@ impl Sealing<'_> {
         let local = self.local();
         let context = local.context;
         let disk = &**self.disk;
-        let wal = FutureWal {
-            disk,
-            staged,
-            local,
-            fork_segment: self.fork_segment(),
-        };
+        let wal = FutureWal { disk, staged, local, fork_segment: self.fork_segment() };
         let from = self.choice.start.redo;
         stage::replay(&wal, context, (from, to), torn).map_err(|error| {
             RewindError::because(Class::Other, "the WAL to be replayed is not usable", error)
@@ -271,10 +246,7 @@ impl Sealing<'_> {
         let newest = source_start(self.source).redo;
         for hazard in hazards {
             match hazard {
-                Hazard::Tablespace {
-                    location: Some(place),
-                    ..
-                } if check_place(place).is_ok() => {
+                Hazard::Tablespace { location: Some(place), .. } if check_place(place).is_ok() => {
                     continue;
                 }
                 // Only pages read while they were written need it, and those changed later.
@@ -295,10 +267,7 @@ impl Sealing<'_> {
             let now = self.session.describe().await?;
             if source_start(&now).redo > hazard.at() {
                 let why = format!("the source made a checkpoint after {}", hazard.at());
-                return Ok(Some(Attempt::Again {
-                    why,
-                    without_fork: None,
-                }));
+                return Ok(Some(Attempt::Again { why, without_fork: None }));
             }
             return Err(RewindError::new(Class::Preflight, hazard.explain()));
         }
@@ -377,11 +346,7 @@ impl Sealing<'_> {
         }
         let path = DataPath::new("postgresql.auto.conf")
             .map_err(|error| staging(std::io::Error::other(error)))?;
-        let kind = UnitKind::File {
-            path,
-            offset: 0,
-            length: 1 << 20,
-        };
+        let kind = UnitKind::File { path, offset: 0, length: 1 << 20 };
         let mut text = Vec::new();
         for item in self.session.collect(vec![Unit { id: 0, kind }]).await? {
             if let ItemBody::Chunk(chunk) = item.body {
@@ -398,10 +363,8 @@ impl Sealing<'_> {
     ) -> Result<WalChanges, RewindError> {
         let below = |directory: &str| -> Vec<String> {
             let files = self.target.files.keys();
-            let inside = files.filter(|path| {
-                path.parent()
-                    .is_some_and(|parent| parent.as_str() == directory)
-            });
+            let inside = files
+                .filter(|path| path.parent().is_some_and(|parent| parent.as_str() == directory));
             inside.map(|path| path.file_name().to_owned()).collect()
         };
         let facts = WalFacts {
@@ -429,8 +392,7 @@ impl Sealing<'_> {
         let plain = format!("{timeline}-{:X}", fork.as_u64());
         let taken = |name: &str| {
             let path = state::diverged(&self.target.directory, name, "x");
-            path.parent()
-                .is_some_and(|path| matches!(self.disk.is_directory(&path), Ok(Some(_))))
+            path.parent().is_some_and(|path| matches!(self.disk.is_directory(&path), Ok(Some(_))))
         };
         let mut name = plain.clone();
         let mut number = 2;
@@ -461,30 +423,19 @@ impl Sealing<'_> {
             files: self.plan.files.clone(),
             packs: staged.packs.clone(),
             staging_dir: self.config.staging_dir.clone(),
-            shorter: staged
-                .notes
-                .shorter
-                .iter()
-                .map(|(file, bytes)| (*file, *bytes))
-                .collect(),
+            shorter: staged.notes.shorter.iter().map(|(file, bytes)| (*file, *bytes)).collect(),
             vanished: staged.notes.vanished.iter().copied().collect(),
             wal: self.wal_changes(sealed, wal)?,
             settings: recovery::files(self.config, self.target, auto_conf)?,
             remove: remove.map_err(fault)?,
             backup_label: backup_label(self.choice.start, size, &utc_now()).into_bytes(),
             sync: self.config.sync,
-            summary: format!(
-                "the target is rewound and follows timeline {}",
-                sealed.node.timeline
-            ),
+            summary: format!("the target is rewound and follows timeline {}", sealed.node.timeline),
         })
     }
 
     fn outcome(&self, sealed: &Sealed, staged: &Staged, follower: &WalFollower) -> Outcome {
-        let reason = format!(
-            "the target is rewound and follows timeline {}",
-            sealed.node.timeline
-        );
+        let reason = format!("the target is rewound and follows timeline {}", sealed.node.timeline);
         let mut outcome = Outcome::new(Ended::Rewound, reason);
         outcome.fork = self.analysis.fork.map(|fork| (fork.lsn, fork.timeline));
         outcome.strategy = Some((self.choice.name, self.choice.why.clone()));

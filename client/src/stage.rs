@@ -12,7 +12,6 @@ use pg_format::wal::{SegmentName, Start, WalContext};
 use pg_format::{Fork, FormatError, Lsn, RelationSegment, TimelineHistory};
 use proto::fetch::{BlockRange, Item, ItemBody, PageContent, Unit, UnitKind};
 use proto::frame::Frame;
-use proto::limits::{UNIT_BLOCKS_MAX, UNIT_BYTES_MAX};
 
 use crate::apply::disk::Disk;
 use crate::apply::manifest::PackDigest;
@@ -25,6 +24,11 @@ use crate::fetch::pool::{self, Carried, Sink};
 use crate::monitor::Monitor;
 use crate::plan::Plan;
 use crate::plan::replay::Hazard;
+
+/// Blocks and bytes in one unit: small enough that every connection gets its share of a small plan.
+const UNIT_BLOCKS: u32 = 128;
+/// See [`UNIT_BLOCKS`].
+const UNIT_BYTES: u64 = 1 << 20;
 
 /// Small files are asked for this much, so that one that grew since it was listed comes whole.
 const SMALL_FILE_BYTES: u64 = 1 << 20;
@@ -59,10 +63,7 @@ fn units(plan: &Plan) -> Vec<Unit> {
     let mut units = Vec::new();
     let mut add = |file: usize, kind: UnitKind| {
         let serial = serials.entry(file).or_default();
-        units.push(Unit {
-            id: (file as u64) << 32 | *serial,
-            kind,
-        });
+        units.push(Unit { id: (file as u64) << 32 | *serial, kind });
         *serial += 1;
     };
     for wanted in &plan.pages {
@@ -71,29 +72,17 @@ fn units(plan: &Plan) -> Vec<Unit> {
         };
         let mut batch: Vec<BlockRange> = Vec::new();
         let mut count = 0;
-        for range in wanted.blocks.ranges(wanted.end, UNIT_BLOCKS_MAX) {
-            if count + range.count > UNIT_BLOCKS_MAX {
+        for range in wanted.blocks.ranges(wanted.end, UNIT_BLOCKS) {
+            if count + range.count > UNIT_BLOCKS {
                 let ranges = std::mem::take(&mut batch);
-                add(
-                    wanted.file,
-                    UnitKind::Blocks {
-                        path: file.path.clone(),
-                        ranges,
-                    },
-                );
+                add(wanted.file, UnitKind::Blocks { path: file.path.clone(), ranges });
                 count = 0;
             }
             count += range.count;
             batch.push(range);
         }
         if !batch.is_empty() {
-            add(
-                wanted.file,
-                UnitKind::Blocks {
-                    path: file.path.clone(),
-                    ranges: batch,
-                },
-            );
+            add(wanted.file, UnitKind::Blocks { path: file.path.clone(), ranges: batch });
         }
     }
     for wanted in &plan.whole {
@@ -103,15 +92,8 @@ fn units(plan: &Plan) -> Vec<Unit> {
         let bytes = wanted.bytes.max(SMALL_FILE_BYTES);
         let mut offset = 0;
         while offset < bytes {
-            let length = UNIT_BYTES_MAX.min(bytes - offset);
-            add(
-                wanted.file,
-                UnitKind::File {
-                    path: file.path.clone(),
-                    offset,
-                    length,
-                },
-            );
+            let length = UNIT_BYTES.min(bytes - offset);
+            add(wanted.file, UnitKind::File { path: file.path.clone(), offset, length });
             offset += length;
         }
     }
@@ -135,31 +117,18 @@ pub async fn fetch(
             let writer =
                 PackWriter::create(Arc::clone(disk), state::pack(number)).map_err(staging_error)?;
             let (notes, packs) = (Arc::clone(&notes), Arc::clone(&packs));
-            Ok(Box::new(PackSink {
-                writer,
-                number,
-                notes,
-                packs,
-            }))
+            Ok(Box::new(PackSink { writer, number, notes, packs }))
         },
         monitor,
     )
     .await?;
     let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
     let packs = std::mem::take(&mut *packs.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(Staged {
-        notes,
-        packs: packs.into_values().collect(),
-        carried,
-    })
+    Ok(Staged { notes, packs: packs.into_values().collect(), carried })
 }
 
 fn staging_error(error: io::Error) -> RewindError {
-    RewindError::because(
-        Class::Preflight,
-        "could not write fetched data to staging",
-        error,
-    )
+    RewindError::because(Class::Preflight, "could not write fetched data to staging", error)
 }
 
 /// Appends frames to a pack and keeps the notes.
@@ -180,16 +149,10 @@ impl Sink for PackSink {
                 notes.pages += 1;
             }
             match &item.body {
-                ItemBody::Page {
-                    block,
-                    content: PageContent::Torn(_),
-                } => {
+                ItemBody::Page { block, content: PageContent::Torn(_) } => {
                     notes.torn.push((file, *block));
                 }
-                ItemBody::Page {
-                    block,
-                    content: PageContent::BeyondEnd,
-                } => {
+                ItemBody::Page { block, content: PageContent::BeyondEnd } => {
                     let end = u64::from(*block) * pg_format::BLOCK_BYTES;
                     let shorter = notes.shorter.entry(file).or_insert(end);
                     *shorter = end.min(*shorter);
@@ -205,10 +168,7 @@ impl Sink for PackSink {
 
     fn finish(&mut self) -> Result<(), RewindError> {
         let digest = self.writer.finish().map_err(staging_error)?;
-        self.packs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(self.number, digest);
+        self.packs.lock().unwrap_or_else(PoisonError::into_inner).insert(self.number, digest);
         Ok(())
     }
 }
@@ -227,9 +187,7 @@ pub struct FutureWal<'a> {
 
 impl std::fmt::Debug for FutureWal<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FutureWal")
-            .field("staged", &self.staged)
-            .finish_non_exhaustive()
+        f.debug_struct("FutureWal").field("staged", &self.staged).finish_non_exhaustive()
     }
 }
 
@@ -239,11 +197,7 @@ impl Segments for FutureWal<'_> {
             let path = state::staged_wal(&name.file_name(self.local.context.segment_size));
             return self.disk.open(&path).map(Some);
         }
-        if number < self.fork_segment {
-            self.local.open(number)
-        } else {
-            Ok(None)
-        }
+        if number < self.fork_segment { self.local.open(number) } else { Ok(None) }
     }
 }
 
@@ -279,11 +233,7 @@ pub fn replay(
             }
         }
         if !first.is_empty() {
-            for reference in body
-                .blocks
-                .iter()
-                .filter(|reference| reference.fork == Fork::Main)
-            {
+            for reference in body.blocks.iter().filter(|reference| reference.fork == Fork::Main) {
                 let found =
                     RelationSegment::of_block(reference.relation, Fork::Main, reference.block);
                 if let Some(state @ None) = first.get_mut(&found) {
@@ -291,11 +241,7 @@ pub fn replay(
                 }
             }
         }
-        if record.end >= to {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        if record.end >= to { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     if let Some(error) = fault {
         return Err(error.into());
@@ -311,8 +257,5 @@ pub fn replay(
 
 /// Whether the source switched timelines inside a range.
 pub fn switches_timeline(history: &TimelineHistory, from: Lsn, to: Lsn) -> bool {
-    history
-        .spans()
-        .iter()
-        .any(|span| span.begin > from && span.begin <= to)
+    history.spans().iter().any(|span| span.begin > from && span.begin <= to)
 }

@@ -22,29 +22,13 @@ const LOG_LINES: usize = 10;
 pub fn start(config: &Config, directory: &DataDir, pg_ctl: &Path) -> Result<(), RewindError> {
     let log = log_file(&config.target);
     let mut command = std::process::Command::new(pg_ctl);
-    command
-        .arg("start")
-        .arg("-W")
-        .arg("-s")
-        .arg("-D")
-        .arg(&config.target)
-        .arg("-l")
-        .arg(&log);
+    command.arg("start").arg("-W").arg("-s").arg("-D").arg(&config.target).arg("-l").arg(&log);
     if let Some(file) = &config.config_file {
-        command
-            .arg("-o")
-            .arg(format!("-c config_file={}", file.display()));
+        command.arg("-o").arg(format!("-c config_file={}", file.display()));
     }
-    let started = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+    let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     let started = started.map_err(|error| {
-        let message = format!(
-            "the target is rewound, but {} did not run",
-            pg_ctl.display()
-        );
+        let message = format!("the target is rewound, but {} did not run", pg_ctl.display());
         RewindError::because(Class::Rewound, message, error)
     })?;
     if !started.success() {
@@ -74,10 +58,7 @@ fn wait(config: &Config, directory: &DataDir, log: &Path) -> Result<(), RewindEr
             } else {
                 "it is not consistent yet"
             };
-            return Err(not_started(
-                log,
-                &format!("{state} after {:?}", config.timeout),
-            ));
+            return Err(not_started(log, &format!("{state} after {:?}", config.timeout)));
         }
     }
 }
@@ -88,10 +69,7 @@ fn streams(postmaster: i64) -> bool {
     children.into_iter().any(|entry| {
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let parent = rest
-            .split_whitespace()
-            .nth(1)
-            .and_then(|p| p.parse::<i64>().ok());
+        let parent = rest.split_whitespace().nth(1).and_then(|p| p.parse::<i64>().ok());
         if parent != Some(postmaster) {
             return false;
         }
@@ -104,10 +82,7 @@ fn streams(postmaster: i64) -> bool {
 fn not_started(log: &Path, why: &str) -> RewindError {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    let last = lines
-        .get(lines.len().saturating_sub(LOG_LINES)..)
-        .unwrap_or_default()
-        .join(" | ");
+    let last = lines.get(lines.len().saturating_sub(LOG_LINES)..).unwrap_or_default().join(" | ");
     RewindError::new(
         Class::Rewound,
         format!(
@@ -121,11 +96,7 @@ fn not_started(log: &Path, why: &str) -> RewindError {
 /// A log beside the server's own, outside the data directory's root.
 fn log_file(pgdata: &Path) -> PathBuf {
     let log = pgdata.join("log");
-    let directory = if log.is_dir() {
-        log
-    } else {
-        std::env::temp_dir()
-    };
+    let directory = if log.is_dir() { log } else { std::env::temp_dir() };
     directory.join(format!("pgrejoin-start-{}.log", std::process::id()))
 }
 
@@ -138,10 +109,7 @@ pub fn find_pg_ctl(
     if let Some(path) = &config.pg_ctl {
         return Ok(path.clone());
     }
-    let options = directory
-        .read_if_exists("postmaster.opts", 64 << 10)
-        .ok()
-        .flatten();
+    let options = directory.read_if_exists("postmaster.opts", 64 << 10).ok().flatten();
     let server = options.and_then(|text| {
         let text = String::from_utf8_lossy(&text).into_owned();
         text.split_whitespace().next().map(PathBuf::from)
@@ -151,10 +119,7 @@ pub fn find_pg_ctl(
         format!("/usr/lib/postgresql/{major}/bin/pg_ctl"),
         format!("/usr/pgsql-{major}/bin/pg_ctl"),
     ];
-    let found = beside
-        .into_iter()
-        .chain(usual.map(PathBuf::from))
-        .find(|path| is_program(path));
+    let found = beside.into_iter().chain(usual.map(PathBuf::from)).find(|path| is_program(path));
     found.ok_or_else(|| {
         RewindError::new(
             Class::Preflight,

@@ -19,11 +19,7 @@ pub fn open_below(
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     // openat2 refuses a mode where nothing is created.
-    let mode = if flags.contains(OFlags::CREATE) {
-        mode
-    } else {
-        Mode::empty()
-    };
+    let mode = if flags.contains(OFlags::CREATE) { mode } else { Mode::empty() };
     match rustix::fs::openat2(&directory, path, flags, mode, resolve) {
         Err(Errno::NOSYS | Errno::PERM) => open_by_component(&directory, path, flags, mode),
         result => Ok(result?),
@@ -48,10 +44,7 @@ pub fn open_by_component(
         let (flags, mode) = if last {
             (flags, mode)
         } else {
-            (
-                OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::PATH,
-                Mode::empty(),
-            )
+            (OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::PATH, Mode::empty())
         };
         let opened = match &current {
             Some(parent) => rustix::fs::openat(parent, part, flags, mode),

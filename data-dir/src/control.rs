@@ -67,20 +67,14 @@ impl DataDir {
                     sleep(CONTROL_READ_PAUSE);
                 }
                 Err(source) => {
-                    return Err(ControlError::Format {
-                        file: name.to_owned(),
-                        source,
-                    });
+                    return Err(ControlError::Format { file: name.to_owned(), source });
                 }
             }
         }
     }
 
     fn read_named(&self, name: &str, bytes_max: u64) -> Result<Vec<u8>, ControlError> {
-        let io = |source| ControlError::Io {
-            file: name.to_owned(),
-            source,
-        };
+        let io = |source| ControlError::Io { file: name.to_owned(), source };
         let path = DataPath::new(name).map_err(|error| io(io::Error::other(error)))?;
         self.read(&path, bytes_max).map_err(io)
     }
@@ -112,20 +106,15 @@ impl DataDir {
     /// WAL segment files in `pg_wal`, ordered by timeline and number.
     pub fn wal_segments(&self, size: WalSegmentSize) -> Result<Vec<SegmentName>, ControlError> {
         let names = self.wal_names()?;
-        let mut segments: Vec<_> = names
-            .iter()
-            .filter_map(|name| SegmentName::parse(name, size))
-            .collect();
+        let mut segments: Vec<_> =
+            names.iter().filter_map(|name| SegmentName::parse(name, size)).collect();
         segments.sort_unstable();
         Ok(segments)
     }
 
     /// All names in `pg_wal`.
     pub fn wal_names(&self) -> Result<Vec<String>, ControlError> {
-        let io = |source| ControlError::Io {
-            file: "pg_wal".to_owned(),
-            source,
-        };
+        let io = |source| ControlError::Io { file: "pg_wal".to_owned(), source };
         let path = DataPath::new("pg_wal").map_err(|error| io(io::Error::other(error)))?;
         self.names(&path).map_err(io)
     }

@@ -54,17 +54,12 @@ pub struct DataDir {
 impl DataDir {
     /// Opens `path`, which must hold a `PG_VERSION`.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let io = |source| OpenError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
         let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root =
             rustix::fs::open(path, directory, Mode::empty()).map_err(|errno| io(errno.into()))?;
         if open_below(&root, "PG_VERSION", OFlags::RDONLY, Mode::empty()).is_err() {
-            return Err(OpenError::NotADataDirectory {
-                path: path.to_owned(),
-            });
+            return Err(OpenError::NotADataDirectory { path: path.to_owned() });
         }
         let linked_wal = open_link(&root, "pg_wal").map_err(io)?.map(|(_, fd)| fd);
         let mut linked_tablespaces = BTreeMap::new();
@@ -76,12 +71,7 @@ impl DataDir {
                 linked_tablespaces.insert(name, opened);
             }
         }
-        Ok(Self {
-            path: path.to_owned(),
-            root,
-            linked_wal,
-            linked_tablespaces,
-        })
+        Ok(Self { path: path.to_owned(), root, linked_wal, linked_tablespaces })
     }
 
     /// Where it was opened; for messages, not for opening files.
@@ -145,12 +135,7 @@ impl DataDir {
         if rest.is_empty() {
             return base.try_clone_to_owned();
         }
-        open_below(
-            base,
-            rest,
-            OFlags::RDONLY | OFlags::DIRECTORY,
-            Mode::empty(),
-        )
+        open_below(base, rest, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
     }
 
     /// Reads a whole file of at most `bytes_max`.
@@ -195,11 +180,7 @@ impl DataDir {
     /// write that was still pending could not be written (Linux 5.8 and later report it).
     pub fn sync_file_systems(&self) -> io::Result<()> {
         rustix::fs::syncfs(&self.root)?;
-        for fd in self
-            .linked_wal
-            .iter()
-            .chain(self.linked_tablespaces.values().map(|(_, fd)| fd))
-        {
+        for fd in self.linked_wal.iter().chain(self.linked_tablespaces.values().map(|(_, fd)| fd)) {
             rustix::fs::syncfs(fd)?;
         }
         Ok(())
@@ -235,12 +216,7 @@ pub(crate) fn names(directory: &OwnedFd) -> io::Result<Vec<String>> {
 }
 
 fn names_in(root: &OwnedFd, directory: &str) -> io::Result<Vec<String>> {
-    match open_below(
-        root,
-        directory,
-        OFlags::RDONLY | OFlags::DIRECTORY,
-        Mode::empty(),
-    ) {
+    match open_below(root, directory, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) {
         Ok(fd) => names(&fd),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),

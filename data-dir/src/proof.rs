@@ -33,11 +33,7 @@ pub fn digests(
         if let Some((number, records, hasher)) = open {
             let full = hasher.finalize();
             let digest = full.as_bytes().first_chunk().copied().unwrap_or_default();
-            found(SegmentDigest {
-                number,
-                records,
-                digest,
-            });
+            found(SegmentDigest { number, records, digest });
         }
     };
     let end = records(segments, context, start, to, &mut |lsn, crc| {
@@ -68,11 +64,7 @@ pub fn records(
             return ControlFlow::Break(());
         }
         found(record.lsn, record.crc());
-        if record.end >= to {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        if record.end >= to { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     Ok(scanned.end)
 }

@@ -32,10 +32,7 @@ pub fn holds_private_key(mut file: File) -> io::Result<bool> {
         }
         let filled = kept + bytes;
         let seen = buffer.get(..filled).unwrap_or_default();
-        if seen
-            .windows(KEY_MARK.len())
-            .any(|window| window == KEY_MARK)
-        {
+        if seen.windows(KEY_MARK.len()).any(|window| window == KEY_MARK) {
             return Ok(true);
         }
         // The mark may lie across two reads.

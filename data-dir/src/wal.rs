@@ -40,11 +40,7 @@ impl Segments for LocalWal<'_> {
             if size.segment_of(span.begin) > number {
                 continue;
             }
-            let name = SegmentName {
-                timeline: span.timeline,
-                number,
-            }
-            .file_name(size);
+            let name = SegmentName { timeline: span.timeline, number }.file_name(size);
             let path = DataPath::new(format!("pg_wal/{name}")).map_err(io::Error::other)?;
             match self.directory.open_file(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -129,22 +125,14 @@ pub fn scan(
             Progress::End(end) => return Ok(ended(&decoder, end)),
             Progress::Stopped => {
                 let (end, last_record) = (decoder.end(), decoder.last_record());
-                return Ok(Scanned {
-                    end,
-                    last_record,
-                    stopped_by: None,
-                });
+                return Ok(Scanned { end, last_record, stopped_by: None });
             }
         }
     }
 }
 
 fn ended(decoder: &Decoder, end: EndOfWal) -> Scanned {
-    Scanned {
-        end: decoder.end(),
-        last_record: decoder.last_record(),
-        stopped_by: Some(end),
-    }
+    Scanned { end: decoder.end(), last_record: decoder.last_record(), stopped_by: Some(end) }
 }
 
 /// Looks behind an end of WAL for intact records, which a log that merely stops does not have: the
@@ -162,10 +150,7 @@ pub fn records_after(
     let failed = size.segment_of(end.page);
     // The failed segment and the next one that exists: beyond a gap one segment proves enough.
     for number in size.segment_of(page)..=last_segment.max(failed) {
-        let io = |source| WalError::Io {
-            at: size.start_of(number),
-            source,
-        };
+        let io = |source| WalError::Io { at: size.start_of(number), source };
         let Some(file) = segments.open(number).map_err(io)? else {
             page = size.start_of(number + 1);
             continue;
@@ -174,15 +159,10 @@ pub fn records_after(
         let segment_end = size.start_of(number + 1);
         while page < segment_end {
             let mut found = None;
-            scan(
-                segments,
-                context,
-                Start::FirstAfter(page),
-                &mut |record, _| {
-                    found = Some(record.lsn);
-                    ControlFlow::Break(())
-                },
-            )?;
+            scan(segments, context, Start::FirstAfter(page), &mut |record, _| {
+                found = Some(record.lsn);
+                ControlFlow::Break(())
+            })?;
             if found.is_some() {
                 return Ok(found);
             }

@@ -109,12 +109,7 @@ impl DataDir {
         let stat = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)?;
         let mode = u32::from(stat.stx_mode);
         let (kind, below) = match FileType::from_raw_mode(mode) {
-            FileType::RegularFile => (
-                EntryKind::File {
-                    bytes: stat.stx_size,
-                },
-                None,
-            ),
+            FileType::RegularFile => (EntryKind::File { bytes: stat.stx_size }, None),
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY;
                 let below = open_below(directory, name, flags, Mode::empty())?;
@@ -140,13 +135,6 @@ impl DataDir {
             }
             _ => (EntryKind::Other, None),
         };
-        Ok((
-            Entry {
-                path,
-                kind,
-                mode: mode & 0o7777,
-            },
-            below,
-        ))
+        Ok((Entry { path, kind, mode: mode & 0o7777 }, below))
     }
 }

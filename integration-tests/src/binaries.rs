@@ -8,11 +8,7 @@ use std::path::{Path, PathBuf};
 /// Path of a runnable copy of a program of this workspace.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test has a path");
-    let built = test
-        .ancestors()
-        .nth(2)
-        .expect("target/<profile>")
-        .join(name);
+    let built = test.ancestors().nth(2).expect("target/<profile>").join(name);
     let metadata = fs::metadata(&built)
         .unwrap_or_else(|error| panic!("{}: {error}: run make test", built.display()));
     let home = Path::new("/var/tmp/pgrejoin-test-bin");

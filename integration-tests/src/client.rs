@@ -35,21 +35,9 @@ impl Rewind {
     /// Rewinds from any address.
     pub fn to(target: &Node, source: &str, pki: &Pki) -> Self {
         let mut command = target.user.command(program("pgrejoin"));
-        command.args([
-            "rewind",
-            "--output",
-            "json",
-            "--timeout",
-            "20s",
-            "--source",
-            source,
-        ]);
+        command.args(["rewind", "--output", "json", "--timeout", "20s", "--source", source]);
         command.arg("-D").arg(&target.data);
-        command
-            .arg("--cert")
-            .arg(pki.file("client.crt"))
-            .arg("--key")
-            .arg(pki.file("client.key"));
+        command.arg("--cert").arg(pki.file("client.crt")).arg("--key").arg(pki.file("client.key"));
         command.arg("--ca").arg(pki.file("ca.crt"));
         Self { command }
     }
@@ -77,9 +65,7 @@ impl Rewind {
     /// Starts it.
     pub fn spawn(mut self) -> Running {
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        Running {
-            child: self.command.spawn().expect("pgrejoin starts"),
-        }
+        Running { child: self.command.spawn().expect("pgrejoin starts") }
     }
 
     /// Runs it to its end.
@@ -99,15 +85,8 @@ impl Rewind {
         let ended = self.run();
         assert_eq!(ended.code, code, "{}", ended.text);
         let message = ended.text.to_lowercase();
-        assert!(
-            message.contains(&words.to_lowercase()),
-            "\"{words}\" is not in: {}",
-            ended.text
-        );
-        let lines = ended
-            .text
-            .lines()
-            .filter(|line| line.starts_with("pgrejoin: error: "));
+        assert!(message.contains(&words.to_lowercase()), "\"{words}\" is not in: {}", ended.text);
+        let lines = ended.text.lines().filter(|line| line.starts_with("pgrejoin: error: "));
         assert_eq!(lines.count(), 1, "not one clear line: {}", ended.text);
         ended
     }
@@ -128,9 +107,7 @@ impl Running {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = i32::try_from(self.child.id())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         // It may have ended.
         rustix::process::kill_process(pid.expect("pid"), signal).ok();
     }
@@ -139,16 +116,9 @@ impl Running {
 impl Ended {
     fn of(output: &Output) -> Self {
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-        let result = stdout
-            .lines()
-            .last()
-            .and_then(|line| serde_json::from_str(line).ok());
+        let result = stdout.lines().last().and_then(|line| serde_json::from_str(line).ok());
         let text = format!("{stdout}{}", String::from_utf8_lossy(&output.stderr));
-        Self {
-            code: output.status.code().unwrap_or(-1),
-            result: result.unwrap_or_default(),
-            text,
-        }
+        Self { code: output.status.code().unwrap_or(-1), result: result.unwrap_or_default(), text }
     }
 
     /// A field of the result, as text.

@@ -28,22 +28,14 @@ impl Install {
         let home = std::env::var("PGREJOIN_POSTGRES")
             .unwrap_or_else(|_| "/var/tmp/pgrejoin-postgres".to_owned());
         let home = PathBuf::from(home).join(major.to_string());
-        assert!(
-            home.exists(),
-            "{} is missing: run scripts/get-postgres.sh",
-            home.display()
-        );
+        assert!(home.exists(), "{} is missing: run scripts/get-postgres.sh", home.display());
         Self { major, home }
     }
 
     /// A program of this major; those a package lacks come from 15, which understands every server.
     pub fn program(&self, name: &str) -> PathBuf {
         let own = self.home.join("bin").join(name);
-        if own.exists() {
-            own
-        } else {
-            Self::of(15).home.join("bin").join(name)
-        }
+        if own.exists() { own } else { Self::of(15).home.join("bin").join(name) }
     }
 }
 
@@ -62,23 +54,13 @@ pub struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self {
-            checksums: true,
-            wal_log_hints: false,
-            segment_mb: 16,
-            group_access: false,
-        }
+        Self { checksums: true, wal_log_hints: false, segment_mb: 16, group_access: false }
     }
 }
 
 impl Shape {
     fn name(self, major: u32) -> String {
-        let Self {
-            checksums,
-            wal_log_hints,
-            segment_mb,
-            group_access,
-        } = self;
+        let Self { checksums, wal_log_hints, segment_mb, group_access } = self;
         format!(
             "{major}-c{}h{}s{segment_mb}g{}",
             u8::from(checksums),
@@ -140,25 +122,14 @@ fn template(install: &Install, shape: Shape) -> PathBuf {
             if shape.wal_log_hints { "on" } else { "off" }
         ),
     );
-    let node = Node {
-        install: install.clone(),
-        data,
-        socket: path.clone(),
-        user,
-    };
+    let node = Node { install: install.clone(), data, socket: path.clone(), user };
     node.start();
-    node.sql_file(
-        "postgres",
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/base.sql"),
-    );
+    node.sql_file("postgres", &Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/base.sql"));
     for statement in ["create database second", "create database doomed"] {
         node.sql(statement);
     }
     node.sql_in("second", "create extension amcheck; create table other as select g id, md5(g::text) v from generate_series(1, 3000) g");
-    node.sql_in(
-        "doomed",
-        "create table gone as select generate_series(1, 1000) g",
-    );
+    node.sql_in("doomed", "create table gone as select generate_series(1, 1000) g");
     node.stop("fast");
     File::create(path.join("ready")).expect("mark");
     path
@@ -167,11 +138,7 @@ fn template(install: &Install, shape: Shape) -> PathBuf {
 /// Appends text to a file, leaving its owner.
 pub fn append(path: &Path, text: &str) {
     use std::io::Write as _;
-    let mut file = File::options()
-        .append(true)
-        .create(true)
-        .open(path)
-        .expect("open for append");
+    let mut file = File::options().append(true).create(true).open(path).expect("open for append");
     file.write_all(text.as_bytes()).expect("append");
 }
 
@@ -214,12 +181,7 @@ impl Node {
     /// Starts the server and waits until it accepts connections.
     pub fn start(&self) {
         let started = self.try_start();
-        assert!(
-            started,
-            "{} did not start:\n{}",
-            self.data.display(),
-            self.log_tail()
-        );
+        assert!(started, "{} did not start:\n{}", self.data.display(), self.log_tail());
     }
 
     /// Starts the server; whether it came up.
@@ -231,12 +193,8 @@ impl Node {
             .arg(&self.data)
             .arg("-l")
             .arg(self.log());
-        command
-            .arg("-o")
-            .arg(format!("-k {} -p 5432", self.socket.display()));
-        command
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null());
+        command.arg("-o").arg(format!("-k {} -p 5432", self.socket.display()));
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         command.status().expect("pg_ctl runs").success()
     }
 
@@ -247,10 +205,7 @@ impl Node {
         let text = fs::read_to_string(&file).unwrap_or_default();
         let pid = text.lines().next().unwrap_or_default();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        if stat
-            .rsplit_once(')')
-            .is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
-        {
+        if stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')) {
             fs::remove_file(file).expect("removed");
         }
     }
@@ -258,9 +213,7 @@ impl Node {
     /// Stops the server.
     pub fn stop(&self, mode: &str) {
         let mut command = self.user.command(self.install.program("pg_ctl"));
-        command
-            .args(["stop", "-w", "-s", "-m", mode, "-D"])
-            .arg(&self.data);
+        command.args(["stop", "-w", "-s", "-m", mode, "-D"]).arg(&self.data);
         run(&mut command);
     }
 
@@ -272,11 +225,7 @@ impl Node {
     /// Kills every process of the server at once, as a machine that loses power would.
     pub fn kill(&self) {
         let text = fs::read_to_string(self.data.join("postmaster.pid")).expect("running");
-        let postmaster: i32 = text
-            .lines()
-            .next()
-            .and_then(|l| l.parse().ok())
-            .expect("pid");
+        let postmaster: i32 = text.lines().next().and_then(|l| l.parse().ok()).expect("pid");
         let mut pids = vec![postmaster];
         pids.extend(children(postmaster));
         for pid in &pids {
@@ -285,10 +234,7 @@ impl Node {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
         }
         let since = Instant::now();
-        while pids
-            .iter()
-            .any(|pid| Path::new(&format!("/proc/{pid}/cwd")).read_link().is_ok())
-        {
+        while pids.iter().any(|pid| Path::new(&format!("/proc/{pid}/cwd")).read_link().is_ok()) {
             assert!(since.elapsed() < PATIENCE, "killed processes live on");
             sleep(Duration::from_millis(20));
         }
@@ -332,23 +278,13 @@ impl Node {
 
     /// Runs SQL in a database; the answer.
     pub fn sql_in(&self, database: &str, sql: &str) -> String {
-        run(self.psql(database).arg("-c").arg(sql))
-            .trim()
-            .to_owned()
+        run(self.psql(database).arg("-c").arg(sql)).trim().to_owned()
     }
 
     /// Runs SQL that may fail; the answer if it did not.
     pub fn try_sql(&self, database: &str, sql: &str) -> Option<String> {
-        let output = self
-            .psql(database)
-            .arg("-c")
-            .arg(sql)
-            .output()
-            .expect("psql runs");
-        output
-            .status
-            .success()
-            .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        let output = self.psql(database).arg("-c").arg(sql).output().expect("psql runs");
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
     /// Runs a file of SQL.
@@ -362,23 +298,12 @@ impl Node {
     pub fn script(&self, database: &str, text: &str) {
         use std::io::Write as _;
         let mut command = self.psql(database);
-        command
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::null());
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
         command.stderr(std::process::Stdio::piped());
         let mut child = command.spawn().expect("psql runs");
-        child
-            .stdin
-            .take()
-            .expect("piped")
-            .write_all(text.as_bytes())
-            .expect("written");
+        child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("written");
         let output = child.wait_with_output().expect("psql ends");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Starts psql with a script in the background.
@@ -396,9 +321,7 @@ impl Node {
     pub fn load(&self, sql: &str) -> Load {
         use std::io::Write as _;
         let mut command = self.psql("postgres");
-        command
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::null());
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
         command.stderr(std::process::Stdio::null());
         let mut child = command.spawn().expect("psql runs");
         let mut input = child.stdin.take().expect("piped");
@@ -408,10 +331,7 @@ impl Node {
                 sleep(Duration::from_millis(3));
             }
         });
-        Load {
-            child,
-            feeding: Some(feeding),
-        }
+        Load { child, feeding: Some(feeding) }
     }
 
     /// Current position of the WAL.
@@ -422,11 +342,7 @@ impl Node {
     /// Waits until an SQL condition is true.
     pub fn wait(&self, database: &str, condition: &str) {
         let since = Instant::now();
-        while self
-            .try_sql(database, &format!("select {condition}"))
-            .as_deref()
-            != Some("t")
-        {
+        while self.try_sql(database, &format!("select {condition}")).as_deref() != Some("t") {
             assert!(
                 since.elapsed() < PATIENCE,
                 "{condition} never became true on {}:\n{}",
@@ -442,10 +358,7 @@ impl Node {
         File::create(self.data.join("standby.signal")).expect("signal file");
         self.user.own(&self.data.join("standby.signal"));
         let auto = self.data.join("postgresql.auto.conf");
-        append(
-            &auto,
-            &format!("primary_conninfo = '{}'\n", primary.conninfo()),
-        );
+        append(&auto, &format!("primary_conninfo = '{}'\n", primary.conninfo()));
     }
 
     /// Appends settings.
@@ -457,16 +370,9 @@ impl Node {
     pub fn copy(&self, to: &Path) -> Self {
         fs::create_dir_all(to).expect("node directory");
         self.user.own(to);
-        let node = Self {
-            data: to.join("data"),
-            socket: to.to_owned(),
-            ..self.clone()
-        };
+        let node = Self { data: to.join("data"), socket: to.to_owned(), ..self.clone() };
         let mut copy = self.user.command("/bin/cp");
-        run(copy
-            .args(["-a", "--reflink=auto"])
-            .arg(&self.data)
-            .arg(&node.data));
+        run(copy.args(["-a", "--reflink=auto"]).arg(&self.data).arg(&node.data));
         node
     }
 }
@@ -496,12 +402,7 @@ fn children(parent: i32) -> Vec<i32> {
         };
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        if rest
-            .split_whitespace()
-            .nth(1)
-            .and_then(|p| p.parse::<i32>().ok())
-            == Some(parent)
-        {
+        if rest.split_whitespace().nth(1).and_then(|p| p.parse::<i32>().ok()) == Some(parent) {
             found.push(pid);
         }
     }
@@ -555,12 +456,7 @@ impl Pair {
         let template = template(&install, shape);
         let home = home();
         let user = User::unprivileged();
-        let made = Node {
-            install,
-            data: template.join("data"),
-            socket: template,
-            user,
-        };
+        let made = Node { install, data: template.join("data"), socket: template, user };
         let a = made.copy(&home.path().join("a"));
         let b = made.copy(&home.path().join("b"));
         a.configure(settings);
@@ -572,29 +468,18 @@ impl Pair {
     /// Waits until `b` has replayed all that `a` has written.
     pub fn catch_up(&self) {
         let lsn = self.a.lsn();
-        self.b
-            .wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
+        self.b.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
     }
 }
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        for entry in fs::read_dir(self.home.path())
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for entry in fs::read_dir(self.home.path()).into_iter().flatten().flatten() {
             let data = entry.path().join("data");
             if data.join("postmaster.pid").exists() {
-                let node = Node {
-                    data,
-                    socket: entry.path(),
-                    ..self.a.clone()
-                };
+                let node = Node { data, socket: entry.path(), ..self.a.clone() };
                 let mut command = node.user.command(node.install.program("pg_ctl"));
-                command
-                    .args(["stop", "-s", "-m", "immediate", "-D"])
-                    .arg(&node.data);
+                command.args(["stop", "-s", "-m", "immediate", "-D"]).arg(&node.data);
                 drop(command.output());
             }
         }

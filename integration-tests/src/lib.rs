@@ -9,4 +9,5 @@ pub mod cluster;
 pub mod oracle;
 pub mod server;
 pub mod snapshot;
+pub mod steps;
 pub mod user;

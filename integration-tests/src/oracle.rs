@@ -56,11 +56,7 @@ pub fn verify_running(result: &Node, source: &Node) {
     }
     let lsn = source.lsn();
     result.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
-    assert_eq!(
-        result.sql("select pg_is_in_recovery()"),
-        "t",
-        "the result is no standby"
-    );
+    assert_eq!(result.sql("select pg_is_in_recovery()"), "t", "the result is no standby");
     compare_content(result, source);
     check_indexes(result);
 }
@@ -74,23 +70,14 @@ fn compare_content(result: &Node, source: &Node) {
     assert_eq!(databases(result), databases(source), "databases differ");
     for database in databases(source) {
         let query = source.sql_in(&database, DIGEST);
-        let (ours, theirs) = (
-            result.sql_in(&database, &query),
-            source.sql_in(&database, &query),
-        );
+        let (ours, theirs) = (result.sql_in(&database, &query), source.sql_in(&database, &query));
         // A parallel plan answers in any order.
         let set = |answer: &str| answer.lines().map(str::to_owned).collect::<BTreeSet<_>>();
         let (ours, theirs) = (set(&ours), set(&theirs));
         let differing: Vec<_> = ours.symmetric_difference(&theirs).collect();
-        assert!(
-            differing.is_empty(),
-            "rows differ in {database}: {differing:?}"
-        );
+        assert!(differing.is_empty(), "rows differ in {database}: {differing:?}");
         let objects = "select count(*), coalesce(sum(hashtextextended(encode(lo_get(oid), 'hex'), 0)::numeric), 0) from pg_largeobject_metadata";
-        assert_eq!(
-            result.sql_in(&database, objects),
-            source.sql_in(&database, objects)
-        );
+        assert_eq!(result.sql_in(&database, objects), source.sql_in(&database, objects));
     }
     let prepared =
         "select coalesce(string_agg(gid || database, ',' order by gid), '') from pg_prepared_xacts";
@@ -116,18 +103,12 @@ fn check_indexes(node: &Node) {
         }
     }
     for database in databases(node) {
-        if node.sql_in(
-            &database,
-            "select count(*) from pg_extension where extname = 'amcheck'",
-        ) == "0"
+        if node.sql_in(&database, "select count(*) from pg_extension where extname = 'amcheck'")
+            == "0"
         {
             continue;
         }
-        assert_eq!(
-            node.sql_in(&database, VERIFY_HEAP),
-            "0",
-            "heap of {database}"
-        );
+        assert_eq!(node.sql_in(&database, VERIFY_HEAP), "0", "heap of {database}");
         node.sql_in(&database, VERIFY_BTREE);
     }
 }
@@ -174,12 +155,7 @@ pub fn checksums(node: &Node) {
         18 => node.install.program("pg_checksums"),
         _ => Install::of(15).program("pg_checksums"),
     };
-    run(node
-        .user
-        .command(program)
-        .arg("--check")
-        .arg("-D")
-        .arg(&node.data));
+    run(node.user.command(program).arg("--check").arg("-D").arg(&node.data));
 }
 
 /// Files of `GiST` indexes: sorted builds write pages with a constant LSN that replay does not keep.
@@ -201,11 +177,7 @@ type Relations = BTreeMap<String, PathBuf>;
 fn relations(data: &Path) -> Relations {
     let mut all = BTreeMap::new();
     let mut unlogged = BTreeSet::new();
-    let mut visit = vec![
-        data.join("base"),
-        data.join("global"),
-        data.join("pg_tblspc"),
-    ];
+    let mut visit = vec![data.join("base"), data.join("global"), data.join("pg_tblspc")];
     while let Some(directory) = visit.pop() {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -213,11 +185,7 @@ fn relations(data: &Path) -> Relations {
                 visit.push(path);
                 continue;
             }
-            let relative = path
-                .strip_prefix(data)
-                .expect("below")
-                .to_string_lossy()
-                .into_owned();
+            let relative = path.strip_prefix(data).expect("below").to_string_lossy().into_owned();
             let Ok(parsed) = DataPath::new(relative.clone()) else {
                 continue;
             };
@@ -241,22 +209,11 @@ fn relations(data: &Path) -> Relations {
 fn compare_pages(ours: &Path, theirs: &Path, gist: &BTreeSet<String>) {
     let (our_files, their_files) = (relations(ours), relations(theirs));
     let mut wrong = Vec::new();
-    for name in our_files
-        .keys()
-        .chain(their_files.keys())
-        .collect::<BTreeSet<_>>()
-    {
+    for name in our_files.keys().chain(their_files.keys()).collect::<BTreeSet<_>>() {
         let read = |files: &Relations| files.get(name).map(|path| fs::read(path).expect("file"));
-        let (a, b) = (
-            read(&our_files).unwrap_or_default(),
-            read(&their_files).unwrap_or_default(),
-        );
+        let (a, b) = (read(&our_files).unwrap_or_default(), read(&their_files).unwrap_or_default());
         if a.len() != b.len() {
-            wrong.push(format!(
-                "{name}: {} bytes, {} on the source",
-                a.len(),
-                b.len()
-            ));
+            wrong.push(format!("{name}: {} bytes, {} on the source", a.len(), b.len()));
             continue;
         }
         let first = name.split('.').next().unwrap_or_default();
@@ -274,12 +231,7 @@ fn compare_pages(ours: &Path, theirs: &Path, gist: &BTreeSet<String>) {
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} pages differ: {:?}",
-        wrong.len(),
-        &wrong[..wrong.len().min(10)]
-    );
+    assert!(wrong.is_empty(), "{} pages differ: {:?}", wrong.len(), &wrong[..wrong.len().min(10)]);
 }
 
 /// The result must be a primary that works.
@@ -287,10 +239,7 @@ fn promote_and_write(result: &Node) {
     result.start();
     result.promote();
     result.sql("create table after_promotion as select generate_series(1, 1000) g");
-    if result
-        .try_sql("postgres", "select 1 from plain limit 1")
-        .is_some()
-    {
+    if result.try_sql("postgres", "select 1 from plain limit 1").is_some() {
         result.sql("update plain set n = n + 1 where id % 50 = 0");
     }
     result.sql("checkpoint");

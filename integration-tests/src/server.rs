@@ -63,13 +63,7 @@ impl Server {
 
     /// Serves with more options, on a given port.
     pub fn with(node: &Node, pki: &Pki, port: u16, options: &[&str]) -> Self {
-        Self::spawn(
-            &node.data,
-            node.user,
-            pki,
-            port,
-            &[&["--allow", "client"], options].concat(),
-        )
+        Self::spawn(&node.data, node.user, pki, port, &[&["--allow", "client"], options].concat())
     }
 
     /// Serves with exactly these options.
@@ -78,26 +72,16 @@ impl Server {
         drop(fs::remove_file(&log));
         let mut command = command(data, user, pki, port);
         let output = File::create(&log).expect("server log");
-        command
-            .args(options)
-            .stderr(output)
-            .stdout(std::process::Stdio::null());
+        command.args(options).stderr(output).stdout(std::process::Stdio::null());
         let child = command.spawn().expect("server starts");
-        let mut server = Self {
-            child,
-            port: 0,
-            log,
-        };
+        let mut server = Self { child, port: 0, log };
         let since = Instant::now();
         while server.port == 0 {
             let text = server.log_text();
             let address = text.split("127.0.0.1:").nth(1).unwrap_or_default();
             let digits: String = address.chars().take_while(char::is_ascii_digit).collect();
             server.port = digits.parse().unwrap_or(0);
-            assert!(
-                since.elapsed() < Duration::from_secs(20),
-                "server does not listen: {text}"
-            );
+            assert!(since.elapsed() < Duration::from_secs(20), "server does not listen: {text}");
             sleep(Duration::from_millis(20));
         }
         server
@@ -128,9 +112,7 @@ impl Server {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = i32::try_from(self.child.id())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         rustix::process::kill_process(pid.expect("pid"), signal).expect("signalled");
     }
 
@@ -143,16 +125,8 @@ impl Server {
 /// The command that serves a directory.
 pub fn command(data: &Path, user: User, pki: &Pki, port: u16) -> Command {
     let mut command = user.command(program("pgrejoin-server"));
-    command
-        .arg("--pgdata")
-        .arg(data)
-        .arg("--listen")
-        .arg(format!("127.0.0.1:{port}"));
-    command
-        .arg("--cert")
-        .arg(pki.file("server.crt"))
-        .arg("--key")
-        .arg(pki.file("server.key"));
+    command.arg("--pgdata").arg(data).arg("--listen").arg(format!("127.0.0.1:{port}"));
+    command.arg("--cert").arg(pki.file("server.crt")).arg("--key").arg(pki.file("server.key"));
     command.arg("--client-ca").arg(pki.file("ca.crt"));
     command
 }

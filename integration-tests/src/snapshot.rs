@@ -43,22 +43,10 @@ fn visit(path: &Path, seen: &mut BTreeMap<PathBuf, String>) {
         metadata.mode(),
         metadata.uid(),
         metadata.gid(),
-        if metadata.is_dir() {
-            0
-        } else {
-            metadata.size()
-        },
+        if metadata.is_dir() { 0 } else { metadata.size() },
         // Making and removing the state directory touches the root's time, not its content.
-        if metadata.is_dir() {
-            0
-        } else {
-            metadata.mtime()
-        },
-        if metadata.is_dir() {
-            0
-        } else {
-            metadata.mtime_nsec()
-        },
+        if metadata.is_dir() { 0 } else { metadata.mtime() },
+        if metadata.is_dir() { 0 } else { metadata.mtime_nsec() },
         content.finish()
     );
     seen.insert(path.to_owned(), facts);

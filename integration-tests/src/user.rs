@@ -19,28 +19,16 @@ impl User {
     pub fn unprivileged() -> Self {
         let uid = rustix::process::geteuid().as_raw();
         if uid != 0 {
-            return Self {
-                uid,
-                gid: rustix::process::getegid().as_raw(),
-                switch: false,
-            };
+            return Self { uid, gid: rustix::process::getegid().as_raw(), switch: false };
         }
         let users = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd is readable");
         let find = |name: &str| {
-            let line = users
-                .lines()
-                .find(|line| line.starts_with(&format!("{name}:")))?;
+            let line = users.lines().find(|line| line.starts_with(&format!("{name}:")))?;
             let mut fields = line.split(':').skip(2);
             Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
         };
-        let (uid, gid) = find("postgres")
-            .or_else(|| find("nobody"))
-            .expect("a user to run as");
-        Self {
-            uid,
-            gid,
-            switch: true,
-        }
+        let (uid, gid) = find("postgres").or_else(|| find("nobody")).expect("a user to run as");
+        Self { uid, gid, switch: true }
     }
 
     /// A command that runs as this user.
@@ -49,10 +37,7 @@ impl User {
         if self.switch {
             command.uid(self.uid).gid(self.gid);
         }
-        command
-            .current_dir("/")
-            .env("LC_ALL", "C.UTF-8")
-            .stdin(std::process::Stdio::null());
+        command.current_dir("/").env("LC_ALL", "C.UTF-8").stdin(std::process::Stdio::null());
         command
     }
 
@@ -66,9 +51,7 @@ impl User {
 
 /// Runs a command that must succeed; its output.
 pub fn run(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut shown = format!("{command:?}");
     shown.truncate(shown.floor_char_boundary(600));
     assert!(

@@ -36,8 +36,7 @@ fn basic(major: u32, strategy: &str, stop: &str) {
     let pair = Pair::new(major, Shape::default());
     pair.a.sql("update plain set n = 5 where id < 1000");
     pair.a.sql("checkpoint");
-    pair.a
-        .sql("update plain set n = 6 where id between 1000 and 3000");
+    pair.a.sql("update plain set n = 6 where id between 1000 and 3000");
     pair.catch_up();
     pair.b.promote();
     diverge(&pair.a, "old");

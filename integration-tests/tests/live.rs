@@ -40,21 +40,9 @@ fn killed(major: u32, seed: u32) {
     }
     let pki = Pki::new(pair.home.path());
     let server = Server::start(&pair.b, &pki);
-    let ended = Rewind::new(&pair.a, &server, &pki)
-        .following(&pair.b)
-        .succeed();
-    assert_eq!(
-        ended.field("result"),
-        "rewound",
-        "seed {seed}: {}",
-        ended.text
-    );
-    assert_eq!(
-        ended.field("strategy"),
-        "fork",
-        "seed {seed}: {}",
-        ended.text
-    );
+    let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).succeed();
+    assert_eq!(ended.field("result"), "rewound", "seed {seed}: {}", ended.text);
+    assert_eq!(ended.field("strategy"), "fork", "seed {seed}: {}", ended.text);
     pair.a.start();
     sleep(Duration::from_millis(300));
     drop(new);
@@ -65,10 +53,7 @@ fn killed(major: u32, seed: u32) {
 fn loaded_source(major: u32, strategy: &str) {
     let pair = Pair::with(
         major,
-        Shape {
-            segment_mb: 1,
-            ..Shape::default()
-        },
+        Shape { segment_mb: 1, ..Shape::default() },
         "wal_keep_size = 40MB\nmin_wal_size = 2MB",
     );
     pair.b.promote();
@@ -80,11 +65,8 @@ fn loaded_source(major: u32, strategy: &str) {
         let names = node.sql("select min(name) from pg_ls_waldir() where name ~ '^[0-9A-F]{24}$'");
         names.trim().to_owned()
     };
-    let (before, checkpoint) = (
-        first_segment(&pair.b),
-        pair.b
-            .sql("select checkpoint_lsn from pg_control_checkpoint()"),
-    );
+    let (before, checkpoint) =
+        (first_segment(&pair.b), pair.b.sql("select checkpoint_lsn from pg_control_checkpoint()"));
     let load = pair.b.load(&work("n", 3));
     let pki = Pki::new(pair.home.path());
     let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "3M"]);
@@ -105,11 +87,7 @@ fn loaded_source(major: u32, strategy: &str) {
     assert_eq!(ended.code, 0, "{}", ended.text);
     // All of it fell into the copy.
     assert_ne!(first_segment(&pair.b), before, "no segment was recycled");
-    assert_ne!(
-        pair.b
-            .sql("select checkpoint_lsn from pg_control_checkpoint()"),
-        checkpoint
-    );
+    assert_ne!(pair.b.sql("select checkpoint_lsn from pg_control_checkpoint()"), checkpoint);
     pair.a.start();
     sleep(Duration::from_millis(300));
     drop(load);

@@ -44,11 +44,8 @@ impl Proxy {
             carried: Arc::default(),
             generation: Arc::default(),
         };
-        let (opened, carried, generation) = (
-            Arc::clone(&proxy.opened),
-            Arc::clone(&proxy.carried),
-            Arc::clone(&proxy.generation),
-        );
+        let (opened, carried, generation) =
+            (Arc::clone(&proxy.opened), Arc::clone(&proxy.carried), Arc::clone(&proxy.generation));
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", to)) else {
@@ -57,15 +54,11 @@ impl Proxy {
                 opened.fetch_add(1, Ordering::Relaxed);
                 let born = generation.load(Ordering::Relaxed);
                 for (mut from, mut to) in [
-                    (
-                        client.try_clone().expect("clone"),
-                        server.try_clone().expect("clone"),
-                    ),
+                    (client.try_clone().expect("clone"), server.try_clone().expect("clone")),
                     (server, client),
                 ] {
                     let (carried, generation) = (Arc::clone(&carried), Arc::clone(&generation));
-                    from.set_read_timeout(Some(Duration::from_millis(50)))
-                        .expect("timeout");
+                    from.set_read_timeout(Some(Duration::from_millis(50))).expect("timeout");
                     std::thread::spawn(move || {
                         let mut buffer = [0; 16 << 10];
                         while generation.load(Ordering::Relaxed) == born {
@@ -122,10 +115,8 @@ fn every_connection_carries_its_share() {
     let pair = large_fork();
     let pki = Pki::new(pair.home.path());
     let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "8M"]);
-    let running = Rewind::new(&pair.a, &server, &pki)
-        .following(&pair.b)
-        .args(["--connections", "5"])
-        .spawn();
+    let running =
+        Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--connections", "5"]).spawn();
     let mut most = 0;
     let since = std::time::Instant::now();
     while most < 6 && since.elapsed() < Duration::from_secs(20) {
@@ -141,12 +132,7 @@ fn every_connection_carries_its_share() {
         .lines()
         .filter(|line| line.contains("pages="))
         .filter_map(|line| {
-            line.rsplit_once("sent_bytes=")?
-                .1
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
+            line.rsplit_once("sent_bytes=")?.1.split_whitespace().next()?.parse().ok()
         })
         .collect();
     let total: u64 = sent.iter().sum();
@@ -164,9 +150,7 @@ fn a_cut_link_goes_on_and_fetches_nothing_twice() {
     let plain = Rewind::new(&pair.a, &server, &pki).args(["-n"]).succeed();
     let planned: u64 = plain.field("pages").parse().expect("a number");
     let proxy = Proxy::new(server.port);
-    let running = Rewind::to(&pair.a, &proxy.address(), &pki)
-        .following(&pair.b)
-        .spawn();
+    let running = Rewind::to(&pair.a, &proxy.address(), &pki).following(&pair.b).spawn();
     // The WAL comes first, on the connection that asks questions.
     while proxy.opened.load(Ordering::Relaxed) < 9 {
         sleep(Duration::from_millis(10));
@@ -198,9 +182,7 @@ fn a_restarted_server_is_found_again() {
     let pki = Pki::new(pair.home.path());
     let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "4M"]);
     let port = server.port;
-    let running = Rewind::new(&pair.a, &server, &pki)
-        .following(&pair.b)
-        .spawn();
+    let running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
     sleep(Duration::from_millis(1500));
     drop(server);
     sleep(Duration::from_millis(700));
@@ -223,16 +205,9 @@ fn a_transfer_spans_a_reload_and_a_removed_name_is_refused() {
         pair.b.user,
         &pki,
         0,
-        &[
-            "--allow-file",
-            &list.display().to_string(),
-            "--max-rate",
-            "4M",
-        ],
+        &["--allow-file", &list.display().to_string(), "--max-rate", "4M"],
     );
-    let running = Rewind::new(&pair.a, &server, &pki)
-        .following(&pair.b)
-        .spawn();
+    let running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
     sleep(Duration::from_millis(1500));
     server.signal(Signal::HUP);
     let ended = running.wait();
@@ -253,11 +228,7 @@ fn the_server_drains_on_sigterm() {
     Rewind::new(&pair.a, &server, &pki).args(["-n"]).succeed();
     server.signal(Signal::TERM);
     assert!(server.wait());
-    assert!(
-        server.log_text().contains("drained"),
-        "{}",
-        server.log_text()
-    );
+    assert!(server.log_text().contains("drained"), "{}", server.log_text());
 }
 
 #[test]
@@ -314,9 +285,7 @@ fn a_killed_run_is_begun_again_or_finished() {
     let server = Server::start(&pair.b, &pki);
     let mut hidden = 0;
     for round in 0..40_u64 {
-        let running = Rewind::new(&pair.a, &server, &pki)
-            .following(&pair.b)
-            .spawn();
+        let running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
         sleep(Duration::from_millis(200 + round * 37 % 900));
         running.signal(Signal::KILL);
         running.wait();
@@ -337,11 +306,7 @@ fn a_killed_run_is_begun_again_or_finished() {
     let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).run();
     let resumed = state_command("resume", &pair.a);
     assert_eq!(resumed.code, 0, "{}", resumed.text);
-    assert!(
-        ended.code == 0 || pair.a.data.join("backup_label").exists(),
-        "{}",
-        ended.text
-    );
+    assert!(ended.code == 0 || pair.a.data.join("backup_label").exists(), "{}", ended.text);
     println!("killed while hidden: {hidden}");
     oracle::verify(&pair.a, &pair.b);
 }

@@ -71,13 +71,8 @@ fn a_backend_that_outlived_its_postmaster_is_refused() {
     );
     a.wait("postgres", "exists(select from pg_stat_activity where query like 'insert into grow%' and state = 'active')");
     let pid = fs::read_to_string(a.data.join("postmaster.pid")).unwrap();
-    let postmaster = pid
-        .lines()
-        .next()
-        .unwrap()
-        .parse()
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
+    let postmaster =
+        pid.lines().next().unwrap().parse().ok().and_then(rustix::process::Pid::from_raw);
     rustix::process::kill_process(postmaster.unwrap(), rustix::process::Signal::KILL).unwrap();
     refusal.rewind().refuse(3, "attached to its shared memory");
     // Without the file the process itself is found.
@@ -112,10 +107,7 @@ fn root_is_refused() {
         return;
     }
     let program = integration_tests::binaries::program("pgrejoin");
-    let output = Command::new(program)
-        .args(["status", "-D", "/tmp"])
-        .output()
-        .unwrap();
+    let output = Command::new(program).args(["status", "-D", "/tmp"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be run as root"));
 }
@@ -126,20 +118,14 @@ fn what_is_no_data_directory_or_not_ours_is_refused() {
     let empty = refusal.pair.home.path().join("empty");
     fs::create_dir(&empty).unwrap();
     User::unprivileged().own(&empty);
-    let node = Node {
-        data: empty.clone(),
-        ..refusal.pair.a.clone()
-    };
+    let node = Node { data: empty.clone(), ..refusal.pair.a.clone() };
     Rewind::new(&node, &refusal.server, &refusal.pki).refuse(3, "not a PostgreSQL data directory");
     assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
     if rustix::process::geteuid().is_root() {
         let foreign = refusal.pair.home.path().join("foreign");
         fs::create_dir(&foreign).unwrap();
         write(&foreign.join("PG_VERSION"), "15\n");
-        let node = Node {
-            data: foreign,
-            ..refusal.pair.a.clone()
-        };
+        let node = Node { data: foreign, ..refusal.pair.a.clone() };
         Rewind::new(&node, &refusal.server, &refusal.pki).refuse(3, "run it as the owner");
     }
 }
@@ -157,24 +143,12 @@ fn damaged_or_foreign_control_files_are_refused() {
         bytes
     };
     let cases: [(Vec<u8>, &str); 6] = [
-        (
-            [&good[..100], &[good[100] ^ 1], &good[101..]].concat(),
-            "has CRC",
-        ),
+        ([&good[..100], &[good[100] ^ 1], &good[101..]].concat(), "has CRC"),
         (good[..50].to_vec(), "bytes long"),
         (with(0, &1_u64.to_le_bytes()), "different clusters"),
-        (
-            with(12, &202_107_181_u32.to_le_bytes()),
-            "different PostgreSQL versions",
-        ),
-        (
-            with(228, &(1_u32 << 20).to_le_bytes()),
-            "different WAL segment sizes",
-        ),
-        (
-            with(252, &0_u32.to_le_bytes()),
-            "different data checksum settings",
-        ),
+        (with(12, &202_107_181_u32.to_le_bytes()), "different PostgreSQL versions"),
+        (with(228, &(1_u32 << 20).to_le_bytes()), "different WAL segment sizes"),
+        (with(252, &0_u32.to_le_bytes()), "different data checksum settings"),
     ];
     for (bytes, words) in cases {
         write(&file, &bytes);
@@ -190,11 +164,7 @@ fn pg_format_crc(bytes: &[u8]) -> u32 {
     for byte in bytes {
         crc ^= u32::from(*byte);
         for _ in 0..8 {
-            crc = if crc & 1 == 0 {
-                crc >> 1
-            } else {
-                (crc >> 1) ^ 0x82F6_3B78
-            };
+            crc = if crc & 1 == 0 { crc >> 1 } else { (crc >> 1) ^ 0x82F6_3B78 };
         }
     }
     !crc
@@ -225,11 +195,7 @@ fn full_page_writes_off_on_the_source_is_refused() {
 fn a_source_without_a_proven_role_is_refused() {
     let refusal = Refusal::new();
     refusal.pair.b.kill();
-    refusal.refuse(
-        refusal.rewind(),
-        5,
-        "neither primary, standby nor cleanly stopped",
-    );
+    refusal.refuse(refusal.rewind(), 5, "neither primary, standby nor cleanly stopped");
 }
 
 #[test]
@@ -253,11 +219,7 @@ fn settings_lower_than_the_sources_refuse_a_start() {
         "max_connections is 20 on the target and 30",
     );
     let ended = refusal.rewind().following(&refusal.pair.b).succeed();
-    assert!(
-        ended.text.contains("max_connections is 20"),
-        "{}",
-        ended.text
-    );
+    assert!(ended.text.contains("max_connections is 20"), "{}", ended.text);
 }
 
 #[test]
@@ -270,32 +232,18 @@ fn identities_that_do_not_fit_are_refused() {
     let stranger = Pki::new(&stranger_home);
     let address = format!("https://127.0.0.1:{}", refusal.server.port);
     let a = &refusal.pair.a;
-    refusal.refuse(
-        Rewind::to(a, &address, &stranger),
-        4,
-        "certificate is not acceptable",
-    );
+    refusal.refuse(Rewind::to(a, &address, &stranger), 4, "certificate is not acceptable");
     // Trusts the right server, but is not trusted.
     std::fs::copy(refusal.pki.file("ca.crt"), stranger.file("ca.crt")).unwrap();
-    refusal.refuse(
-        Rewind::to(a, &address, &stranger),
-        4,
-        "did not accept this node's certificate",
-    );
+    refusal.refuse(Rewind::to(a, &address, &stranger), 4, "did not accept this node's certificate");
     // A certificate of the authority whose name is not listed.
     refusal.pki.issue("other", &[], 10);
     for kind in ["crt", "key"] {
-        let (from, to) = (
-            refusal.pki.file(&format!("other.{kind}")),
-            stranger.file(&format!("client.{kind}")),
-        );
+        let (from, to) =
+            (refusal.pki.file(&format!("other.{kind}")), stranger.file(&format!("client.{kind}")));
         std::fs::copy(from, to).unwrap();
     }
-    refusal.refuse(
-        Rewind::to(a, &address, &stranger),
-        4,
-        "is not on the server's allow list",
-    );
+    refusal.refuse(Rewind::to(a, &address, &stranger), 4, "is not on the server's allow list");
     // The wrong server.
     refusal.refuse(
         refusal.rewind().args(["--server-name", "elsewhere"]),
@@ -324,11 +272,7 @@ fn an_expired_certificate_is_refused_with_this_nodes_clock() {
     pki.issue("client", &[], 0);
     std::thread::sleep(std::time::Duration::from_secs(1));
     let address = format!("https://127.0.0.1:{}", refusal.server.port);
-    refusal.refuse(
-        Rewind::to(&refusal.pair.a, &address, &pki),
-        4,
-        "this node's clock says",
-    );
+    refusal.refuse(Rewind::to(&refusal.pair.a, &address, &pki), 4, "this node's clock says");
 }
 
 #[test]
@@ -346,20 +290,12 @@ fn a_source_that_is_down_plain_or_stalled_is_an_error_to_try_again() {
         let (mut stream, _) = plain.accept().unwrap();
         std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
     });
-    refusal.refuse(
-        Rewind::to(a, &address, &refusal.pki),
-        4,
-        "does not speak TLS",
-    );
+    refusal.refuse(Rewind::to(a, &address, &refusal.pki), 4, "does not speak TLS");
     answering.join().unwrap();
     // Accepts and says nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("https://{}", silent.local_addr().unwrap());
-    refusal.refuse(
-        Rewind::to(a, &address, &refusal.pki),
-        5,
-        "does not answer the TLS handshake",
-    );
+    refusal.refuse(Rewind::to(a, &address, &refusal.pki), 5, "does not answer the TLS handshake");
 }
 
 #[test]

@@ -19,10 +19,7 @@ pub struct ReplayStart {
 /// The method is not "streamed", so recovery does not wait for an end-of-backup record, and
 /// "standby" makes it take the end of the backup from `pg_control`: both as `pg_rewind` writes.
 pub fn backup_label(start: ReplayStart, size: WalSegmentSize, written: &str) -> String {
-    let segment = SegmentName {
-        timeline: start.timeline,
-        number: size.segment_of(start.redo),
-    };
+    let segment = SegmentName { timeline: start.timeline, number: size.segment_of(start.redo) };
     format!(
         "START WAL LOCATION: {redo} (file {file})\n\
          CHECKPOINT LOCATION: {checkpoint}\n\
@@ -49,10 +46,7 @@ mod tests {
         let size = WalSegmentSize::new(16 << 20).unwrap();
         let label = backup_label(start, size, "2026-11-23 12:00:00 UTC");
         let lines: Vec<&str> = label.lines().collect();
-        assert_eq!(
-            lines[0],
-            "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)"
-        );
+        assert_eq!(lines[0], "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)");
         assert_eq!(lines[1], "CHECKPOINT LOCATION: 0/2000060");
         assert_eq!(lines[3], "BACKUP FROM: standby");
     }

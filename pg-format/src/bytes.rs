@@ -15,15 +15,13 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn array<const N: usize>(&self, at: usize) -> Result<[u8; N], FormatError> {
-        self.bytes
-            .get(at..)
-            .and_then(|rest| rest.first_chunk::<N>())
-            .copied()
-            .ok_or(FormatError::TooShort {
+        self.bytes.get(at..).and_then(|rest| rest.first_chunk::<N>()).copied().ok_or(
+            FormatError::TooShort {
                 what: self.what,
                 expected: at.saturating_add(N),
                 actual: self.bytes.len(),
-            })
+            },
+        )
     }
 
     pub(crate) fn u8(&self, at: usize) -> Result<u8, FormatError> {

@@ -41,9 +41,7 @@ fn parse_line(line: &str) -> Option<ConfLine> {
 /// A bare word, or a quoted string with its escapes undone (`GUC_scanstr`).
 fn parse_value(text: &str) -> Option<String> {
     let Some(quoted) = text.strip_prefix('\'') else {
-        let end = text
-            .find(|c: char| c.is_whitespace() || c == '#')
-            .unwrap_or(text.len());
+        let end = text.find(|c: char| c.is_whitespace() || c == '#').unwrap_or(text.len());
         return (end > 0).then(|| text[..end].to_owned());
     };
     let mut value = String::new();
@@ -98,10 +96,7 @@ pub fn quote(value: &str) -> String {
 pub fn with_setting(text: &str, name: &str, value: &str) -> String {
     let sets_it =
         |line: &str| matches!(parse_line(line), Some(ConfLine::Setting(found, _)) if found == name);
-    let mut result: String = text
-        .split_inclusive('\n')
-        .filter(|line| !sets_it(line))
-        .collect();
+    let mut result: String = text.split_inclusive('\n').filter(|line| !sets_it(line)).collect();
     if !result.is_empty() && !result.ends_with('\n') {
         result.push('\n');
     }
@@ -135,10 +130,7 @@ mod tests {
     #[test]
     fn a_quoted_value_reads_back() {
         for value in ["", "a'b", "back\\slash", "host=h password='p q'"] {
-            assert_eq!(
-                parse(&format!("n = {}", quote(value))),
-                vec![setting("n", value)]
-            );
+            assert_eq!(parse(&format!("n = {}", quote(value))), vec![setting("n", value)]);
         }
     }
 

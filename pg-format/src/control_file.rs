@@ -42,12 +42,8 @@ impl ClusterState {
     ];
 
     fn from_i32(number: i32) -> Result<Self, FormatError> {
-        let state = usize::try_from(number)
-            .ok()
-            .and_then(|index| Self::ALL.get(index));
-        state
-            .copied()
-            .ok_or_else(|| FormatError::invalid(WHAT, format!("state {number}")))
+        let state = usize::try_from(number).ok().and_then(|index| Self::ALL.get(index));
+        state.copied().ok_or_else(|| FormatError::invalid(WHAT, format!("state {number}")))
     }
 }
 
@@ -134,11 +130,7 @@ impl CheckPoint {
             next_xid: fields.u64(at(24))?,
             next_oid: fields.u32(at(32))?,
             next_multi: fields.u32(at(36))?,
-            next_multi_offset: if wide {
-                fields.u64(48)?
-            } else {
-                u64::from(fields.u32(40)?)
-            },
+            next_multi_offset: if wide { fields.u64(48)? } else { u64::from(fields.u32(40)?) },
             oldest_xid: fields.u32(if wide { 56 } else { 44 })?,
             oldest_multi: fields.u32(if wide { 64 } else { 52 })?,
             time: fields.i64(at(64))?,
@@ -242,18 +234,10 @@ impl Layout {
             1902 => (136, 236, 264, 304),
             1903 => (136, 236, 268, 308),
             version => {
-                return Err(FormatError::UnknownVersion {
-                    what: WHAT,
-                    version,
-                });
+                return Err(FormatError::UnknownVersion { what: WHAT, version });
             }
         };
-        Ok(Self {
-            unlogged_lsn,
-            xlog_blcksz,
-            data_checksum_version,
-            crc,
-        })
+        Ok(Self { unlogged_lsn, xlog_blcksz, data_checksum_version, crc })
     }
 }
 
@@ -271,11 +255,7 @@ impl ControlFile {
         })?;
         let (stored, computed) = (fields.u32(layout.crc)?, crc32c::crc32c(body));
         if stored != computed {
-            return Err(FormatError::Crc {
-                what: WHAT,
-                stored,
-                computed,
-            });
+            return Err(FormatError::Crc { what: WHAT, stored, computed });
         }
         let catalog_version = fields.u32(12)?;
         let major = Major::from_catalog_version(catalog_version)?;
@@ -315,9 +295,7 @@ impl ControlFile {
     /// point's. The first lags behind after a promotion until the next checkpoint.
     pub fn timeline(&self) -> TimelineId {
         let minimum = TimelineId::new(self.min_recovery_timeline);
-        minimum.map_or(self.checkpoint_copy.timeline, |t| {
-            t.max(self.checkpoint_copy.timeline)
-        })
+        minimum.map_or(self.checkpoint_copy.timeline, |t| t.max(self.checkpoint_copy.timeline))
     }
 
     /// Whether data pages carry checksums at all (being switched off or on included).
@@ -353,10 +331,7 @@ pub fn control_file_for_recovery(
         }
     };
     put(16, &5_i32.to_le_bytes());
-    put(
-        layout.unlogged_lsn + 8,
-        &min_recovery_point.as_u64().to_le_bytes(),
-    );
+    put(layout.unlogged_lsn + 8, &min_recovery_point.as_u64().to_le_bytes());
     put(layout.unlogged_lsn + 16, &timeline.get().to_le_bytes());
     let crc = crc32c::crc32c(bytes.get(..layout.crc).unwrap_or_default());
     if let Some(field) = bytes.get_mut(layout.crc..layout.crc + 4) {
@@ -373,11 +348,7 @@ fn check_build(fields: Fields<'_>, layout: Layout) -> Result<(), FormatError> {
     let page_sizes = [
         ("alignment", fields.u32(base + 76)?, 8),
         ("block size", fields.u32(base + 88)?, 8192),
-        (
-            "relation segment size",
-            fields.u32(base + 92)?,
-            RELATION_SEGMENT_BLOCKS,
-        ),
+        ("relation segment size", fields.u32(base + 92)?, RELATION_SEGMENT_BLOCKS),
         ("WAL block size", fields.u32(layout.xlog_blcksz)?, 8192),
     ];
     debug_assert_eq!(BLOCK_SIZE, 8192);
@@ -396,24 +367,12 @@ mod tests {
 
     #[test]
     fn short_and_unknown_files_are_typed_errors() {
-        assert!(matches!(
-            ControlFile::parse(&[]),
-            Err(FormatError::TooShort { .. })
-        ));
+        assert!(matches!(ControlFile::parse(&[]), Err(FormatError::TooShort { .. })));
         let mut bytes = vec![0; CONTROL_FILE_BYTES];
         bytes[8..12].copy_from_slice(&2001_u32.to_le_bytes());
         let error = ControlFile::parse(&bytes).unwrap_err();
-        assert_eq!(
-            error,
-            FormatError::UnknownVersion {
-                what: WHAT,
-                version: 2001
-            }
-        );
+        assert_eq!(error, FormatError::UnknownVersion { what: WHAT, version: 2001 });
         bytes[8..12].copy_from_slice(&1300_u32.to_le_bytes());
-        assert!(matches!(
-            ControlFile::parse(&bytes),
-            Err(FormatError::Crc { .. })
-        ));
+        assert!(matches!(ControlFile::parse(&bytes), Err(FormatError::Crc { .. })));
     }
 }

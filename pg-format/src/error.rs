@@ -53,9 +53,6 @@ pub enum FormatError {
 
 impl FormatError {
     pub(crate) fn invalid(what: &'static str, why: impl Into<String>) -> Self {
-        Self::Invalid {
-            what,
-            why: why.into(),
-        }
+        Self::Invalid { what, why: why.into() }
     }
 }

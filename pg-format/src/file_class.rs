@@ -24,19 +24,11 @@ pub const EMPTIED_DIRECTORIES: [&str; 8] = [
     "pg_subtrans",
 ];
 
-const PAGED_DIRECTORIES: [&str; 4] = [
-    "pg_xact",
-    "pg_multixact/offsets",
-    "pg_multixact/members",
-    "pg_commit_ts",
-];
+const PAGED_DIRECTORIES: [&str; 4] =
+    ["pg_xact", "pg_multixact/offsets", "pg_multixact/members", "pg_commit_ts"];
 
-const CONFIGURATION: [&str; 4] = [
-    "postgresql.conf",
-    "postgresql.auto.conf",
-    "pg_hba.conf",
-    "pg_ident.conf",
-];
+const CONFIGURATION: [&str; 4] =
+    ["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"];
 
 /// The kinds of file that are treated differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,10 +79,7 @@ impl FileClass {
         if is_discarded(path, name) {
             return Self::Discarded;
         }
-        if PAGED_DIRECTORIES
-            .iter()
-            .any(|directory| path.is_within(directory))
-        {
+        if PAGED_DIRECTORIES.iter().any(|directory| path.is_within(directory)) {
             return Self::Slru;
         }
         if is_state(path, name) {
@@ -126,10 +115,7 @@ fn is_discarded(path: &DataPath, name: &str) -> bool {
         .any(|directory| path.is_within(directory) && path.as_str() != *directory);
     emptied
         || name.starts_with("pg_internal.init")
-        || matches!(
-            name,
-            "postgresql.auto.conf.tmp" | "current_logfiles.tmp" | "backup_manifest"
-        )
+        || matches!(name, "postgresql.auto.conf.tmp" | "current_logfiles.tmp" | "backup_manifest")
         || path.components().any(|part| part.starts_with("pgsql_tmp"))
         || is_temporary_relation(path, name)
 }
@@ -181,11 +167,7 @@ mod tests {
             ("pg_tblspc/16400/.pgrejoin/x", FileClass::Own),
         ];
         for (path, class) in cases {
-            assert_eq!(
-                FileClass::of(&DataPath::new(path).unwrap()),
-                class,
-                "{path}"
-            );
+            assert_eq!(FileClass::of(&DataPath::new(path).unwrap()), class, "{path}");
         }
     }
 }

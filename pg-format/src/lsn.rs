@@ -81,10 +81,7 @@ impl FromStr for Lsn {
         let (high, low) = text.split_once('/').ok_or_else(bad)?;
         let half = |digits: &str| {
             let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
-            plain
-                .then(|| u32::from_str_radix(digits, 16).ok())
-                .flatten()
-                .ok_or_else(bad)
+            plain.then(|| u32::from_str_radix(digits, 16).ok()).flatten().ok_or_else(bad)
         };
         Ok(Self(u64::from(half(high)?) << 32 | u64::from(half(low)?)))
     }
@@ -138,10 +135,7 @@ mod tests {
         let lsn: Lsn = "16/B374D848".parse().unwrap();
         assert_eq!(lsn.as_u64(), 0x16_B374_D848);
         assert_eq!(lsn.to_string(), "16/B374D848");
-        assert_eq!(
-            "0/03021150".parse::<Lsn>().unwrap().to_string(),
-            "0/3021150"
-        );
+        assert_eq!("0/03021150".parse::<Lsn>().unwrap().to_string(), "0/3021150");
         for bad in ["", "/", "1", "1/", "g/0", "123456789/0", "+1/0", "0/-1"] {
             assert!(bad.parse::<Lsn>().is_err(), "{bad}");
         }

@@ -27,10 +27,7 @@ impl DataPath {
         if path.contains('\0') {
             return Err(bad("contains a NUL byte"));
         }
-        if path
-            .split('/')
-            .any(|part| part.is_empty() || part == "." || part == "..")
-        {
+        if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
             return Err(bad("does not stay inside the data directory"));
         }
         Ok(Self(path.into_boxed_str()))
@@ -53,9 +50,7 @@ impl DataPath {
 
     /// The directory that holds it; `None` at the top level.
     pub fn parent(&self) -> Option<Self> {
-        self.0
-            .rsplit_once('/')
-            .map(|(parent, _)| Self(parent.into()))
+        self.0.rsplit_once('/').map(|(parent, _)| Self(parent.into()))
     }
 
     /// A path one level below this one.
@@ -96,18 +91,8 @@ mod tests {
 
     #[test]
     fn only_plain_relative_paths() {
-        for bad in [
-            "",
-            "/",
-            "/etc",
-            "a/",
-            "a//b",
-            "..",
-            "a/../b",
-            "./a",
-            "a\0b",
-            &"x".repeat(1025),
-        ] {
+        for bad in ["", "/", "/etc", "a/", "a//b", "..", "a/../b", "./a", "a\0b", &"x".repeat(1025)]
+        {
             assert!(DataPath::new(bad).is_err(), "{bad:?}");
         }
         let path = DataPath::new("base/5/16384_fsm.2").unwrap();

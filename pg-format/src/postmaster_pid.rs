@@ -46,10 +46,7 @@ mod tests {
     fn reads_what_a_postmaster_writes() {
         let text = "123\n/data\n1700000000\n5433\n/tmp\n127.0.0.1\n  5433001    360448\nready   \n";
         let pid = PostmasterPid::parse(text).unwrap();
-        assert_eq!(
-            (pid.pid, pid.port, pid.shared_memory_id),
-            (123, Some(5433), Some(360_448))
-        );
+        assert_eq!((pid.pid, pid.port, pid.shared_memory_id), (123, Some(5433), Some(360_448)));
         assert_eq!(pid.status.as_deref(), Some("ready"));
         assert_eq!(PostmasterPid::parse("-77\n").unwrap().pid, -77);
         assert_eq!(PostmasterPid::parse("\n"), None);

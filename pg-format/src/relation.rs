@@ -27,14 +27,9 @@ pub enum Fork {
 impl Fork {
     /// The fork a WAL record names by this number.
     pub fn from_number(number: u8) -> Option<Self> {
-        [
-            Self::Main,
-            Self::FreeSpaceMap,
-            Self::VisibilityMap,
-            Self::Init,
-        ]
-        .get(usize::from(number))
-        .copied()
+        [Self::Main, Self::FreeSpaceMap, Self::VisibilityMap, Self::Init]
+            .get(usize::from(number))
+            .copied()
     }
 
     fn suffix(self) -> &'static str {
@@ -97,11 +92,7 @@ pub fn database_directory(
 impl RelationSegment {
     /// The segment that holds `block`, and the block's number inside it.
     pub fn of_block(relation: RelationPath, fork: Fork, block: u32) -> (Self, u32) {
-        let segment = Self {
-            relation,
-            fork,
-            segment: block / RELATION_SEGMENT_BLOCKS,
-        };
+        let segment = Self { relation, fork, segment: block / RELATION_SEGMENT_BLOCKS };
         (segment, block % RELATION_SEGMENT_BLOCKS)
     }
 
@@ -112,11 +103,7 @@ impl RelationSegment {
 
     /// Its path below the data directory.
     pub fn path(&self, version_directory: &str) -> Result<DataPath, FormatError> {
-        let RelationPath {
-            tablespace,
-            database,
-            number,
-        } = self.relation;
+        let RelationPath { tablespace, database, number } = self.relation;
         let directory = database_directory(tablespace, database, version_directory)?;
         let suffix = self.fork.suffix();
         match self.segment {
@@ -147,16 +134,8 @@ impl RelationSegment {
             Some((number, "init")) => (number, Fork::Init),
             Some(_) => return None,
         };
-        let relation = RelationPath {
-            tablespace,
-            database,
-            number: parse_oid(number)?,
-        };
-        Some(Self {
-            relation,
-            fork,
-            segment,
-        })
+        let relation = RelationPath { tablespace, database, number: parse_oid(number)? };
+        Some(Self { relation, fork, segment })
     }
 }
 
@@ -226,15 +205,8 @@ mod tests {
 
     #[test]
     fn blocks_fall_into_their_segment() {
-        let relation = RelationPath {
-            tablespace: 1663,
-            database: 5,
-            number: 9,
-        };
+        let relation = RelationPath { tablespace: 1663, database: 5, number: 9 };
         let (segment, block) = RelationSegment::of_block(relation, Fork::Main, 131_073);
-        assert_eq!(
-            (segment.segment, block, segment.first_block()),
-            (1, 1, 131_072)
-        );
+        assert_eq!((segment.segment, block, segment.first_block()), (1, 1, 131_072));
     }
 }

@@ -13,9 +13,7 @@ pub struct TimelineId(u32);
 impl TimelineId {
     /// Accepts any number but 0.
     pub fn new(number: u32) -> Result<Self, FormatError> {
-        (number != 0)
-            .then_some(Self(number))
-            .ok_or_else(|| FormatError::invalid("timeline", "0"))
+        (number != 0).then_some(Self(number)).ok_or_else(|| FormatError::invalid("timeline", "0"))
     }
 
     /// The number.
@@ -31,15 +29,11 @@ impl TimelineId {
     /// The timeline whose history file has this name.
     pub fn from_history_file_name(name: &str) -> Option<Self> {
         let digits = name.strip_suffix(".history")?;
-        let upper = digits
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+        let upper = digits.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
         if digits.len() != 8 || !upper {
             return None;
         }
-        u32::from_str_radix(digits, 16)
-            .ok()
-            .and_then(|number| Self::new(number).ok())
+        u32::from_str_radix(digits, 16).ok().and_then(|number| Self::new(number).ok())
     }
 }
 
@@ -79,13 +73,7 @@ impl TimelineHistory {
     /// The history of a node that is still on `timeline` and has no history file: only timeline 1
     /// may lack one.
     pub fn first(timeline: TimelineId) -> Self {
-        Self {
-            spans: vec![TimelineSpan {
-                timeline,
-                begin: Lsn::INVALID,
-                end: Lsn::MAX,
-            }],
-        }
+        Self { spans: vec![TimelineSpan { timeline, begin: Lsn::INVALID, end: Lsn::MAX }] }
     }
 
     /// Reads the history file of `tip`.
@@ -93,10 +81,7 @@ impl TimelineHistory {
     /// A line is the parent's number, a tab, the switch point, and a reason; blank lines and lines
     /// that begin with `#` are skipped (`backend/access/transam/timeline.c`).
     pub fn parse(tip: TimelineId, text: &[u8]) -> Result<Self, FormatError> {
-        let bad = |why: String| FormatError::Invalid {
-            what: "timeline history file",
-            why,
-        };
+        let bad = |why: String| FormatError::Invalid { what: "timeline history file", why };
         let mut spans: Vec<TimelineSpan> = Vec::new();
         let mut begin = Lsn::INVALID;
         for line in String::from_utf8_lossy(text).lines() {
@@ -119,18 +104,10 @@ impl TimelineHistory {
             if end < begin {
                 return Err(bad(format!("switch point {end} lies before {begin}")));
             }
-            spans.push(TimelineSpan {
-                timeline,
-                begin,
-                end,
-            });
+            spans.push(TimelineSpan { timeline, begin, end });
             begin = end;
         }
-        spans.push(TimelineSpan {
-            timeline: tip,
-            begin,
-            end: Lsn::MAX,
-        });
+        spans.push(TimelineSpan { timeline: tip, begin, end: Lsn::MAX });
         Ok(Self { spans })
     }
 
@@ -141,9 +118,7 @@ impl TimelineHistory {
 
     /// The newest timeline.
     pub fn tip(&self) -> TimelineId {
-        self.spans
-            .last()
-            .map_or(TimelineId(1), |span| span.timeline)
+        self.spans.last().map_or(TimelineId(1), |span| span.timeline)
     }
 
     /// The timeline that holds the WAL byte at `lsn`.
@@ -155,11 +130,7 @@ impl TimelineHistory {
     /// The timeline under whose name PostgreSQL looks first for segment `number`: the newest that
     /// begins in it or before it (`XLogFileReadAnyTLI`).
     pub fn timeline_of_segment(&self, number: u64, size: crate::WalSegmentSize) -> TimelineId {
-        let holder = self
-            .spans
-            .iter()
-            .rev()
-            .find(|span| size.segment_of(span.begin) <= number);
+        let holder = self.spans.iter().rev().find(|span| size.segment_of(span.begin) <= number);
         holder.map_or_else(|| self.tip(), |span| span.timeline)
     }
 
@@ -171,13 +142,9 @@ impl TimelineHistory {
     /// Where this history and `other` part, by their files alone; `None` if they never met.
     pub fn common_ancestor(&self, other: &Self) -> Option<CommonAncestor> {
         let pairs = self.spans.iter().zip(&other.spans);
-        let (ours, theirs) = pairs
-            .take_while(|(a, b)| a.timeline == b.timeline && a.begin == b.begin)
-            .last()?;
-        Some(CommonAncestor {
-            timeline: ours.timeline,
-            end: ours.end.min(theirs.end),
-        })
+        let (ours, theirs) =
+            pairs.take_while(|(a, b)| a.timeline == b.timeline && a.begin == b.begin).last()?;
+        Some(CommonAncestor { timeline: ours.timeline, end: ours.end.min(theirs.end) })
     }
 }
 
@@ -209,18 +176,8 @@ mod tests {
 
     #[test]
     fn histories_that_go_back_are_refused() {
-        for text in [
-            "1",
-            "x\t0/1",
-            "0\t0/1",
-            "2\t0/1\n1\t0/2",
-            "3\t0/1",
-            "1\t0/9\n2\t0/1",
-        ] {
-            assert!(
-                TimelineHistory::parse(tli(3), text.as_bytes()).is_err(),
-                "{text}"
-            );
+        for text in ["1", "x\t0/1", "0\t0/1", "2\t0/1\n1\t0/2", "3\t0/1", "1\t0/9\n2\t0/1"] {
+            assert!(TimelineHistory::parse(tli(3), text.as_bytes()).is_err(), "{text}");
         }
     }
 
@@ -239,16 +196,8 @@ mod tests {
 
     #[test]
     fn history_file_names_are_exact() {
-        assert_eq!(
-            TimelineId::from_history_file_name("0000001F.history"),
-            Some(tli(31))
-        );
-        for bad in [
-            "00000000.history",
-            "1.history",
-            "0000001f.history",
-            "0000001F.history.tmp",
-        ] {
+        assert_eq!(TimelineId::from_history_file_name("0000001F.history"), Some(tli(31)));
+        for bad in ["00000000.history", "1.history", "0000001f.history", "0000001F.history.tmp"] {
             assert_eq!(TimelineId::from_history_file_name(bad), None, "{bad}");
         }
         assert_eq!(tli(31).history_file_name(), "0000001F.history");

@@ -16,13 +16,9 @@ impl Major {
 
     /// Accepts a supported major.
     pub fn new(major: u8) -> Result<Self, FormatError> {
-        Self::SUPPORTED
-            .contains(&major)
-            .then_some(Self(major))
-            .ok_or_else(|| FormatError::UnknownVersion {
-                what: "PostgreSQL",
-                version: u32::from(major),
-            })
+        Self::SUPPORTED.contains(&major).then_some(Self(major)).ok_or_else(|| {
+            FormatError::UnknownVersion { what: "PostgreSQL", version: u32::from(major) }
+        })
     }
 
     /// The major whose catalog version is `catalog` (`src/include/catalog/catversion.h` of each
@@ -38,10 +34,7 @@ impl Major {
             202_506_291 => 18,
             202_606_281..=202_699_999 => 19,
             version => {
-                return Err(FormatError::UnknownVersion {
-                    what: "catalog",
-                    version,
-                });
+                return Err(FormatError::UnknownVersion { what: "catalog", version });
             }
         };
         Ok(Self(major))
@@ -102,21 +95,13 @@ impl WalFormat {
 
     /// Whether `bimg_info` says a block image is compressed. The bit moved in 15.
     pub const fn image_is_compressed(self, bimg_info: u8) -> bool {
-        if self.major.0 >= 15 {
-            bimg_info & 0x1C != 0
-        } else {
-            bimg_info & 0x02 != 0
-        }
+        if self.major.0 >= 15 { bimg_info & 0x1C != 0 } else { bimg_info & 0x02 != 0 }
     }
 
     /// Whether `bimg_info` says that redo restores the image (as opposed to one that is there only
     /// for consistency checks).
     pub const fn image_is_applied(self, bimg_info: u8) -> bool {
-        if self.major.0 >= 15 {
-            bimg_info & 0x02 != 0
-        } else {
-            bimg_info & 0x04 != 0
-        }
+        if self.major.0 >= 15 { bimg_info & 0x02 != 0 } else { bimg_info & 0x04 != 0 }
     }
 
     /// Whether a resource manager number can occur. Custom ones came with 15.

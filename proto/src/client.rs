@@ -31,9 +31,7 @@ async fn within<T>(
         Ok(answer) => Ok(answer?),
         Err(_) => {
             let seconds = limit.as_secs();
-            Err(CallError::Broken(format!(
-                "the server did not answer for {seconds} seconds"
-            )))
+            Err(CallError::Broken(format!("the server did not answer for {seconds} seconds")))
         }
     }
 }
@@ -42,55 +40,35 @@ impl Client {
     /// A client on an open connection.
     pub fn new(channel: Channel) -> Self {
         let message_bytes_max = FRAME_MESSAGE_BYTES_MAX.max(NODE_MESSAGE_BYTES_MAX);
-        Self {
-            calls: RejoinClient::new(channel).max_decoding_message_size(message_bytes_max),
-        }
+        Self { calls: RejoinClient::new(channel).max_decoding_message_size(message_bytes_max) }
     }
 
     /// What the node is.
     pub async fn describe(&mut self, limit: Duration) -> Result<Description, CallError> {
-        let request = wire::DescribeRequest {
-            protocol_version: PROTOCOL_VERSION,
-            features: Vec::new(),
-        };
-        within(limit, self.calls.describe(request))
-            .await?
-            .into_inner()
-            .try_into()
+        let request =
+            wire::DescribeRequest { protocol_version: PROTOCOL_VERSION, features: Vec::new() };
+        within(limit, self.calls.describe(request)).await?.into_inner().try_into()
     }
 
     /// Starts the file list.
     pub async fn list_files(&mut self) -> Result<FileList, CallError> {
-        let stream = within(
-            UNARY_TIMEOUT,
-            self.calls.list_files(wire::ListFilesRequest {}),
-        )
-        .await?;
-        Ok(FileList {
-            stream: stream.into_inner(),
-            complete: false,
-        })
+        let stream =
+            within(UNARY_TIMEOUT, self.calls.list_files(wire::ListFilesRequest {})).await?;
+        Ok(FileList { stream: stream.into_inner(), complete: false })
     }
 
     /// Starts a data stream. Units are sent as they arrive in `units`, frames are read from the
     /// result; both sides must be served at the same time.
     pub async fn fetch(&mut self, units: mpsc::Receiver<Vec<Unit>>) -> Result<Frames, CallError> {
-        let requests = ReceiverStream::new(units).map(|units| wire::FetchRequest {
-            units: units.into_iter().map(Into::into).collect(),
-        });
+        let requests = ReceiverStream::new(units)
+            .map(|units| wire::FetchRequest { units: units.into_iter().map(Into::into).collect() });
         let stream = within(UNARY_TIMEOUT, self.calls.fetch(Request::new(requests))).await?;
-        Ok(Frames {
-            stream: stream.into_inner(),
-            sequence: 0,
-        })
+        Ok(Frames { stream: stream.into_inner(), sequence: 0 })
     }
 
     /// Where replay must end for everything fetched so far.
     pub async fn seal(&mut self) -> Result<Sealed, CallError> {
-        within(UNARY_TIMEOUT, self.calls.seal(wire::SealRequest {}))
-            .await?
-            .into_inner()
-            .try_into()
+        within(UNARY_TIMEOUT, self.calls.seal(wire::SealRequest {})).await?.into_inner().try_into()
     }
 }
 
@@ -108,17 +86,10 @@ impl FileList {
             return Ok(None);
         }
         let Some(reply) = self.stream.message().await? else {
-            return Err(CallError::Broken(
-                "the file list ended before it was complete".to_owned(),
-            ));
+            return Err(CallError::Broken("the file list ended before it was complete".to_owned()));
         };
         self.complete = reply.complete;
-        reply
-            .entries
-            .into_iter()
-            .map(TryInto::try_into)
-            .collect::<Result<_, _>>()
-            .map(Some)
+        reply.entries.into_iter().map(TryInto::try_into).collect::<Result<_, _>>().map(Some)
     }
 }
 
@@ -138,9 +109,7 @@ impl Frames {
         let frame = Frame::try_from(frame).map_err(|e| CallError::InvalidReply(e.to_string()))?;
         if frame.sequence != self.sequence {
             let (got, expected) = (frame.sequence, self.sequence);
-            return Err(CallError::InvalidReply(format!(
-                "frame {got} instead of {expected}"
-            )));
+            return Err(CallError::InvalidReply(format!("frame {got} instead of {expected}")));
         }
         self.sequence += 1;
         Ok(Some(frame))

@@ -127,11 +127,7 @@ impl VerifiedChunk {
 
     /// Bytes that were read here and whose hash is to travel with them.
     pub fn read(offset: u64, data: Bytes) -> Self {
-        Self {
-            offset,
-            hash: PageHash::of(&data),
-            data,
-        }
+        Self { offset, hash: PageHash::of(&data), data }
     }
 
     /// The hash, which fits.

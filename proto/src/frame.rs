@@ -76,9 +76,7 @@ pub struct FrameEncoder {
 
 impl std::fmt::Debug for FrameEncoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FrameEncoder")
-            .field("sequence", &self.sequence)
-            .finish_non_exhaustive()
+        f.debug_struct("FrameEncoder").field("sequence", &self.sequence).finish_non_exhaustive()
     }
 }
 
@@ -87,12 +85,7 @@ impl FrameEncoder {
     pub fn new() -> Self {
         // Without its memory zstd cannot work; frames then travel plain.
         let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL).ok();
-        Self {
-            compressor,
-            batch: wire::Batch::default(),
-            batch_bytes: 0,
-            sequence: 0,
-        }
+        Self { compressor, batch: wire::Batch::default(), batch_bytes: 0, sequence: 0 }
     }
 
     /// Adds an item; a full batch comes back as a frame.
@@ -100,11 +93,7 @@ impl FrameEncoder {
         let item = wire::Item::from(item);
         self.batch_bytes += item.encoded_len();
         self.batch.items.push(item);
-        if self.batch_bytes >= BATCH_BYTES {
-            self.flush()
-        } else {
-            None
-        }
+        if self.batch_bytes >= BATCH_BYTES { self.flush() } else { None }
     }
 
     /// What has been collected, if anything.
@@ -114,10 +103,7 @@ impl FrameEncoder {
         }
         let plain = std::mem::take(&mut self.batch).encode_to_vec();
         self.batch_bytes = 0;
-        let compressed = self
-            .compressor
-            .as_mut()
-            .and_then(|c| c.compress(&plain).ok());
+        let compressed = self.compressor.as_mut().and_then(|c| c.compress(&plain).ok());
         let batch_bytes = u32::try_from(plain.len()).unwrap_or(u32::MAX);
         let (codec, payload) = match compressed {
             Some(compressed) if compressed.len() < plain.len() => (Codec::Zstd, compressed),
@@ -127,13 +113,7 @@ impl FrameEncoder {
         let sequence = self.sequence;
         self.sequence += 1;
         let payload_crc = crc32c::crc32c(&payload);
-        Some(Frame {
-            sequence,
-            codec,
-            batch_bytes,
-            payload,
-            payload_crc,
-        })
+        Some(Frame { sequence, codec, batch_bytes, payload, payload_crc })
     }
 }
 

@@ -37,10 +37,7 @@ impl Node {
         if self.timeline.get() == 1 {
             return Ok(TimelineHistory::first(self.timeline));
         }
-        let text = self
-            .histories
-            .iter()
-            .find(|(timeline, _)| *timeline == self.timeline);
+        let text = self.histories.iter().find(|(timeline, _)| *timeline == self.timeline);
         let (_, text) = text.ok_or_else(|| FormatError::Invalid {
             what: "the source's pg_wal",
             why: format!("{} is missing", self.timeline.history_file_name()),

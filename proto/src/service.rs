@@ -54,12 +54,7 @@ impl Units {
         let Some(request) = self.stream.message().await.map_err(gone)? else {
             return Ok(None);
         };
-        request
-            .units
-            .into_iter()
-            .map(Unit::try_from)
-            .collect::<Result<_, _>>()
-            .map(Some)
+        request.units.into_iter().map(Unit::try_from).collect::<Result<_, _>>().map(Some)
     }
 }
 
@@ -105,17 +100,11 @@ impl<H: Handler> Rejoin for Adapter<H> {
         request: Request<wire::ListFilesRequest>,
     ) -> Result<Response<Self::ListFilesStream>, Status> {
         let batches = self.handler.list_files(peer(&request)?).await?;
-        let last = wire::ListFilesReply {
-            entries: Vec::new(),
-            complete: true,
-        };
+        let last = wire::ListFilesReply { entries: Vec::new(), complete: true };
         let replies = ReceiverStream::new(batches)
             .map(|batch| {
                 let entries = batch?.into_iter().map(Into::into).collect();
-                Ok(wire::ListFilesReply {
-                    entries,
-                    complete: false,
-                })
+                Ok(wire::ListFilesReply { entries, complete: false })
             })
             .chain(tokio_stream::once(Ok(last)));
         Ok(Response::new(Box::pin(replies)))
@@ -126,9 +115,7 @@ impl<H: Handler> Rejoin for Adapter<H> {
         request: Request<Streaming<wire::FetchRequest>>,
     ) -> Result<Response<Self::FetchStream>, Status> {
         let peer = peer(&request)?;
-        let units = Units {
-            stream: request.into_inner(),
-        };
+        let units = Units { stream: request.into_inner() };
         let frames = self.handler.fetch(peer, units).await?;
         let replies = ReceiverStream::new(frames).map(|frame| Ok(frame?.into()));
         Ok(Response::new(Box::pin(replies)))
@@ -138,8 +125,6 @@ impl<H: Handler> Rejoin for Adapter<H> {
         &self,
         request: Request<wire::SealRequest>,
     ) -> Result<Response<wire::SealReply>, Status> {
-        Ok(Response::new(
-            self.handler.seal(peer(&request)?).await?.into(),
-        ))
+        Ok(Response::new(self.handler.seal(peer(&request)?).await?.into()))
     }
 }

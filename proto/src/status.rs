@@ -32,16 +32,8 @@ pub enum Reason {
 
 impl Reason {
     const ALL: [(Self, &'static str, Code); 10] = [
-        (
-            Self::InvalidRequest,
-            "INVALID_REQUEST",
-            Code::InvalidArgument,
-        ),
-        (
-            Self::WrongVersion,
-            "WRONG_VERSION",
-            Code::FailedPrecondition,
-        ),
+        (Self::InvalidRequest, "INVALID_REQUEST", Code::InvalidArgument),
+        (Self::WrongVersion, "WRONG_VERSION", Code::FailedPrecondition),
         (Self::NotAllowed, "NOT_ALLOWED", Code::PermissionDenied),
         (Self::NotReady, "NOT_READY", Code::FailedPrecondition),
         (Self::Damaged, "DAMAGED", Code::DataLoss),
@@ -54,16 +46,11 @@ impl Reason {
 
     fn entry(self) -> (&'static str, Code) {
         let found = Self::ALL.iter().find(|(reason, ..)| *reason == self);
-        found.map_or(("INTERNAL", Code::Internal), |(_, name, code)| {
-            (name, *code)
-        })
+        found.map_or(("INTERNAL", Code::Internal), |(_, name, code)| (name, *code))
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        Self::ALL
-            .iter()
-            .find(|(_, known, _)| *known == name)
-            .map(|(reason, ..)| *reason)
+        Self::ALL.iter().find(|(_, known, _)| *known == name).map(|(reason, ..)| *reason)
     }
 }
 
@@ -80,10 +67,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self {
-            reason,
-            message: message.into(),
-        }
+        Self { reason, message: message.into() }
     }
 }
 

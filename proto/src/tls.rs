@@ -84,18 +84,11 @@ pub enum TlsError {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read = std::fs::read(path).map_err(|source| TlsError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    let found: Vec<_> = CertificateDer::pem_slice_iter(&read)
-        .filter_map(Result::ok)
-        .collect();
+    let read =
+        std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })?;
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&read).filter_map(Result::ok).collect();
     if found.is_empty() {
-        return Err(TlsError::Pem {
-            path: path.to_owned(),
-            expected: "certificate",
-        });
+        return Err(TlsError::Pem { path: path.to_owned(), expected: "certificate" });
     }
     Ok(found)
 }
@@ -103,43 +96,28 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 /// Reads a private key after checking that nobody else can, by PostgreSQL's own rule
 /// (`check_ssl_key_file_permissions`).
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let read_error = |source| TlsError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let read_error = |source| TlsError::Read { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(read_error)?;
     let metadata = file.metadata().map_err(read_error)?;
     let (mode, owner) = (metadata.mode() & 0o7777, metadata.uid());
     let us = rustix::process::geteuid().as_raw();
-    let forbidden = if owner == us && owner != 0 {
-        0o077
-    } else {
-        0o027
-    };
+    let forbidden = if owner == us && owner != 0 { 0o077 } else { 0o027 };
     if (owner != us && owner != 0) || mode & forbidden != 0 {
-        return Err(TlsError::KeyNotPrivate {
-            path: path.to_owned(),
-            mode,
-            owner,
-        });
+        return Err(TlsError::KeyNotPrivate { path: path.to_owned(), mode, owner });
     }
     let mut pem = Vec::new();
     io::Read::read_to_end(&mut file, &mut pem).map_err(read_error)?;
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsError::Pem {
-        path: path.to_owned(),
-        expected: "private key",
-    })
+    PrivateKeyDer::from_pem_slice(&pem)
+        .map_err(|_| TlsError::Pem { path: path.to_owned(), expected: "private key" })
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(path)? {
-        store
-            .add(certificate)
-            .map_err(|error| TlsError::Authority {
-                path: path.to_owned(),
-                source: Box::new(error),
-            })?;
+        store.add(certificate).map_err(|error| TlsError::Authority {
+            path: path.to_owned(),
+            source: Box::new(error),
+        })?;
     }
     Ok(store)
 }
@@ -156,10 +134,7 @@ pub fn server_config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
         path: files.authority.clone(),
         source: Box::new(error),
     })?;
-    let refused = |source| TlsError::Certificate {
-        path: files.certificate.clone(),
-        source,
-    };
+    let refused = |source| TlsError::Certificate { path: files.certificate.clone(), source };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(refused)?
@@ -174,10 +149,7 @@ pub fn server_config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
 
 /// The client's configuration: the server must have a certificate of the authority.
 pub fn client_config(files: &TlsFiles) -> Result<ClientConfig, TlsError> {
-    let refused = |source| TlsError::Certificate {
-        path: files.certificate.clone(),
-        source,
-    };
+    let refused = |source| TlsError::Certificate { path: files.certificate.clone(), source };
     let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_protocol_versions(&[&TLS13])
         .map_err(refused)?
@@ -190,10 +162,7 @@ pub fn client_config(files: &TlsFiles) -> Result<ClientConfig, TlsError> {
 
 /// Days until the first certificate in a file expires; negative if it has.
 pub fn days_until_expiry(path: &Path, now: i64) -> Result<i64, TlsError> {
-    let unreadable = || TlsError::Pem {
-        path: path.to_owned(),
-        expected: "certificate",
-    };
+    let unreadable = || TlsError::Pem { path: path.to_owned(), expected: "certificate" };
     let certificates = certificates(path)?;
     let first = certificates.first().ok_or_else(unreadable)?;
     let (_, parsed) = X509Certificate::from_der(first).map_err(|_| unreadable())?;
@@ -231,11 +200,8 @@ impl Peer {
                 }
             }
         }
-        let common_name = parsed
-            .subject()
-            .iter_common_name()
-            .next()
-            .and_then(|name| name.as_str().ok());
+        let common_name =
+            parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
         let digest = Sha256::digest(certificate);
         Some(Self {
             alternative_names,
@@ -259,7 +225,5 @@ fn ip(bytes: &[u8]) -> Option<String> {
     if let Ok(four) = <[u8; 4]>::try_from(bytes) {
         return Some(std::net::Ipv4Addr::from(four).to_string());
     }
-    <[u8; 16]>::try_from(bytes)
-        .ok()
-        .map(|b| std::net::Ipv6Addr::from(b).to_string())
+    <[u8; 16]>::try_from(bytes).ok().map(|b| std::net::Ipv6Addr::from(b).to_string())
 }

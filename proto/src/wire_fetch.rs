@@ -23,18 +23,14 @@ fn path(text: String) -> Result<DataPath, Refusal> {
 
 fn range(first: u32, count: u32, count_max: u32) -> Result<BlockRange, Refusal> {
     if count == 0 || count > count_max || first.checked_add(count).is_none() {
-        return Err(bad_request(format!(
-            "a range of {count} blocks from {first} is not allowed"
-        )));
+        return Err(bad_request(format!("a range of {count} blocks from {first} is not allowed")));
     }
     Ok(BlockRange { first, count })
 }
 
 fn length(offset: u64, length: u64) -> Result<(), Refusal> {
     if length == 0 || length > UNIT_BYTES_MAX || offset.checked_add(length).is_none() {
-        return Err(bad_request(format!(
-            "{length} bytes from {offset} are not allowed"
-        )));
+        return Err(bad_request(format!("{length} bytes from {offset} are not allowed")));
     }
     Ok(())
 }
@@ -56,10 +52,7 @@ impl TryFrom<wire::Unit> for Unit {
                 if total > u64::from(UNIT_BLOCKS_MAX) {
                     return Err(bad_request(format!("{total} blocks in one unit")));
                 }
-                UnitKind::Blocks {
-                    path: path(blocks.path)?,
-                    ranges,
-                }
+                UnitKind::Blocks { path: path(blocks.path)?, ranges }
             }
             Kind::Hashes(hashes) => UnitKind::Hashes {
                 range: range(hashes.first, hashes.count, UNIT_HASHES_MAX)?,
@@ -67,11 +60,7 @@ impl TryFrom<wire::Unit> for Unit {
             },
             Kind::File(file) => {
                 length(file.offset, file.length)?;
-                UnitKind::File {
-                    path: path(file.path)?,
-                    offset: file.offset,
-                    length: file.length,
-                }
+                UnitKind::File { path: path(file.path)?, offset: file.offset, length: file.length }
             }
             Kind::Wal(wal) => {
                 length(wal.offset, wal.length)?;
@@ -91,11 +80,7 @@ impl TryFrom<wire::Unit> for Unit {
                 } else {
                     ProofStart::Segment(from)
                 };
-                UnitKind::Proof {
-                    from,
-                    to: Lsn::new(proof.to),
-                    each_record: proof.each_record,
-                }
+                UnitKind::Proof { from, to: Lsn::new(proof.to), each_record: proof.each_record }
             }
         };
         Ok(Self { id: unit.id, kind })
@@ -110,10 +95,7 @@ impl From<Unit> for wire::Unit {
                 path: path.into(),
                 ranges: ranges
                     .iter()
-                    .map(|r| wire::BlockRange {
-                        first: r.first,
-                        count: r.count,
-                    })
+                    .map(|r| wire::BlockRange { first: r.first, count: r.count })
                     .collect(),
             }),
             UnitKind::Hashes { path, range } => Kind::Hashes(wire::HashesUnit {
@@ -121,48 +103,22 @@ impl From<Unit> for wire::Unit {
                 first: range.first,
                 count: range.count,
             }),
-            UnitKind::File {
-                path,
-                offset,
-                length,
-            } => Kind::File(wire::FileUnit {
-                path: path.into(),
-                offset,
-                length,
-            }),
-            UnitKind::Wal {
-                timeline,
-                number,
-                offset,
-                length,
-            } => Kind::Wal(wire::WalUnit {
-                timeline: timeline.get(),
-                number,
-                offset,
-                length,
-            }),
-            UnitKind::Proof {
-                from,
-                to,
-                each_record,
-            } => {
+            UnitKind::File { path, offset, length } => {
+                Kind::File(wire::FileUnit { path: path.into(), offset, length })
+            }
+            UnitKind::Wal { timeline, number, offset, length } => {
+                Kind::Wal(wire::WalUnit { timeline: timeline.get(), number, offset, length })
+            }
+            UnitKind::Proof { from, to, each_record } => {
                 let (from, from_record) = match from {
                     ProofStart::Record(lsn) => (lsn, true),
                     ProofStart::Segment(lsn) => (lsn, false),
                 };
                 let (from, to) = (from.as_u64(), to.as_u64());
-                Kind::Proof(wire::ProofUnit {
-                    from,
-                    to,
-                    from_record,
-                    each_record,
-                })
+                Kind::Proof(wire::ProofUnit { from, to, from_record, each_record })
             }
         };
-        Self {
-            id: unit.id,
-            kind: Some(kind),
-        }
+        Self { id: unit.id, kind: Some(kind) }
     }
 }
 
@@ -188,30 +144,18 @@ impl From<Item> for wire::Item {
                 let (hash, data) = page
                     .map(|page| (hash_bytes(page.hash()), page.data().clone()))
                     .unwrap_or_default();
-                Body::Page(wire::PageItem {
-                    block,
-                    hash,
-                    data,
-                    torn,
-                })
+                Body::Page(wire::PageItem { block, hash, data, torn })
             }
             ItemBody::PageHashes { first, hashes } => {
                 let hashes: Vec<u8> = hashes.iter().flat_map(|hash| *hash.as_bytes()).collect();
-                Body::PageHashes(wire::PageHashesItem {
-                    first,
-                    hashes: hashes.into(),
-                })
+                Body::PageHashes(wire::PageHashesItem { first, hashes: hashes.into() })
             }
             ItemBody::Chunk(chunk) => Body::Chunk(wire::ChunkItem {
                 offset: chunk.offset(),
                 hash: hash_bytes(chunk.hash()),
                 data: chunk.data().clone(),
             }),
-            ItemBody::SegmentDigest {
-                number,
-                records,
-                digest,
-            } => Body::Proof(wire::ProofItem {
+            ItemBody::SegmentDigest { number, records, digest } => Body::Proof(wire::ProofItem {
                 position: number,
                 records,
                 digest: hash_bytes(digest),
@@ -223,10 +167,7 @@ impl From<Item> for wire::Item {
             }),
             ItemBody::End { vanished, bytes } => Body::End(wire::UnitEnd { vanished, bytes }),
         };
-        Self {
-            unit: item.unit,
-            body: Some(body),
-        }
+        Self { unit: item.unit, body: Some(body) }
     }
 }
 
@@ -237,22 +178,16 @@ impl TryFrom<wire::Item> for Item {
         use wire::item::Body;
         let unit = item.unit;
         let body = match item.body.ok_or(FrameError::Field { field: "body" })? {
-            Body::Page(page) => ItemBody::Page {
-                block: page.block,
-                content: page_content(unit, &page)?,
-            },
+            Body::Page(page) => {
+                ItemBody::Page { block: page.block, content: page_content(unit, &page)? }
+            }
             Body::PageHashes(hashes) => {
                 let (hashes_of_16, rest) = hashes.hashes.as_chunks::<HASH_BYTES>();
                 if !rest.is_empty() || hashes_of_16.len() > UNIT_HASHES_MAX as usize {
                     return Err(FrameError::Field { field: "hashes" });
                 }
-                let list = hashes_of_16
-                    .iter()
-                    .map(|bytes| PageHash::from_bytes(*bytes));
-                ItemBody::PageHashes {
-                    first: hashes.first,
-                    hashes: list.collect(),
-                }
+                let list = hashes_of_16.iter().map(|bytes| PageHash::from_bytes(*bytes));
+                ItemBody::PageHashes { first: hashes.first, hashes: list.collect() }
             }
             Body::Chunk(chunk) => {
                 let expected = hash(&chunk.hash, "hash")?;
@@ -272,10 +207,7 @@ impl TryFrom<wire::Item> for Item {
                     digest: hash(&proof.digest, "digest")?,
                 },
             },
-            Body::End(end) => ItemBody::End {
-                vanished: end.vanished,
-                bytes: end.bytes,
-            },
+            Body::End(end) => ItemBody::End { vanished: end.vanished, bytes: end.bytes },
         };
         Ok(Self { unit, body })
     }
@@ -290,11 +222,7 @@ fn page_content(unit: u64, page: &wire::PageItem) -> Result<PageContent, FrameEr
     }
     let verified = VerifiedPage::check(hash(&page.hash, "hash")?, page.data.clone())
         .ok_or(FrameError::Hash { unit })?;
-    Ok(if page.torn {
-        PageContent::Torn(verified)
-    } else {
-        PageContent::Present(verified)
-    })
+    Ok(if page.torn { PageContent::Torn(verified) } else { PageContent::Present(verified) })
 }
 
 impl From<Frame> for wire::FetchFrame {

@@ -24,13 +24,10 @@ impl From<Node> for wire::Node {
             Role::Stopped => wire::Role::Stopped,
         };
         let (postmaster_pid, postmaster_start) = node.postmaster.unwrap_or_default();
-        let histories = node
-            .histories
-            .into_iter()
-            .map(|(timeline, text)| wire::HistoryFile {
-                timeline: timeline.get(),
-                text: text.into(),
-            });
+        let histories = node.histories.into_iter().map(|(timeline, text)| wire::HistoryFile {
+            timeline: timeline.get(),
+            text: text.into(),
+        });
         Self {
             role: role.into(),
             timeline: node.timeline.get(),
@@ -72,20 +69,14 @@ impl TryFrom<wire::Node> for Node {
 
 impl From<Description> for wire::DescribeReply {
     fn from(description: Description) -> Self {
-        let segments = description
-            .wal_segments
-            .into_iter()
-            .map(|segment| wire::WalSegment {
-                timeline: segment.timeline.get(),
-                number: segment.number,
-            });
-        let tablespaces = description
-            .tablespaces
-            .into_iter()
-            .map(|space| wire::Tablespace {
-                oid: space.oid,
-                location: space.location.unwrap_or_default(),
-            });
+        let segments = description.wal_segments.into_iter().map(|segment| wire::WalSegment {
+            timeline: segment.timeline.get(),
+            number: segment.number,
+        });
+        let tablespaces = description.tablespaces.into_iter().map(|space| wire::Tablespace {
+            oid: space.oid,
+            location: space.location.unwrap_or_default(),
+        });
         Self {
             protocol_version: PROTOCOL_VERSION,
             features: Vec::new(),
@@ -113,12 +104,7 @@ impl TryFrom<wire::DescribeReply> for Description {
         let segments: Result<Vec<_>, CallError> = reply
             .wal_segments
             .iter()
-            .map(|s| {
-                Ok(SegmentName {
-                    timeline: timeline(s.timeline)?,
-                    number: s.number,
-                })
-            })
+            .map(|s| Ok(SegmentName { timeline: timeline(s.timeline)?, number: s.number }))
             .collect();
         let text = |text: String| (!text.is_empty()).then_some(text);
         Ok(Self {
@@ -128,10 +114,7 @@ impl TryFrom<wire::DescribeReply> for Description {
             tablespaces: reply
                 .tablespaces
                 .into_iter()
-                .map(|space| Tablespace {
-                    oid: space.oid,
-                    location: text(space.location),
-                })
+                .map(|space| Tablespace { oid: space.oid, location: text(space.location) })
                 .collect(),
             congestion_control: text(reply.congestion_control),
         })
@@ -153,10 +136,7 @@ impl TryFrom<wire::FileEntry> for FileEntry {
 
     fn try_from(entry: wire::FileEntry) -> Result<Self, CallError> {
         let path = DataPath::new(entry.path).map_err(invalid)?;
-        Ok(Self {
-            path,
-            bytes: (!entry.directory).then_some(entry.bytes),
-        })
+        Ok(Self { path, bytes: (!entry.directory).then_some(entry.bytes) })
     }
 }
 

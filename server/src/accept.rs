@@ -89,19 +89,13 @@ impl IdentitySlot {
             return None;
         }
         *count += 1;
-        Some(Self {
-            identities: Arc::clone(identities),
-            fingerprint: fingerprint.to_owned(),
-        })
+        Some(Self { identities: Arc::clone(identities), fingerprint: fingerprint.to_owned() })
     }
 }
 
 impl Drop for IdentitySlot {
     fn drop(&mut self) {
-        let mut open = self
-            .identities
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.identities.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = open.get_mut(&self.fingerprint) {
             *count -= 1;
             if *count == 0 {
@@ -154,12 +148,7 @@ pub(crate) async fn accept(
                         return;
                     };
                     let peer = Arc::new(peer);
-                    let connection = Connection {
-                        stream,
-                        peer,
-                        _slot: slot,
-                        _identity: identity,
-                    };
+                    let connection = Connection { stream, peer, _slot: slot, _identity: identity };
                     // Fails only when the server is shutting down.
                     drop(accepted.send(Ok(connection)).await);
                 }
@@ -178,11 +167,7 @@ async fn greet(
     stream.set_nodelay(true)?;
     let congestion_control = choose_congestion_control(&stream);
     let stream = TlsAcceptor::from(config).accept(stream).await?;
-    let certificate = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(<[_]>::first);
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let peer = certificate.and_then(|certificate| Peer::from_certificate(certificate, address));
     let mut peer = peer.ok_or_else(|| io::Error::other("client certificate cannot be read"))?;
     peer.congestion_control = congestion_control;

@@ -44,22 +44,10 @@ pub(crate) struct AllowList {
 impl AllowList {
     /// The names given and those in the file; there must be one.
     pub(crate) fn new(names: Vec<String>, file: Option<PathBuf>) -> Result<Self, AllowError> {
-        let fixed = names
-            .into_iter()
-            .map(|name| checked(&name))
-            .collect::<Result<_, _>>()?;
-        let list = Self {
-            fixed,
-            file,
-            names: RwLock::default(),
-        };
+        let fixed = names.into_iter().map(|name| checked(&name)).collect::<Result<_, _>>()?;
+        let list = Self { fixed, file, names: RwLock::default() };
         list.reload()?;
-        if list
-            .names
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
-        {
+        if list.names.read().unwrap_or_else(PoisonError::into_inner).is_empty() {
             return Err(AllowError::Empty);
         }
         Ok(list)
@@ -72,10 +60,7 @@ impl AllowList {
         if let Some(path) = &self.file {
             let text = match std::fs::read_to_string(path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-                text => text.map_err(|source| AllowError::Read {
-                    path: path.clone(),
-                    source,
-                })?,
+                text => text.map_err(|source| AllowError::Read { path: path.clone(), source })?,
             };
             for line in text.lines().map(str::trim) {
                 if !line.is_empty() && !line.starts_with('#') {
@@ -96,10 +81,7 @@ impl AllowList {
     /// without alternative names, as everywhere in TLS.
     pub(crate) fn check(&self, peer: &Peer) -> Result<(), Refusal> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        let common = peer
-            .common_name
-            .iter()
-            .filter(|_| peer.alternative_names.is_empty());
+        let common = peer.common_name.iter().filter(|_| peer.alternative_names.is_empty());
         let fingerprint = format!("{FINGERPRINT_PREFIX}{}", peer.fingerprint);
         // A name must not pass for a fingerprint.
         let mut known = peer
@@ -168,10 +150,7 @@ mod tests {
 
     #[test]
     fn nobody_or_everybody_is_no_list() {
-        assert!(matches!(
-            AllowList::new(vec![], None),
-            Err(AllowError::Empty)
-        ));
+        assert!(matches!(AllowList::new(vec![], None), Err(AllowError::Empty)));
         let wild = AllowList::new(vec!["*.example".to_owned()], None);
         assert!(matches!(wild, Err(AllowError::Wildcard(_))));
     }

@@ -15,11 +15,7 @@ pub(crate) struct Audit {
 
 impl Audit {
     pub(crate) fn new(peer: Arc<Peer>) -> Self {
-        Self {
-            peer,
-            served: BTreeMap::new(),
-            sent_bytes: 0,
-        }
+        Self { peer, served: BTreeMap::new(), sent_bytes: 0 }
     }
 
     /// Notes bytes of one kind, as read.
@@ -35,11 +31,8 @@ impl Audit {
 
 impl Drop for Audit {
     fn drop(&mut self) {
-        let kinds: Vec<String> = self
-            .served
-            .iter()
-            .map(|(kind, bytes)| format!("{kind}={bytes}"))
-            .collect();
+        let kinds: Vec<String> =
+            self.served.iter().map(|(kind, bytes)| format!("{kind}={bytes}")).collect();
         tracing::info!(
             target: "audit",
             peer = self.peer.name(),

@@ -52,11 +52,7 @@ impl Cli {
     /// Checks everything that can be checked before a port is bound.
     pub fn into_config(self) -> Result<Config, ConfigError> {
         let allow = AllowList::new(self.allow, self.allow_file)?;
-        let tls = TlsFiles {
-            certificate: self.cert,
-            key: self.key,
-            authority: self.client_ca,
-        };
+        let tls = TlsFiles { certificate: self.cert, key: self.key, authority: self.client_ca };
         Config::new(self.pgdata, self.listen, tls, allow, self.max_rate)
     }
 }
@@ -73,10 +69,7 @@ fn parse_rate(text: &str) -> Result<u64, String> {
         "g" | "G" => 1 << 30,
         _ => return Err(bad()),
     };
-    number
-        .checked_mul(factor)
-        .filter(|rate| *rate > 0)
-        .ok_or_else(bad)
+    number.checked_mul(factor).filter(|rate| *rate > 0).ok_or_else(bad)
 }
 
 #[cfg(test)]

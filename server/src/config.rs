@@ -39,13 +39,6 @@ impl Config {
         max_rate: Option<u64>,
     ) -> Result<Self, ConfigError> {
         let tls = Arc::new(proto::tls::server_config(&tls_files)?);
-        Ok(Self {
-            pgdata,
-            listen,
-            tls_files,
-            tls,
-            allow: Arc::new(allow),
-            max_rate,
-        })
+        Ok(Self { pgdata, listen, tls_files, tls, allow: Arc::new(allow), max_rate })
     }
 }

@@ -30,11 +30,7 @@ pub(crate) fn seal(pgdata: &Path) -> Result<Sealed, Refusal> {
         let same = before.control.checkpoint == after.control.checkpoint;
         match end {
             Ok((end, end_timeline)) if same => {
-                return Ok(Sealed {
-                    node: after,
-                    end,
-                    end_timeline,
-                });
+                return Ok(Sealed { node: after, end, end_timeline });
             }
             Err(refusal) if same => return Err(refusal),
             _ if attempt == ATTEMPTS_MAX => {
@@ -50,11 +46,7 @@ fn find_end(directory: &DataDir, node: &Node) -> Result<(Lsn, TimelineId), Refus
     let history = node
         .history()
         .map_err(|error| Refusal::new(Reason::Damaged, format!("source: {error}")))?;
-    let wal = LocalWal {
-        directory,
-        history: &history,
-        context: node::wal_context(&node.control),
-    };
+    let wal = LocalWal { directory, history: &history, context: node::wal_context(&node.control) };
     let end = match node.role {
         Role::Primary => end_of_wal(&wal, node.control.checkpoint_copy.redo)?,
         Role::Standby => standby_end(&wal, node)?,
@@ -66,18 +58,14 @@ fn find_end(directory: &DataDir, node: &Node) -> Result<(Lsn, TimelineId), Refus
     if node.role != Role::Stopped {
         sync(&wal, node.control.checkpoint_copy.redo, end)?;
     }
-    Ok((
-        end,
-        history.timeline_of(Lsn::new(end.as_u64().saturating_sub(1))),
-    ))
+    Ok((end, history.timeline_of(Lsn::new(end.as_u64().saturating_sub(1)))))
 }
 
 /// End of the last valid record on disk. A page is written only after the WAL up to its LSN, so
 /// every page read so far is covered.
 fn end_of_wal(wal: &LocalWal<'_>, from: Lsn) -> Result<Lsn, Refusal> {
-    let scanned = scan(wal, wal.context, Start::Record(from), &mut |_, _| {
-        ControlFlow::Continue(())
-    });
+    let scanned =
+        scan(wal, wal.context, Start::Record(from), &mut |_, _| ControlFlow::Continue(()));
     let scanned = scanned.map_err(|error| node::internal("its WAL", &error))?;
     match scanned.last_record {
         Some(_) => Ok(scanned.end),
@@ -99,10 +87,7 @@ fn standby_end(wal: &LocalWal<'_>, node: &Node) -> Result<Lsn, Refusal> {
     let minimum = node.control.min_recovery_point;
     let switched = node.histories.iter().filter_map(|(timeline, text)| {
         let history = TimelineHistory::parse(*timeline, text).ok()?;
-        let ours = history
-            .spans()
-            .iter()
-            .find(|span| span.timeline == node.timeline)?;
+        let ours = history.spans().iter().find(|span| span.timeline == node.timeline)?;
         (*timeline != node.timeline).then_some(ours.end)
     });
     let limit = switched.min().unwrap_or(Lsn::MAX);

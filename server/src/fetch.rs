@@ -83,15 +83,7 @@ pub(crate) fn run(job: Job) {
 }
 
 fn work(job: Job) -> Result<(), Refusal> {
-    let Job {
-        pgdata,
-        mut units,
-        frames,
-        rate,
-        audit,
-        allow,
-        peer,
-    } = job;
+    let Job { pgdata, mut units, frames, rate, audit, allow, peer } = job;
     let directory = node::open(&pgdata)?;
     let node = node::inspect(&directory)?;
     let history = node
@@ -134,17 +126,8 @@ impl Worker {
         let (vanished, bytes) = match unit.kind {
             UnitKind::Blocks { path, ranges } => self.blocks(id, &path, &ranges)?,
             UnitKind::Hashes { path, range } => self.hashes(id, &path, range)?,
-            UnitKind::File {
-                path,
-                offset,
-                length,
-            } => self.file(id, &path, offset, length)?,
-            UnitKind::Wal {
-                timeline,
-                number,
-                offset,
-                length,
-            } => {
+            UnitKind::File { path, offset, length } => self.file(id, &path, offset, length)?,
+            UnitKind::Wal { timeline, number, offset, length } => {
                 let size = self.node.control.wal_segment_size;
                 let name = SegmentName { timeline, number }.file_name(size);
                 let path = DataPath::new(format!("pg_wal/{name}"))
@@ -157,11 +140,7 @@ impl Worker {
                     Err(error) => missing(&path, &error)?,
                 }
             }
-            UnitKind::Proof {
-                from,
-                to,
-                each_record,
-            } => {
+            UnitKind::Proof { from, to, each_record } => {
                 let from = match from {
                     ProofStart::Record(lsn) => Start::Record(lsn),
                     ProofStart::Segment(lsn) => Start::FirstAfter(lsn),
@@ -169,10 +148,7 @@ impl Worker {
                 (false, self.proof(id, from, to, each_record)?)
             }
         };
-        self.send(Item {
-            unit: id,
-            body: ItemBody::End { vanished, bytes },
-        })
+        self.send(Item { unit: id, body: ItemBody::End { vanished, bytes } })
     }
 
     fn send(&mut self, item: Item) -> Result<(), Refusal> {
@@ -207,10 +183,7 @@ impl Worker {
         if let Some((open, file)) = &self.open
             && open == path
         {
-            return file
-                .try_clone()
-                .map(Some)
-                .map_err(|e| node::internal(path.as_str(), &e));
+            return file.try_clone().map(Some).map_err(|e| node::internal(path.as_str(), &e));
         }
         match self.served.serves(&self.directory, path) {
             Ok(true) => {}
@@ -222,9 +195,7 @@ impl Worker {
         }
         match self.directory.open_file(path) {
             Ok(file) => {
-                let again = file
-                    .try_clone()
-                    .map_err(|e| node::internal(path.as_str(), &e))?;
+                let again = file.try_clone().map_err(|e| node::internal(path.as_str(), &e))?;
                 self.open = Some((path.clone(), again));
                 Ok(Some(file))
             }
@@ -242,13 +213,9 @@ impl Worker {
             return Ok((true, 0));
         };
         for range in ranges {
-            self.audit
-                .served("pages", u64::from(range.count) * BLOCK_BYTES);
+            self.audit.served("pages", u64::from(range.count) * BLOCK_BYTES);
             self.each_page(path, &file, *range, &mut |worker, block, content| {
-                worker.send(Item {
-                    unit: id,
-                    body: ItemBody::Page { block, content },
-                })
+                worker.send(Item { unit: id, body: ItemBody::Page { block, content } })
             })?;
         }
         Ok((false, length(path, &file)?))
@@ -263,8 +230,7 @@ impl Worker {
         let Some(file) = self.open(path)? else {
             return Ok((true, 0));
         };
-        self.audit
-            .served("hashes", u64::from(range.count) * BLOCK_BYTES);
+        self.audit.served("hashes", u64::from(range.count) * BLOCK_BYTES);
         let mut hashes: Vec<PageHash> = Vec::new();
         self.each_page(path, &file, range, &mut |_, _, content| {
             match content {
@@ -273,13 +239,7 @@ impl Worker {
             }
             Ok(())
         })?;
-        self.send(Item {
-            unit: id,
-            body: ItemBody::PageHashes {
-                first: range.first,
-                hashes,
-            },
-        })?;
+        self.send(Item { unit: id, body: ItemBody::PageHashes { first: range.first, hashes } })?;
         Ok((false, length(path, &file)?))
     }
 
@@ -297,20 +257,11 @@ impl Worker {
             FileClass::Relation(segment)
                 if matches!(segment.fork, Fork::FreeSpaceMap | Fork::VisibilityMap)
         );
-        let pages = Pages {
-            path,
-            file,
-            check,
-            is_map,
-            redo,
-        };
+        let pages = Pages { path, file, check, is_map, redo };
         let mut first = range.first;
         let end = range.first.saturating_add(range.count);
         while first < end {
-            let run = BlockRange {
-                first,
-                count: RUN_BLOCKS.min(end - first),
-            };
+            let run = BlockRange { first, count: RUN_BLOCKS.min(end - first) };
             pages.read(run, &mut |block, content| give(self, block, content))?;
             first += run.count;
         }
@@ -350,10 +301,7 @@ impl Worker {
             bytes.truncate(length);
             if relation_map_is_sound(&bytes) {
                 let chunk = VerifiedChunk::read(0, bytes.freeze());
-                self.send(Item {
-                    unit: id,
-                    body: ItemBody::Chunk(chunk),
-                })?;
+                self.send(Item { unit: id, body: ItemBody::Chunk(chunk) })?;
                 return Ok((false, length as u64));
             }
             std::thread::sleep(MAP_PAUSE);
@@ -382,10 +330,7 @@ impl Worker {
             }
             buffer.truncate(bytes);
             let chunk = VerifiedChunk::read(offset + sent, buffer.freeze());
-            self.send(Item {
-                unit: id,
-                body: ItemBody::Chunk(chunk),
-            })?;
+            self.send(Item { unit: id, body: ItemBody::Chunk(chunk) })?;
             sent += bytes as u64;
         }
         Ok(sent)
@@ -426,16 +371,9 @@ impl Worker {
         };
         let segments = if each_record { 1 } else { PROOF_SEGMENTS_MAX };
         if to.distance_from(first) > segments.saturating_mul(size.bytes()) {
-            return Err(Refusal::new(
-                Reason::InvalidRequest,
-                "a proof of too many segments",
-            ));
+            return Err(Refusal::new(Reason::InvalidRequest, "a proof of too many segments"));
         }
-        let wal = LocalWal {
-            directory: &self.directory,
-            history: &self.history,
-            context,
-        };
+        let wal = LocalWal { directory: &self.directory, history: &self.history, context };
         let end = if each_record {
             proof::records(&wal, context, from, to, &mut |lsn, crc| {
                 if items.len() < PROOF_RECORDS_MAX {
@@ -446,11 +384,7 @@ impl Worker {
             proof::digests(&wal, context, from, to, &mut |segment| {
                 let digest = PageHash::from_bytes(segment.digest);
                 let (number, records) = (segment.number, segment.records);
-                items.push(ItemBody::SegmentDigest {
-                    number,
-                    records,
-                    digest,
-                });
+                items.push(ItemBody::SegmentDigest { number, records, digest });
             })
         };
         let end = end.map_err(|error| node::internal("its WAL", &error))?;
@@ -468,17 +402,12 @@ fn relation_map_is_sound(bytes: &[u8]) -> bool {
         524 => 520,
         _ => return false,
     };
-    let stored = bytes
-        .get(at..at + 4)
-        .and_then(|crc| crc.try_into().ok())
-        .map(u32::from_le_bytes);
+    let stored = bytes.get(at..at + 4).and_then(|crc| crc.try_into().ok()).map(u32::from_le_bytes);
     stored == bytes.get(..at).map(crc32c::crc32c)
 }
 
 fn length(path: &DataPath, file: &File) -> Result<u64, Refusal> {
-    file.metadata()
-        .map(|m| m.len())
-        .map_err(|e| node::internal(path.as_str(), &e))
+    file.metadata().map(|m| m.len()).map_err(|e| node::internal(path.as_str(), &e))
 }
 
 /// A file that vanished is normal on a live node; any other error is not.

@@ -42,12 +42,7 @@ impl Calls {
         rate: Option<Arc<RateLimit>>,
     ) -> Self {
         let workers = proto::limits::CONNECTIONS_MAX + STREAMS_PER_CONNECTION_MAX as usize;
-        Self {
-            pgdata,
-            allow,
-            rate,
-            workers: Arc::new(Semaphore::new(workers)),
-        }
+        Self { pgdata, allow, rate, workers: Arc::new(Semaphore::new(workers)) }
     }
 
     /// Runs blocking work whose result is awaited.
@@ -61,16 +56,12 @@ impl Calls {
             drop(permit);
             result
         });
-        task.await
-            .unwrap_or_else(|_| Err(Refusal::new(Reason::Internal, "a worker failed")))
+        task.await.unwrap_or_else(|_| Err(Refusal::new(Reason::Internal, "a worker failed")))
     }
 
     fn permit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Refusal> {
         Arc::clone(&self.workers).try_acquire_owned().map_err(|_| {
-            Refusal::new(
-                Reason::Overloaded,
-                "the server has no free worker: try again later",
-            )
+            Refusal::new(Reason::Overloaded, "the server has no free worker: try again later")
         })
     }
 }
@@ -81,8 +72,7 @@ impl Handler for Calls {
         self.allow.check(&peer)?;
         let pgdata = self.pgdata.clone();
         let congestion_control = peer.congestion_control.clone();
-        self.blocking(move || describe(&pgdata, congestion_control))
-            .await
+        self.blocking(move || describe(&pgdata, congestion_control)).await
     }
 
     async fn list_files(&self, peer: Arc<Peer>) -> Result<FileEntries, Refusal> {
@@ -163,9 +153,8 @@ fn describe(
         tracing::debug!("this node was rewound itself and has a {OWN_DIRECTORY} directory");
     }
     let node = node::inspect(&directory)?;
-    let wal_segments = directory
-        .wal_segments(node.control.wal_segment_size)
-        .map_err(node::control_refusal)?;
+    let wal_segments =
+        directory.wal_segments(node.control.wal_segment_size).map_err(node::control_refusal)?;
     Ok(Description {
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
         tablespaces: tablespaces(&directory)?,
@@ -178,9 +167,7 @@ fn describe(
 fn tablespaces(directory: &data_dir::DataDir) -> Result<Vec<Tablespace>, Refusal> {
     let path = pg_format::DataPath::new("pg_tblspc")
         .map_err(|error| node::internal("pg_tblspc", &error))?;
-    let names = directory
-        .names(&path)
-        .map_err(|error| node::internal("pg_tblspc", &error))?;
+    let names = directory.names(&path).map_err(|error| node::internal("pg_tblspc", &error))?;
     let link = |name: &str| {
         directory
             .linked_tablespaces()
@@ -189,10 +176,7 @@ fn tablespaces(directory: &data_dir::DataDir) -> Result<Vec<Tablespace>, Refusal
     };
     let found = names.iter().filter_map(|name| {
         let oid = name.parse().ok()?;
-        Some(Tablespace {
-            oid,
-            location: link(name),
-        })
+        Some(Tablespace { oid, location: link(name) })
     });
     Ok(found.collect())
 }

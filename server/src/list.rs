@@ -37,15 +37,10 @@ pub(crate) fn list(
                 return Ok(());
             }
         };
-        batch.push(FileEntry {
-            path: entry.path,
-            bytes,
-        });
+        batch.push(FileEntry { path: entry.path, bytes });
         if batch.len() == LIST_BATCH_ENTRIES {
             let full = std::mem::replace(&mut batch, Vec::with_capacity(LIST_BATCH_ENTRIES));
-            batches
-                .blocking_send(Ok(full))
-                .map_err(|_| io::Error::other("client is gone"))?;
+            batches.blocking_send(Ok(full)).map_err(|_| io::Error::other("client is gone"))?;
         }
         Ok(())
     };

@@ -29,9 +29,7 @@ pub(crate) fn open(pgdata: &Path) -> Result<DataDir, Refusal> {
 /// What the node is now.
 pub(crate) fn inspect(directory: &DataDir) -> Result<Node, Refusal> {
     let control = directory.control().map_err(control_refusal)?;
-    let pid = directory
-        .postmaster_pid()
-        .map_err(|error| internal("postmaster.pid", &error))?;
+    let pid = directory.postmaster_pid().map_err(|error| internal("postmaster.pid", &error))?;
     let live = pid.filter(|pid| is_live(directory, pid));
     let role = role(directory, &control.file, live.as_ref())?;
     let histories = directory.history_files().map_err(control_refusal)?;
@@ -87,18 +85,12 @@ fn role(
             if control.min_recovery_point.is_valid() {
                 Ok(Role::Standby)
             } else {
-                Err(not_ready(
-                    "it is in recovery and has no minimum recovery point",
-                ))
+                Err(not_ready("it is in recovery and has no minimum recovery point"))
             }
         }
         (ClusterState::ShutDown | ClusterState::ShutDownInRecovery, false) => Ok(Role::Stopped),
         (_, live) => {
-            let server = if live {
-                "a postmaster runs"
-            } else {
-                "no postmaster runs"
-            };
+            let server = if live { "a postmaster runs" } else { "no postmaster runs" };
             let signal = if standby_signal { "present" } else { "absent" };
             let status = status.unwrap_or("unknown");
             Err(not_ready(&format!(
@@ -133,11 +125,7 @@ fn socket_answers(pid: &PostmasterPid) -> bool {
     let socket = Path::new(directory).join(format!(".s.PGSQL.{port}"));
     // Another server may have taken the place of a dead one.
     let lock = std::fs::read_to_string(socket.with_extension(format!("{port}.lock")));
-    let owner = lock
-        .unwrap_or_default()
-        .lines()
-        .next()
-        .and_then(|line| line.parse().ok());
+    let owner = lock.unwrap_or_default().lines().next().and_then(|line| line.parse().ok());
     owner == Some(pid.pid) && UnixStream::connect(socket).is_ok()
 }
 
@@ -149,17 +137,11 @@ fn not_ready(seen: &str) -> Refusal {
 }
 
 /// A refusal for a file of the node that cannot be read or understood.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "used as map_err(control_refusal)"
-)]
+#[expect(clippy::needless_pass_by_value, reason = "used as map_err(control_refusal)")]
 pub(crate) fn control_refusal(error: ControlError) -> Refusal {
     let reason = match &error {
         ControlError::Io { .. } => Reason::NotReady,
-        ControlError::Format {
-            source: FormatError::UnknownVersion { .. },
-            ..
-        }
+        ControlError::Format { source: FormatError::UnknownVersion { .. }, .. }
         | ControlError::Format { .. } => Reason::Damaged,
     };
     Refusal::new(reason, format!("source: {}", chain(&error)))
@@ -167,10 +149,7 @@ pub(crate) fn control_refusal(error: ControlError) -> Refusal {
 
 /// A refusal for what the system does not let the server do.
 pub(crate) fn internal(what: &str, error: &(dyn std::error::Error + 'static)) -> Refusal {
-    Refusal::new(
-        Reason::Internal,
-        format!("the source could not read {what}: {}", chain(error)),
-    )
+    Refusal::new(Reason::Internal, format!("the source could not read {what}: {}", chain(error)))
 }
 
 /// An error with its causes, in one line.

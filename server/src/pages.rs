@@ -32,9 +32,9 @@ impl Check {
     /// How the pages of `path` are checked in a cluster with or without checksums.
     pub(crate) fn of(path: &DataPath, checksums: bool) -> Self {
         match FileClass::of(path) {
-            FileClass::Relation(segment) if checksums => Self::Checksums {
-                first_block: segment.first_block(),
-            },
+            FileClass::Relation(segment) if checksums => {
+                Self::Checksums { first_block: segment.first_block() }
+            }
             _ => Self::Nothing,
         }
     }

@@ -17,10 +17,7 @@ pub(crate) struct RateLimit {
 
 impl RateLimit {
     pub(crate) fn new(bytes_per_second: u64) -> Self {
-        Self {
-            bytes_per_second,
-            free_at: Mutex::new(Instant::now()),
-        }
+        Self { bytes_per_second, free_at: Mutex::new(Instant::now()) }
     }
 
     /// Waits until `bytes` more may be sent. Blocks the thread: for blocking workers alone.

@@ -73,9 +73,7 @@ pub async fn serve(
     let rate = config.max_rate.map(|rate| Arc::new(RateLimit::new(rate)));
     let calls = Arc::new(Calls::new(config.pgdata, config.allow, rate));
     let (health, health_service) = tonic_health::server::health_reporter();
-    health
-        .set_service_status("pgrejoin.v1.Rejoin", tonic_health::ServingStatus::Serving)
-        .await;
+    health.set_service_status("pgrejoin.v1.Rejoin", tonic_health::ServingStatus::Serving).await;
     let serving = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -115,11 +113,7 @@ struct Reloaded {
 
 impl Reloaded {
     fn new(config: &Config, tls: CurrentTls) -> Self {
-        Self {
-            files: config.tls_files.clone(),
-            tls,
-            allow: Arc::clone(&config.allow),
-        }
+        Self { files: config.tls_files.clone(), tls, allow: Arc::clone(&config.allow) }
     }
 
     /// Reads everything again; what cannot be read stays as it was.
@@ -143,15 +137,9 @@ impl Reloaded {
     }
 
     fn stamps(&self) -> Vec<Option<SystemTime>> {
-        let files = [
-            &self.files.certificate,
-            &self.files.key,
-            &self.files.authority,
-        ];
+        let files = [&self.files.certificate, &self.files.key, &self.files.authority];
         let all: Vec<&PathBuf> = files.into_iter().chain(self.allow.file()).collect();
-        all.iter()
-            .map(|path| path.metadata().and_then(|m| m.modified()).ok())
-            .collect()
+        all.iter().map(|path| path.metadata().and_then(|m| m.modified()).ok()).collect()
     }
 }
 
@@ -175,9 +163,7 @@ async fn watch(reloaded: Reloaded, mut asked: mpsc::Receiver<()>) {
 }
 
 fn warn_of_expiry(certificate: &Path) {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     if let Ok(days) = proto::tls::days_until_expiry(certificate, now)
         && days < EXPIRY_WARNING_DAYS

@@ -29,10 +29,7 @@ impl Served {
     pub(crate) fn new(directory: &DataDir, version_directory: String) -> Self {
         let mut key_names = BTreeSet::new();
         for name in ["postgresql.conf", "postgresql.auto.conf"] {
-            let text = directory
-                .read_if_exists(name, CONF_BYTES_MAX)
-                .ok()
-                .flatten();
+            let text = directory.read_if_exists(name, CONF_BYTES_MAX).ok().flatten();
             let text = text.unwrap_or_default();
             for line in conf::parse(&String::from_utf8_lossy(&text)) {
                 if let ConfLine::Setting(setting, value) = line
@@ -42,10 +39,7 @@ impl Served {
                 }
             }
         }
-        Self {
-            key_names,
-            version_directory,
-        }
+        Self { key_names, version_directory }
     }
 
     /// Whether a directory is listed.
@@ -104,10 +98,7 @@ mod tests {
     fn keys_are_never_served_whatever_their_name() {
         let home = tempfile::tempdir().unwrap();
         let put = |name: &str, content: &[u8]| {
-            io::Write::write_all(
-                &mut fs::File::create(home.path().join(name)).unwrap(),
-                content,
-            )
+            io::Write::write_all(&mut fs::File::create(home.path().join(name)).unwrap(), content)
         };
         put("PG_VERSION", b"15\n").unwrap();
         put("postgresql.conf", b"ssl_key_file = 'secret.txt'\n").unwrap();
@@ -120,11 +111,7 @@ mod tests {
         put("postmaster.pid", b"1").unwrap();
         let directory = DataDir::open(home.path()).unwrap();
         let served = Served::new(&directory, "PG_15_202209061".to_owned());
-        let serves = |name: &str| {
-            served
-                .serves(&directory, &DataPath::new(name).unwrap())
-                .unwrap()
-        };
+        let serves = |name: &str| served.serves(&directory, &DataPath::new(name).unwrap()).unwrap();
         assert!(serves("readme") && serves("PG_VERSION") && serves("postgresql.conf"));
         for name in ["secret.txt", "server.key", "notes", "postmaster.pid"] {
             assert!(!serves(name), "{name}");

@@ -81,9 +81,8 @@ impl RealDisk {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::fstat(directory.root())?;
         let own = format!("pgrejoin-{:x}-{:x}", root.st_dev, root.st_ino);
-        let opened = staging
-            .map(|path| rustix::fs::open(path, flags, Mode::empty()))
-            .transpose()?;
+        let opened =
+            staging.map(|path| rustix::fs::open(path, flags, Mode::empty())).transpose()?;
         let staging = opened.map(|fd| (fd, own));
         Ok(Self {
             directory,
@@ -98,17 +97,13 @@ impl RealDisk {
     /// The handle and our directory's name, if `path` is staged elsewhere.
     fn staged(&self, path: &DataPath) -> Option<(&OwnedFd, &str)> {
         let (fd, own) = self.staging.as_ref()?;
-        let inside = super::state::STAGED_DIRECTORIES
-            .iter()
-            .any(|staged| path.is_within(staged));
+        let inside = super::state::STAGED_DIRECTORIES.iter().any(|staged| path.is_within(staged));
         inside.then_some((fd, own.as_str()))
     }
 
     fn resolve<'p>(&self, path: &'p DataPath) -> (BorrowedFd<'_>, Cow<'p, str>) {
         if let Some((fd, own)) = self.staged(path) {
-            let rest = path
-                .as_str()
-                .trim_start_matches(pg_format::file_class::OWN_DIRECTORY);
+            let rest = path.as_str().trim_start_matches(pg_format::file_class::OWN_DIRECTORY);
             return (fd.as_fd(), Cow::Owned(format!("{own}{rest}")));
         }
         let (fd, rest) = self.directory.resolve(path);
@@ -129,10 +124,7 @@ impl RealDisk {
             return Ok((base.try_clone_to_owned()?, name.to_owned()));
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        Ok((
-            open_below(base, parent, flags, Mode::empty())?,
-            name.to_owned(),
-        ))
+        Ok((open_below(base, parent, flags, Mode::empty())?, name.to_owned()))
     }
 
     fn open_with(&self, path: &DataPath, flags: OFlags) -> io::Result<File> {
@@ -205,12 +197,7 @@ impl Disk for RealDisk {
 
     fn set_mode(&self, path: &DataPath, mode: u32) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
-        let file = open_below(
-            &parent,
-            &name,
-            OFlags::RDONLY | OFlags::NONBLOCK,
-            Mode::empty(),
-        )?;
+        let file = open_below(&parent, &name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
         Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?)
     }
 
@@ -219,12 +206,7 @@ impl Disk for RealDisk {
         self.forget(to);
         let (old_parent, old_name) = self.parent(from)?;
         let (new_parent, new_name) = self.parent(to)?;
-        Ok(rustix::fs::renameat(
-            &old_parent,
-            old_name,
-            &new_parent,
-            new_name,
-        )?)
+        Ok(rustix::fs::renameat(&old_parent, old_name, &new_parent, new_name)?)
     }
 
     fn symlink(&self, target: &str, path: &DataPath) -> io::Result<()> {
@@ -262,11 +244,7 @@ impl Disk for RealDisk {
     }
 
     fn sync_file(&self, path: &DataPath) -> io::Result<()> {
-        if self.sync {
-            self.writable(path)?.sync_all()
-        } else {
-            Ok(())
-        }
+        if self.sync { self.writable(path)?.sync_all() } else { Ok(()) }
     }
 
     fn sync_directory(&self, path: Option<&DataPath>) -> io::Result<()> {
@@ -277,12 +255,9 @@ impl Disk for RealDisk {
         match path.map(|path| self.resolve(path)) {
             None => Ok(rustix::fs::fsync(self.directory.root())?),
             Some((base, rest)) if rest.is_empty() => Ok(rustix::fs::fsync(base)?),
-            Some((base, rest)) => Ok(rustix::fs::fsync(open_below(
-                base,
-                &rest,
-                flags,
-                Mode::empty(),
-            )?)?),
+            Some((base, rest)) => {
+                Ok(rustix::fs::fsync(open_below(base, &rest, flags, Mode::empty())?)?)
+            }
         }
     }
 

@@ -22,11 +22,7 @@ fn path(name: &str) -> DataPath {
 /// Takes the file. The state directory must exist.
 pub fn take(disk: &dyn Disk, pgdata: &std::path::Path) -> Result<(), RewindError> {
     let failed = |error: io::Error| {
-        RewindError::because(
-            Class::Preflight,
-            "could not take the target's postmaster.pid",
-            error,
-        )
+        RewindError::because(Class::Preflight, "could not take the target's postmaster.pid", error)
     };
     let (pid_file, stale) = (path(PID_FILE), path(STALE));
     if disk.is_directory(&pid_file).map_err(failed)?.is_some() {
@@ -38,11 +34,7 @@ pub fn take(disk: &dyn Disk, pgdata: &std::path::Path) -> Result<(), RewindError
     }
     let us = rustix::process::getpid().as_raw_nonzero().get();
     let started = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-    let text = format!(
-        "-{us}\n{}\n{}\n",
-        pgdata.display(),
-        started.unwrap_or_default().as_secs()
-    );
+    let text = format!("-{us}\n{}\n{}\n", pgdata.display(), started.unwrap_or_default().as_secs());
     match disk.create_new(&pid_file) {
         Ok(()) => disk.write_at(&pid_file, 0, text.as_bytes()).map_err(failed),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(RewindError::new(

@@ -112,9 +112,7 @@ impl Manifest {
     pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
         let word = |at: usize| {
             let found = bytes.get(at..at + 4).and_then(|word| word.try_into().ok());
-            found
-                .map(u32::from_le_bytes)
-                .ok_or(ManifestError::Damaged("too short"))
+            found.map(u32::from_le_bytes).ok_or(ManifestError::Damaged("too short"))
         };
         if bytes.get(..8) != Some(MAGIC) {
             return Err(ManifestError::Damaged("wrong magic"));

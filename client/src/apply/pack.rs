@@ -46,13 +46,7 @@ impl PackWriter {
     /// An empty pack.
     pub fn create(disk: Arc<dyn Disk>, path: DataPath) -> io::Result<Self> {
         disk.create_file(&path)?;
-        Ok(Self {
-            disk,
-            path,
-            bytes: 0,
-            synced: 0,
-            crc: 0,
-        })
+        Ok(Self { disk, path, bytes: 0, synced: 0, crc: 0 })
     }
 
     /// Appends a frame that was checked.
@@ -80,10 +74,7 @@ impl PackWriter {
     /// Makes it durable; what it is from now on.
     pub fn finish(&self) -> io::Result<PackDigest> {
         self.disk.sync_file(&self.path)?;
-        Ok(PackDigest {
-            bytes: self.bytes,
-            crc: self.crc,
-        })
+        Ok(PackDigest { bytes: self.bytes, crc: self.crc })
     }
 }
 
@@ -127,16 +118,10 @@ pub fn read(
             payload: Bytes::from(payload),
             payload_crc: number(payload_crc),
         };
-        let items = frame
-            .items()
-            .map_err(|error| PackError::Damaged(error.to_string()))?;
+        let items = frame.items().map_err(|error| PackError::Damaged(error.to_string()))?;
         for item in items {
             give(item)?;
         }
     }
-    if crc == digest.crc {
-        Ok(())
-    } else {
-        Err(damaged("its content changed since the seal"))
-    }
+    if crc == digest.crc { Ok(()) } else { Err(damaged("its content changed since the seal")) }
 }

@@ -45,12 +45,7 @@ pub fn check_space(
             })?;
             add(&mut needs, opened, &path.display().to_string(), staged)?;
         }
-        None => add(
-            &mut needs,
-            directory.root(),
-            &directory.path().display().to_string(),
-            staged,
-        )?,
+        None => add(&mut needs, directory.root(), &directory.path().display().to_string(), staged)?,
     }
     for file in &plan.files {
         let bytes = match file.action {
@@ -138,12 +133,7 @@ pub fn check_permissions(directory: &DataDir, plan: &Plan) -> Result<(), RewindE
 }
 
 fn writable(directory: impl AsFd) -> std::io::Result<()> {
-    Ok(rustix::fs::accessat(
-        directory,
-        ".",
-        Access::WRITE_OK | Access::EXEC_OK,
-        AtFlags::EACCESS,
-    )?)
+    Ok(rustix::fs::accessat(directory, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?)
 }
 
 fn unwritable(path: &DataPath, error: std::io::Error) -> RewindError {

@@ -51,10 +51,7 @@ fn wal_path(name: &str) -> io::Result<DataPath> {
 impl Redo<'_> {
     /// Hides `pg_control`, changes everything, commits, cleans up.
     pub fn run(&self) -> Result<(), RewindError> {
-        if self
-            .has("global/pg_control")
-            .map_err(failed("could not look at pg_control"))?
-        {
+        if self.has("global/pg_control").map_err(failed("could not look at pg_control"))? {
             self.refuse_other_control()?;
             state::hide(self.disk).map_err(failed("could not hide pg_control"))?;
         } else {
@@ -70,12 +67,7 @@ impl Redo<'_> {
         let directory = Arc::new(directory.map_err(reopen)?);
         let reopen = failed("could not open the target again");
         let disk = self.disk.reopen(&directory).map_err(reopen)?;
-        Redo {
-            disk: &*disk,
-            directory: &directory,
-            ..*self
-        }
-        .change()
+        Redo { disk: &*disk, directory: &directory, ..*self }.change()
     }
 
     /// Nobody may have started the server since the plan was made.
@@ -86,11 +78,7 @@ impl Redo<'_> {
             .and_then(|path| self.disk.open(&path))
             .and_then(|mut file| io::Read::read_to_end(&mut file, &mut live));
         read.map_err(|error| {
-            RewindError::because(
-                Class::Other,
-                "could not read the target's pg_control",
-                error,
-            )
+            RewindError::because(Class::Other, "could not read the target's pg_control", error)
         })?;
         if live == self.manifest.old_control {
             return Ok(());
@@ -130,12 +118,10 @@ impl Redo<'_> {
         self.write()?;
         self.go_on()?;
         self.complete()?;
-        self.wal()
-            .map_err(failed("could not put the WAL in place"))?;
+        self.wal().map_err(failed("could not put the WAL in place"))?;
         self.go_on()?;
         self.monitor.step(Step::Commit);
-        self.settings()
-            .map_err(failed("could not write the recovery settings"))?;
+        self.settings().map_err(failed("could not write the recovery settings"))?;
         state::commit(self.disk, &self.manifest.new_control)
             .map_err(failed("could not put pg_control in place"))?;
         self.clean_up()
@@ -157,12 +143,10 @@ impl Redo<'_> {
         for (number, digest) in self.manifest.packs.iter().enumerate() {
             let name = state::pack(number);
             let file = self.disk.open(&name).map_err(pack::PackError::Io);
-            file.and_then(|file| pack::read(file, digest, &mut |_| Ok(())))
-                .map_err(|error| {
-                    let message =
-                        format!("what was staged is not usable ({name}): run rewind again");
-                    RewindError::because(Class::Other, message, error)
-                })?;
+            file.and_then(|file| pack::read(file, digest, &mut |_| Ok(()))).map_err(|error| {
+                let message = format!("what was staged is not usable ({name}): run rewind again");
+                RewindError::because(Class::Other, message, error)
+            })?;
         }
         Ok(())
     }
@@ -217,9 +201,9 @@ impl Redo<'_> {
             let made = match &file.action {
                 FileAction::MakeDirectory { link: None } => self.disk.create_directory(&file.path),
                 FileAction::MakeDirectory { link: Some(_) } => Ok(()),
-                FileAction::Replace { .. } if !self.is_gone(index) => self
-                    .temporary(index)
-                    .map_or(Ok(()), |path| self.disk.create_file(&path)),
+                FileAction::Replace { .. } if !self.is_gone(index) => {
+                    self.temporary(index).map_or(Ok(()), |path| self.disk.create_file(&path))
+                }
                 FileAction::Replace { .. }
                 | FileAction::Patch { .. }
                 | FileAction::Remove
@@ -275,14 +259,9 @@ impl Redo<'_> {
             ItemBody::Page {
                 block,
                 content: PageContent::Present(page) | PageContent::Torn(page),
-            } => self
-                .disk
-                .write_at(&path, u64::from(*block) * BLOCK_BYTES, page.data()),
+            } => self.disk.write_at(&path, u64::from(*block) * BLOCK_BYTES, page.data()),
             ItemBody::Chunk(chunk) => self.disk.write_at(&path, chunk.offset(), chunk.data()),
-            ItemBody::Page {
-                content: PageContent::BeyondEnd,
-                ..
-            }
+            ItemBody::Page { content: PageContent::BeyondEnd, .. }
             | ItemBody::PageHashes { .. }
             | ItemBody::SegmentDigest { .. }
             | ItemBody::RecordCrc { .. }
@@ -300,10 +279,9 @@ impl Redo<'_> {
             let shorter = self.manifest.shorter.iter().find(|(of, _)| *of == index);
             let length = |bytes: u64| shorter.map_or(bytes, |(_, shorter)| bytes.min(*shorter));
             let (path, bytes) = match file.action {
-                FileAction::Replace { bytes } => (
-                    state::temporary(self.directory, &file.path, index),
-                    bytes.map(length),
-                ),
+                FileAction::Replace { bytes } => {
+                    (state::temporary(self.directory, &file.path, index), bytes.map(length))
+                }
                 FileAction::Patch { bytes } => (file.path.clone(), Some(length(bytes))),
                 FileAction::Remove | FileAction::RemoveTree | FileAction::MakeDirectory { .. } => {
                     continue;
@@ -328,20 +306,15 @@ impl Redo<'_> {
                 directories.insert(Some(file.path.clone()));
             }
         }
-        directories.extend(
-            state::state_directories(self.directory)
-                .into_iter()
-                .map(Some),
-        );
+        directories.extend(state::state_directories(self.directory).into_iter().map(Some));
         for directory in directories {
             match self.disk.sync_directory(directory.as_ref()) {
                 // Gone with a tree that was removed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 result => {
                     let name = directory.map_or_else(String::new, |path| path.to_string());
-                    result.map_err(failed(format!(
-                        "could not make names in \"{name}\" durable"
-                    )))?;
+                    result
+                        .map_err(failed(format!("could not make names in \"{name}\" durable")))?;
                 }
             }
         }
@@ -374,10 +347,7 @@ impl Redo<'_> {
         let changes: &WalChanges = &self.manifest.wal;
         if let Some(fork) = &changes.keep_as {
             let place = state::diverged(self.directory, fork, "x");
-            let kept = place
-                .parent()
-                .into_iter()
-                .chain(place.parent().and_then(|p| p.parent()));
+            let kept = place.parent().into_iter().chain(place.parent().and_then(|p| p.parent()));
             for directory in kept.collect::<Vec<_>>().iter().rev() {
                 self.disk.create_directory(directory)?;
             }
@@ -412,9 +382,7 @@ impl Redo<'_> {
 
     fn wal_trash(&self, name: &str) -> io::Result<DataPath> {
         let trash = state::trash(self.directory, &wal_path("x")?, 0);
-        let parent = trash
-            .parent()
-            .map_or_else(String::new, |path| path.to_string());
+        let parent = trash.parent().map_or_else(String::new, |path| path.to_string());
         DataPath::new(format!("{parent}/trash-wal-{name}")).map_err(io::Error::other)
     }
 
@@ -425,9 +393,7 @@ impl Redo<'_> {
             // An earlier run put it in place.
             return match self.disk.is_directory(&to)? {
                 Some(false) => Ok(()),
-                _ => Err(io::Error::other(format!(
-                    "{name} is neither staged nor in place"
-                ))),
+                _ => Err(io::Error::other(format!("{name} is neither staged nor in place"))),
             };
         }
         match self.disk.rename(&from, &to) {
@@ -444,8 +410,7 @@ impl Redo<'_> {
             if bytes == 0 {
                 break;
             }
-            self.disk
-                .write_at(&beside, offset, buffer.get(..bytes).unwrap_or_default())?;
+            self.disk.write_at(&beside, offset, buffer.get(..bytes).unwrap_or_default())?;
             offset += bytes as u64;
         }
         self.disk.sync_file(&beside)?;

@@ -23,10 +23,7 @@ const NEW_CONTROL: &str = ".pgrejoin/pg_control.new";
 const DIVERGED: &str = "diverged";
 
 /// A path below the data directory that this program made up.
-#[expect(
-    clippy::expect_used,
-    reason = "the names are constants and numbers of ours"
-)]
+#[expect(clippy::expect_used, reason = "the names are constants and numbers of ours")]
 fn own(path: impl Into<String>) -> DataPath {
     DataPath::new(path).expect("our own paths are plain")
 }
@@ -46,9 +43,7 @@ fn beside(directory: &DataDir, path: &DataPath) -> String {
     let parts: Vec<&str> = path.components().collect();
     match parts[..] {
         ["pg_tblspc", oid, _, ..]
-            if directory
-                .linked_tablespaces()
-                .any(|(linked, ..)| linked == oid) =>
+            if directory.linked_tablespaces().any(|(linked, ..)| linked == oid) =>
         {
             format!("pg_tblspc/{oid}/{OWN_DIRECTORY}")
         }
@@ -70,10 +65,7 @@ pub fn trash(directory: &DataDir, path: &DataPath, index: usize) -> DataPath {
 /// Where a segment of lost transactions is kept.
 pub fn diverged(directory: &DataDir, fork: &str, name: &str) -> DataPath {
     let wal = own(format!("pg_wal/{name}"));
-    own(format!(
-        "{}/{DIVERGED}/{fork}/{name}",
-        beside(directory, &wal)
-    ))
+    own(format!("{}/{DIVERGED}/{fork}/{name}", beside(directory, &wal)))
 }
 
 /// Every state directory of the target: its own, and one on each file system it links to.

@@ -36,19 +36,10 @@ pub async fn compare(
         differences.insert(path.clone(), BlockSet::default());
         let mut first = 0;
         while first < *blocks {
-            let range = BlockRange {
-                first,
-                count: UNIT_HASHES_MAX.min(blocks - first),
-            };
+            let range = BlockRange { first, count: UNIT_HASHES_MAX.min(blocks - first) };
             let id = units.len() as u64;
             asked.insert(id, (path.clone(), range));
-            units.push(Unit {
-                id,
-                kind: UnitKind::Hashes {
-                    path: path.clone(),
-                    range,
-                },
-            });
+            units.push(Unit { id, kind: UnitKind::Hashes { path: path.clone(), range } });
             first += range.count;
         }
     }
@@ -92,10 +83,7 @@ impl CompareSink {
         for run in hashes.chunks(RUN_PAGES) {
             let wanted = buffer.get_mut(..run.len() * BLOCK_SIZE).unwrap_or_default();
             let bytes = read_at(&file, wanted, u64::from(block) * BLOCK_BYTES)?;
-            let mut pages = wanted
-                .get(..bytes)
-                .unwrap_or_default()
-                .chunks_exact(BLOCK_SIZE);
+            let mut pages = wanted.get(..bytes).unwrap_or_default().chunks_exact(BLOCK_SIZE);
             for hash in run {
                 if pages.next().map(PageHash::of) != Some(*hash) {
                     different.push(block);
@@ -121,10 +109,7 @@ impl Sink for CompareSink {
             let different = self.differing(path, *range, hashes).map_err(|error| {
                 RewindError::because(Class::Target, format!("could not read {path}"), error)
             })?;
-            let mut all = self
-                .differences
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.differences.lock().unwrap_or_else(PoisonError::into_inner);
             let set = all.entry(path.clone()).or_default();
             different.into_iter().for_each(|block| set.insert(block));
         }

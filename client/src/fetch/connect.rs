@@ -44,11 +44,7 @@ impl Connection {
             Ok(description) => return Ok(description),
             Err(error) => error,
         };
-        let broke = self
-            .broke
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let broke = self.broke.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match (&error, broke) {
             (CallError::Broken(_), Some(why)) if why.contains("alert") => Err(RewindError::new(
                 Class::Authentication,
@@ -83,8 +79,7 @@ pub async fn connect(
         .map_err(|_| RewindError::new(Class::Transient, format!("{unreachable}: no answer")))?
         .map_err(|error| transient(unreachable, error.into()))?;
     // Small requests must not wait for the acknowledgement of earlier ones.
-    tcp.set_nodelay(true)
-        .map_err(|e| transient("TCP socket".to_owned(), e.into()))?;
+    tcp.set_nodelay(true).map_err(|e| transient("TCP socket".to_owned(), e.into()))?;
     drop(SockRef::from(&tcp).set_tcp_congestion(b"bbr"));
     let connector = TlsConnector::from(Arc::clone(&source.tls));
     let handshake = connector.connect(source.server_name.clone(), tcp);
@@ -97,10 +92,7 @@ pub async fn connect(
         }
     };
     let broke = Arc::new(Mutex::new(None));
-    let mut stream = Some(Watched {
-        tls,
-        broke: Arc::clone(&broke),
-    });
+    let mut stream = Some(Watched { tls, broke: Arc::clone(&broke) });
     let share = u32::try_from(connections.max(1)).unwrap_or(u32::MAX);
     let window = (RECEIVE_BUDGET_BYTES / share).min(WINDOW_BYTES_MAX);
     let channel = Endpoint::from_shared(format!("http://{address}"))
@@ -118,38 +110,24 @@ pub async fn connect(
         }))
         .await
         .map_err(|error| {
-            transient(
-                format!("no HTTP/2 with the source at {address}"),
-                error.into(),
-            )
+            transient(format!("no HTTP/2 with the source at {address}"), error.into())
         })?;
-    Ok(Connection {
-        client: Client::new(channel),
-        broke,
-    })
+    Ok(Connection { client: Client::new(channel), broke })
 }
 
 /// What a failed handshake means to the operator.
 fn handshake_error(address: &str, error: io::Error) -> RewindError {
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let (class, advice) = match tls {
         Some(rustls::Error::InvalidCertificate(_)) => (
             Class::Authentication,
-            format!(
-                "its certificate is not acceptable (this node's clock says {})",
-                clock()
-            ),
+            format!("its certificate is not acceptable (this node's clock says {})", clock()),
         ),
         Some(rustls::Error::InvalidMessage(_)) => {
             (Class::Authentication, "it does not speak TLS".to_owned())
         }
         Some(_) => (Class::Authentication, "TLS handshake failed".to_owned()),
-        None => (
-            Class::Transient,
-            "the connection broke in the TLS handshake".to_owned(),
-        ),
+        None => (Class::Transient, "the connection broke in the TLS handshake".to_owned()),
     };
     RewindError::because(class, format!("source at {address}: {advice}"), error)
 }
@@ -192,7 +170,13 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write(cx, bytes)
+        let polled = Pin::new(&mut self.tls).poll_write(cx, bytes);
+        if let Poll::Ready(Err(_)) = &polled {
+            // The peer has closed. Its last word, a TLS alert, waits to be read and says why.
+            let mut last_word = [0; 256];
+            drop(self.as_mut().poll_read(cx, &mut ReadBuf::new(&mut last_word)));
+        }
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

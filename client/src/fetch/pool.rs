@@ -29,6 +29,8 @@ const FRAMES_QUEUED: usize = 4;
 const PAUSE: Duration = Duration::from_millis(200);
 /// Messages with units made but not sent.
 const REQUESTS_QUEUED: usize = 4;
+/// Least that is kept asked for on a connection.
+const WINDOW_BYTES_MIN: u64 = 1 << 20;
 /// Units in one message; a unit names at most 1024 ranges of at most 12 bytes.
 const UNITS_PER_MESSAGE: usize = REQUEST_MESSAGE_BYTES_MAX / (16 << 10);
 
@@ -76,19 +78,12 @@ impl Shared {
 
     fn progressed(&self, bytes: u64) {
         let done = self.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.monitor
-            .progress(done.min(self.total_bytes), self.total_bytes);
-        *self
-            .last_progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.monitor.progress(done.min(self.total_bytes), self.total_bytes);
+        *self.last_progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     fn silent_for(&self) -> Duration {
-        self.last_progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .elapsed()
+        self.last_progress.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 }
 
@@ -119,10 +114,8 @@ pub async fn run(
         let sink = sink(number)?;
         workers.spawn(async move { (number, worker.work(sink).await) });
     }
-    let mut carried = Carried {
-        payload_bytes: vec![0; session.connections()],
-        ..Carried::default()
-    };
+    let mut carried =
+        Carried { payload_bytes: vec![0; session.connections()], ..Carried::default() };
     while let Some(finished) = workers.join_next().await {
         let (number, result) = finished.map_err(|error| {
             RewindError::because(Class::Other, "a connection's task failed", error)
@@ -185,11 +178,9 @@ impl Worker {
                 tokio::time::sleep(PAUSE).await;
             }
         }
-        tokio::task::spawn_blocking(move || sink.finish())
-            .await
-            .map_err(|error| {
-                RewindError::because(Class::Other, "a checking thread failed", error)
-            })??;
+        tokio::task::spawn_blocking(move || sink.finish()).await.map_err(|error| {
+            RewindError::because(Class::Other, "a checking thread failed", error)
+        })??;
         Ok(self.payload_bytes)
     }
 
@@ -240,7 +231,7 @@ impl Worker {
             Arc::clone(&self.shared),
             Arc::clone(&self.outstanding),
             requests,
-            u64::from(RECEIVE_BUDGET_BYTES) / self.session.connections().max(1) as u64,
+            self.window(),
         ));
         let ended = match client.fetch(queue).await {
             Ok(mut frames) => self.receive(&mut frames, &checked).await,
@@ -251,6 +242,14 @@ impl Worker {
         // Aborted or finished, both are fine: what it had taken is outstanding.
         drop(asking.await);
         ended
+    }
+
+    /// Bytes this connection keeps asked for: its part of the receive budget, but of a small plan no
+    /// more than half of its share, so that no connection takes what others could carry.
+    fn window(&self) -> u64 {
+        let connections = self.session.connections().max(1) as u64;
+        let budget = u64::from(RECEIVE_BUDGET_BYTES) / connections;
+        budget.min((self.shared.total_bytes / connections / 2).max(WINDOW_BYTES_MIN))
     }
 
     async fn receive(

@@ -25,10 +25,9 @@ pub struct Outstanding {
 /// Bytes a unit is expected to bring, before compression.
 pub fn cost(kind: &UnitKind) -> u64 {
     match kind {
-        UnitKind::Blocks { ranges, .. } => ranges
-            .iter()
-            .map(|range| u64::from(range.count) * BLOCK_BYTES)
-            .sum(),
+        UnitKind::Blocks { ranges, .. } => {
+            ranges.iter().map(|range| u64::from(range.count) * BLOCK_BYTES).sum()
+        }
         // Little travels, but the source has to read all of it.
         UnitKind::Hashes { range, .. } => u64::from(range.count) * 64,
         UnitKind::File { length, .. } | UnitKind::Wal { length, .. } => *length,
@@ -62,14 +61,8 @@ impl Outstanding {
 
     /// Checks a reply against what was asked and takes it off.
     pub fn receive(&mut self, item: &Item) -> Result<(), Unexpected> {
-        let fault = |why| Unexpected {
-            unit: item.unit,
-            why,
-        };
-        let (_, unit) = self
-            .units
-            .get_mut(&item.unit)
-            .ok_or_else(|| fault("no such unit"))?;
+        let fault = |why| Unexpected { unit: item.unit, why };
+        let (_, unit) = self.units.get_mut(&item.unit).ok_or_else(|| fault("no such unit"))?;
         match (&mut unit.kind, &item.body) {
             (kind, ItemBody::End { vanished, .. }) => {
                 let missing = match kind {
@@ -144,42 +137,22 @@ mod tests {
     use super::*;
 
     fn page(unit: u64, block: u32) -> Item {
-        Item {
-            unit,
-            body: ItemBody::Page {
-                block,
-                content: PageContent::BeyondEnd,
-            },
-        }
+        Item { unit, body: ItemBody::Page { block, content: PageContent::BeyondEnd } }
     }
 
     #[test]
     fn only_what_is_missing_is_asked_again() {
         let mut outstanding = Outstanding::default();
-        let ranges = vec![
-            BlockRange { first: 5, count: 2 },
-            BlockRange { first: 9, count: 2 },
-        ];
+        let ranges = vec![BlockRange { first: 5, count: 2 }, BlockRange { first: 9, count: 2 }];
         let path = DataPath::new("base/5/1").unwrap();
-        outstanding.insert(Unit {
-            id: 7,
-            kind: UnitKind::Blocks { path, ranges },
-        });
+        outstanding.insert(Unit { id: 7, kind: UnitKind::Blocks { path, ranges } });
         for block in [5, 6, 9] {
             outstanding.receive(&page(7, block)).unwrap();
         }
         assert!(outstanding.receive(&page(7, 9)).is_err());
         assert!(outstanding.receive(&page(8, 10)).is_err());
         let left = outstanding.take();
-        let UnitKind::Blocks { ranges, .. } = &left[0].kind else {
-            panic!()
-        };
-        assert_eq!(
-            ranges[..],
-            [BlockRange {
-                first: 10,
-                count: 1
-            }]
-        );
+        let UnitKind::Blocks { ranges, .. } = &left[0].kind else { panic!() };
+        assert_eq!(ranges[..], [BlockRange { first: 10, count: 1 }]);
     }
 }

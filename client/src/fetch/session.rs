@@ -44,16 +44,7 @@ impl Session {
         let description = control.describe(DESCRIBE_TIMEOUT.min(patience)).await?;
         let source = Arc::new(source);
         let first = Arc::new(description.node.clone());
-        Ok((
-            Self {
-                source,
-                connections,
-                patience,
-                control,
-                first,
-            },
-            description,
-        ))
+        Ok((Self { source, connections, patience, control, first }, description))
     }
 
     /// Number of data connections.
@@ -86,10 +77,7 @@ impl Session {
 
     async fn connect_once(&self) -> Result<Connection, RewindError> {
         let mut connection = connect(&self.source, self.connections).await?;
-        let node = connection
-            .describe(DESCRIBE_TIMEOUT.min(self.patience))
-            .await?
-            .node;
+        let node = connection.describe(DESCRIBE_TIMEOUT.min(self.patience)).await?.node;
         let first = &self.first;
         // Behind one address there may be several nodes.
         if node.control.system_identifier != first.control.system_identifier
@@ -127,14 +115,12 @@ impl Session {
     /// What the source is now.
     pub async fn describe(&mut self) -> Result<Description, RewindError> {
         let limit = DESCRIBE_TIMEOUT.min(self.patience);
-        self.call(|mut connection| async move { connection.client.describe(limit).await })
-            .await
+        self.call(|mut connection| async move { connection.client.describe(limit).await }).await
     }
 
     /// Where replay must end for everything fetched so far.
     pub async fn seal(&mut self) -> Result<Sealed, RewindError> {
-        self.call(|mut connection| async move { connection.client.seal().await })
-            .await
+        self.call(|mut connection| async move { connection.client.seal().await }).await
     }
 
     /// Everything the source serves.
@@ -144,11 +130,7 @@ impl Session {
             let mut list = connection.client.list_files().await?;
             let mut files = SourceFiles::new();
             while let Some(batch) = within(patience, list.next()).await? {
-                files.extend(
-                    batch
-                        .into_iter()
-                        .map(|FileEntry { path, bytes }| (path, bytes)),
-                );
+                files.extend(batch.into_iter().map(|FileEntry { path, bytes }| (path, bytes)));
             }
             Ok(files)
         })
@@ -158,8 +140,7 @@ impl Session {
     /// All replies to a few units, on the control connection.
     pub async fn collect(&mut self, units: Vec<Unit>) -> Result<Vec<Item>, RewindError> {
         let patience = self.patience;
-        self.call(move |connection| collect(connection, units.clone(), patience))
-            .await
+        self.call(move |connection| collect(connection, units.clone(), patience)).await
     }
 }
 
@@ -178,10 +159,7 @@ async fn collect(
     patience: Duration,
 ) -> Result<Vec<Item>, CallError> {
     let mut outstanding = Outstanding::default();
-    units
-        .iter()
-        .cloned()
-        .for_each(|unit| outstanding.insert(unit));
+    units.iter().cloned().for_each(|unit| outstanding.insert(unit));
     let (requests, queue) = mpsc::channel(1);
     // The only message: the channel has room for it.
     drop(requests.try_send(units));
@@ -190,13 +168,8 @@ async fn collect(
     while !outstanding.is_empty() {
         let frame = within(patience, frames.next()).await?;
         let frame = frame.ok_or_else(|| CallError::Broken("the stream ended early".to_owned()))?;
-        for item in frame
-            .items()
-            .map_err(|e| CallError::InvalidReply(e.to_string()))?
-        {
-            outstanding
-                .receive(&item)
-                .map_err(|e| CallError::InvalidReply(e.to_string()))?;
+        for item in frame.items().map_err(|e| CallError::InvalidReply(e.to_string()))? {
+            outstanding.receive(&item).map_err(|e| CallError::InvalidReply(e.to_string()))?;
             replies.push(item);
         }
     }

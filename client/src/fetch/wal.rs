@@ -48,16 +48,7 @@ impl WalFollower {
         let start = Start::FirstAfter(from);
         let decoder = Decoder::new(context, start);
         let staged = BTreeSet::new();
-        Self {
-            session,
-            disk,
-            history,
-            context,
-            decoder,
-            start,
-            staged,
-            fetched_bytes: 0,
-        }
+        Self { session, disk, history, context, decoder, start, staged, fetched_bytes: 0 }
     }
 
     /// Takes a segment that somebody else staged.
@@ -77,8 +68,7 @@ impl WalFollower {
                 continue;
             }
             if name.number == last {
-                self.disk
-                    .set_length(&path, end.distance_from(size.start_of(last)))?;
+                self.disk.set_length(&path, end.distance_from(size.start_of(last)))?;
             }
             self.disk.set_length(&path, size.bytes())?;
             self.disk.sync_file(&path)?;
@@ -130,15 +120,7 @@ impl WalFollower {
             let offset = size.offset_of(at);
             let length = UNIT_BYTES_MAX.min(size.bytes() - offset);
             let timeline = self.history.timeline_of_segment(number, size);
-            units.push(Unit {
-                id,
-                kind: UnitKind::Wal {
-                    timeline,
-                    number,
-                    offset,
-                    length,
-                },
-            });
+            units.push(Unit { id, kind: UnitKind::Wal { timeline, number, offset, length } });
             at = at.plus(length);
         }
         let asked: Vec<Lsn> = units.iter().map(|unit| self.start_of(unit)).collect();
@@ -151,9 +133,7 @@ impl WalFollower {
             };
             match item.body {
                 ItemBody::Chunk(chunk) => {
-                    let lsn = size
-                        .start_of(size.segment_of(unit_start))
-                        .plus(chunk.offset());
+                    let lsn = size.start_of(size.segment_of(unit_start)).plus(chunk.offset());
                     // After a gap nothing more can be used in this round.
                     if lsn == expected {
                         self.stage(lsn, chunk.data())?;
@@ -204,9 +184,7 @@ impl WalFollower {
         if self.staged.insert(name) && size.offset_of(lsn) == 0 {
             self.disk.create_file(&path).map_err(staging)?;
         }
-        self.disk
-            .write_at(&path, size.offset_of(lsn), bytes)
-            .map_err(staging)?;
+        self.disk.write_at(&path, size.offset_of(lsn), bytes).map_err(staging)?;
         self.fetched_bytes += bytes.len() as u64;
         if self.decoder.wants() < lsn {
             return Ok(());
@@ -216,9 +194,7 @@ impl WalFollower {
         let Some(pages) = bytes.get(skip..whole).filter(|pages| !pages.is_empty()) else {
             return Ok(());
         };
-        let progress = self
-            .decoder
-            .feed(pages, &mut |_, _| ControlFlow::Continue(()));
+        let progress = self.decoder.feed(pages, &mut |_, _| ControlFlow::Continue(()));
         let progress = progress.map_err(|error| {
             RewindError::because(Class::Other, "the source's WAL cannot be understood", error)
         })?;

@@ -37,28 +37,20 @@ pub struct TargetWal<'a> {
 
 impl std::fmt::Debug for TargetWal<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TargetWal")
-            .field("local", &self.local)
-            .finish_non_exhaustive()
+        f.debug_struct("TargetWal").field("local", &self.local).finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for Elsewhere<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Elsewhere")
-            .field("archive", &self.archive)
-            .finish_non_exhaustive()
+        f.debug_struct("Elsewhere").field("archive", &self.archive).finish_non_exhaustive()
     }
 }
 
 impl<'a> TargetWal<'a> {
     /// The target's WAL.
     pub fn new(local: LocalWal<'a>, elsewhere: Elsewhere<'a>) -> Self {
-        Self {
-            local,
-            elsewhere,
-            found: Mutex::default(),
-        }
+        Self { local, elsewhere, found: Mutex::default() }
     }
 
     /// What is in `pg_wal` itself.
@@ -81,10 +73,7 @@ impl<'a> TargetWal<'a> {
         let size = self.local.context.segment_size;
         let spans = self.local.history.spans().iter().rev();
         for span in spans.filter(|span| size.segment_of(span.begin) <= number) {
-            let name = SegmentName {
-                timeline: span.timeline,
-                number,
-            };
+            let name = SegmentName { timeline: span.timeline, number };
             let mut file = None;
             if let Some(archive) = &self.elsewhere.archive {
                 file = open_if_exists(&archive.join(name.file_name(size)))?;
@@ -107,8 +96,7 @@ impl<'a> TargetWal<'a> {
     /// Whether a file has a segment's length; its content is checked when it is decoded.
     fn is_segment(&self, file: &File) -> bool {
         let bytes = self.local.context.segment_size.bytes();
-        file.metadata()
-            .is_ok_and(|metadata| metadata.len() == bytes)
+        file.metadata().is_ok_and(|metadata| metadata.len() == bytes)
     }
 }
 
@@ -150,11 +138,7 @@ fn restore(command: &str, name: &str, pgdata: &Path) -> io::Result<Option<File>>
     let path = home.join(name);
     let text = expand(command, name, &path.to_string_lossy());
     // The command runs where the server would run it, in the data directory.
-    let status = Command::new("/bin/sh")
-        .arg("-c")
-        .arg(&text)
-        .current_dir(pgdata)
-        .status();
+    let status = Command::new("/bin/sh").arg("-c").arg(&text).current_dir(pgdata).status();
     let file = match status {
         Ok(status) if status.success() => open_if_exists(&path),
         Ok(_) => Ok(None),
@@ -192,9 +176,6 @@ mod tests {
 
     #[test]
     fn placeholders_are_expanded() {
-        assert_eq!(
-            expand("cp /a/%f \"%p\" 100%% %x %", "F", "P"),
-            "cp /a/F \"P\" 100% %x %"
-        );
+        assert_eq!(expand("cp /a/%f \"%p\" 100%% %x %", "F", "P"), "cp /a/F \"P\" 100% %x %");
     }
 }

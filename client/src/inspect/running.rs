@@ -18,17 +18,10 @@ const ANCESTORS_MAX: usize = 64;
 pub fn refuse_running(directory: &DataDir) -> Result<(), RewindError> {
     let path = directory.path().display();
     let refuse = |why: String| {
-        Err(RewindError::new(
-            Class::Target,
-            format!("target {path} is in use: {why}"),
-        ))
+        Err(RewindError::new(Class::Target, format!("target {path} is in use: {why}")))
     };
     let pid_file = directory.postmaster_pid().map_err(|error| {
-        RewindError::because(
-            Class::Target,
-            "could not read the target's postmaster.pid",
-            error,
-        )
+        RewindError::because(Class::Target, "could not read the target's postmaster.pid", error)
     })?;
     if let Some(shared) = pid_file.as_ref().and_then(|pid| pid.shared_memory_id) {
         let attached = attached_to(shared);
@@ -67,11 +60,7 @@ fn processes_in(directory: &DataDir) -> Vec<(i32, String)> {
     let lineage = lineage();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<i32>().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
         let there = std::fs::metadata(format!("/proc/{pid}/cwd"))
@@ -102,8 +91,5 @@ fn parent(pid: i32) -> io::Result<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name in parentheses may hold anything; what follows the last one is regular.
     let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    rest.split_whitespace()
-        .nth(1)
-        .and_then(|p| p.parse().ok())
-        .ok_or_else(|| io::Error::other("?"))
+    rest.split_whitespace().nth(1).and_then(|p| p.parse().ok()).ok_or_else(|| io::Error::other("?"))
 }

@@ -30,10 +30,7 @@ pub struct Settings {
 impl Settings {
     /// The value of a setting that is set and not empty.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.values
-            .get(name)
-            .map(String::as_str)
-            .filter(|value| !value.is_empty())
+        self.values.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     /// Refuses settings with which the rewound node would stop early or promote itself (R17).
@@ -68,12 +65,7 @@ pub fn read(directory: &DataDir, config_file: Option<&Path>) -> Result<Settings,
         Some(path) => include(path, 0, true, &mut settings)?,
         None => include(&main, 0, false, &mut settings)?,
     }
-    include(
-        &directory.path().join("postgresql.auto.conf"),
-        0,
-        false,
-        &mut settings,
-    )?;
+    include(&directory.path().join("postgresql.auto.conf"), 0, false, &mut settings)?;
     Ok(settings)
 }
 
@@ -84,10 +76,7 @@ fn include(
     settings: &mut Settings,
 ) -> Result<(), RewindError> {
     let fault = |why: String| {
-        RewindError::new(
-            Class::Target,
-            format!("configuration file {}: {why}", path.display()),
-        )
+        RewindError::new(Class::Target, format!("configuration file {}: {why}", path.display()))
     };
     if depth > INCLUDE_DEPTH_MAX {
         return Err(fault("is included too deeply".to_owned()));
@@ -121,10 +110,7 @@ fn conf_files(directory: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = entries
         .map(|entry| entry.path())
         .filter(|path| {
-            let name = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             name.ends_with(".conf") && !name.starts_with('.')
         })
         .collect();

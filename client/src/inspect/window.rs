@@ -22,26 +22,18 @@ pub fn scan_window(
     start: Lsn,
     fork: Lsn,
 ) -> Result<(Window, Scanned), WalError> {
-    let mut window = Window {
-        start,
-        ..Window::default()
-    };
+    let mut window = Window { start, ..Window::default() };
     let mut fault: Option<FormatError> = None;
-    let scanned = scan(
-        segments,
-        context,
-        Start::Record(start),
-        &mut |record, body| {
-            match effect(record, body, context.format) {
-                Ok(effect) => note(&mut window, record, body, &effect, fork),
-                Err(error) => {
-                    fault = Some(error);
-                    return ControlFlow::Break(());
-                }
+    let scanned = scan(segments, context, Start::Record(start), &mut |record, body| {
+        match effect(record, body, context.format) {
+            Ok(effect) => note(&mut window, record, body, &effect, fork),
+            Err(error) => {
+                fault = Some(error);
+                return ControlFlow::Break(());
             }
-            ControlFlow::Continue(())
-        },
-    )?;
+        }
+        ControlFlow::Continue(())
+    })?;
     if let Some(error) = fault {
         return Err(error.into());
     }
@@ -72,43 +64,24 @@ fn note_files(window: &mut Window, effect: &Effect, after_fork: bool) -> bool {
                 window.created.insert(*relation);
             }
         }
-        Effect::Truncate {
-            relation,
-            blocks,
-            main_fork,
-        } => {
+        Effect::Truncate { relation, blocks, main_fork } => {
             if *main_fork {
                 let smallest = window.truncated.entry(*relation).or_insert(*blocks);
                 *smallest = (*blocks).min(*smallest);
             }
         }
-        Effect::CopyDatabase {
-            database,
-            tablespace,
-            source_database,
-            source_tablespace,
-        } => {
+        Effect::CopyDatabase { database, tablespace, source_database, source_tablespace } => {
             window.directories.insert((*tablespace, *database));
             // Moved, not copied: the old directory is gone.
             if source_database == database {
-                window
-                    .directories
-                    .insert((*source_tablespace, *source_database));
+                window.directories.insert((*source_tablespace, *source_database));
             }
         }
-        Effect::CreateDatabase {
-            database,
-            tablespace,
-        } => {
+        Effect::CreateDatabase { database, tablespace } => {
             window.directories.insert((*tablespace, *database));
         }
-        Effect::DropDatabase {
-            database,
-            tablespaces,
-        } => {
-            window
-                .directories
-                .extend(tablespaces.iter().map(|space| (*space, *database)));
+        Effect::DropDatabase { database, tablespaces } => {
+            window.directories.extend(tablespaces.iter().map(|space| (*space, *database)));
         }
         _ => return false,
     }
@@ -118,15 +91,8 @@ fn note_files(window: &mut Window, effect: &Effect, after_fork: bool) -> bool {
 /// What changed about the server as a whole.
 fn note_state(window: &mut Window, effect: &Effect, at: Lsn) {
     match *effect {
-        Effect::Checkpoint {
-            shutdown,
-            checkpoint,
-        } => {
-            window.checkpoints.push(Checkpoint {
-                lsn: at,
-                shutdown,
-                checkpoint,
-            });
+        Effect::Checkpoint { shutdown, checkpoint } => {
+            window.checkpoints.push(Checkpoint { lsn: at, shutdown, checkpoint });
         }
         Effect::EndOfRecovery { .. } => window.promotions.push(at),
         Effect::ParameterChange { wal_level, .. } => {
@@ -139,11 +105,7 @@ fn note_state(window: &mut Window, effect: &Effect, at: Lsn) {
             window.checksums_changed_at.get_or_insert(at);
         }
         Effect::EndPrepared { committed, xid } => {
-            window.prepared_ends.push(PreparedEnd {
-                lsn: at,
-                committed,
-                xid,
-            });
+            window.prepared_ends.push(PreparedEnd { lsn: at, committed, xid });
         }
         _ => {}
     }
@@ -160,44 +122,29 @@ pub fn checkpoints_before(
     let size = context.segment_size;
     let last = size.segment_of(Lsn::new(before.as_u64().saturating_sub(1)));
     for number in (0..=last).rev() {
-        let io = |source| WalError::Io {
-            at: size.start_of(number),
-            source,
-        };
+        let io = |source| WalError::Io { at: size.start_of(number), source };
         if segments.open(number).map_err(io)?.is_none() {
             return Ok(false);
         }
         let mut found = Vec::new();
         let mut fault: Option<FormatError> = None;
         let (start, end) = (size.start_of(number), size.start_of(number + 1).min(before));
-        scan(
-            segments,
-            context,
-            Start::FirstAfter(start),
-            &mut |record, body| {
-                if record.lsn >= end {
-                    return ControlFlow::Break(());
+        scan(segments, context, Start::FirstAfter(start), &mut |record, body| {
+            if record.lsn >= end {
+                return ControlFlow::Break(());
+            }
+            match effect(record, body, context.format) {
+                Ok(Effect::Checkpoint { shutdown, checkpoint }) => {
+                    found.push(Checkpoint { lsn: record.lsn, shutdown, checkpoint });
+                    ControlFlow::Continue(())
                 }
-                match effect(record, body, context.format) {
-                    Ok(Effect::Checkpoint {
-                        shutdown,
-                        checkpoint,
-                    }) => {
-                        found.push(Checkpoint {
-                            lsn: record.lsn,
-                            shutdown,
-                            checkpoint,
-                        });
-                        ControlFlow::Continue(())
-                    }
-                    Ok(_) => ControlFlow::Continue(()),
-                    Err(error) => {
-                        fault = Some(error);
-                        ControlFlow::Break(())
-                    }
+                Ok(_) => ControlFlow::Continue(()),
+                Err(error) => {
+                    fault = Some(error);
+                    ControlFlow::Break(())
                 }
-            },
-        )?;
+            }
+        })?;
         if let Some(error) = fault {
             return Err(error.into());
         }

@@ -29,10 +29,7 @@ impl Monitor for Json {
             }
             *last = Some(Instant::now());
         }
-        println!(
-            "{}",
-            json!({"event": "progress", "done_bytes": done, "total_bytes": total})
-        );
+        println!("{}", json!({"event": "progress", "done_bytes": done, "total_bytes": total}));
     }
 
     fn note(&self, message: &str) {

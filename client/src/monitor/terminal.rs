@@ -40,13 +40,11 @@ impl Monitor for Terminal {
     }
 
     fn note(&self, message: &str) {
-        self.bar
-            .suspend(|| super::lines::Lines { steps: false }.note(message));
+        self.bar.suspend(|| super::lines::Lines { steps: false }.note(message));
     }
 
     fn warning(&self, message: &str) {
-        self.bar
-            .suspend(|| super::lines::Lines { steps: false }.warning(message));
+        self.bar.suspend(|| super::lines::Lines { steps: false }.warning(message));
     }
 }
 

@@ -177,10 +177,7 @@ impl<'a> Context<'a> {
         };
         created
             || unlogged_here
-            || self
-                .untrusted
-                .iter()
-                .any(|directory| path.is_within(directory.as_str()))
+            || self.untrusted.iter().any(|directory| path.is_within(directory.as_str()))
     }
 }
 
@@ -205,10 +202,7 @@ pub fn comparisons(facts: &Facts<'_>) -> Result<Vec<Comparison>, RewindError> {
         if context.treatment(path) == Treatment::ComparePages && !context.is_stranger(path) {
             let blocks = blocks_in(ours.min(*theirs));
             if blocks > 0 {
-                list.push(Comparison {
-                    path: path.clone(),
-                    blocks,
-                });
+                list.push(Comparison { path: path.clone(), blocks });
             }
         }
     }
@@ -235,10 +229,7 @@ pub fn build(facts: &Facts<'_>, differences: &Differences) -> Result<Plan, Rewin
 }
 
 fn add(plan: &mut Plan, path: &DataPath, action: FileAction) -> usize {
-    plan.files.push(PlannedFile {
-        path: path.clone(),
-        action,
-    });
+    plan.files.push(PlannedFile { path: path.clone(), action });
     plan.files.len() - 1
 }
 
@@ -246,10 +237,7 @@ fn make_directory(context: &Context<'_>, path: &DataPath, plan: &mut Plan) {
     if context.facts.target.contains_key(path) || is_kept_directory(context, path) {
         return;
     }
-    let oid = path
-        .as_str()
-        .strip_prefix("pg_tblspc/")
-        .and_then(|oid| oid.parse().ok());
+    let oid = path.as_str().strip_prefix("pg_tblspc/").and_then(|oid| oid.parse().ok());
     let link = oid.and_then(|oid: u32| context.facts.new_tablespaces.get(&oid).cloned());
     add(plan, path, FileAction::MakeDirectory { link });
 }
@@ -283,9 +271,7 @@ fn fetch_file(
         );
         return Err(RewindError::new(Class::Target, message));
     }
-    let ours = present
-        .and_then(file_bytes)
-        .filter(|_| !context.is_stranger(path));
+    let ours = present.and_then(file_bytes).filter(|_| !context.is_stranger(path));
     let end = blocks_in(bytes);
     let mut wanted = BlockSet::default();
     match (treatment, ours) {
@@ -298,11 +284,7 @@ fn fetch_file(
             let bytes = u64::from(end) * BLOCK_BYTES;
             let file = add(plan, path, FileAction::Replace { bytes: Some(bytes) });
             wanted.insert_range(0, end);
-            plan.pages.push(PagesWanted {
-                file,
-                blocks: wanted,
-                end,
-            });
+            plan.pages.push(PagesWanted { file, blocks: wanted, end });
             return Ok(());
         }
         (Treatment::WindowPages(segment), Some(ours)) => {
@@ -316,11 +298,7 @@ fn fetch_file(
     let final_bytes = u64::from(end) * BLOCK_BYTES;
     if wanted.iter().any(|block| block < end) || ours != Some(final_bytes) {
         let file = add(plan, path, FileAction::Patch { bytes: final_bytes });
-        plan.pages.push(PagesWanted {
-            file,
-            blocks: wanted,
-            end,
-        });
+        plan.pages.push(PagesWanted { file, blocks: wanted, end });
     }
     Ok(())
 }
@@ -348,20 +326,14 @@ fn window_pages(
 fn remove_what_the_source_lacks(context: &Context<'_>, plan: &mut Plan) {
     let mut removed: Option<DataPath> = None;
     for (path, entry) in context.facts.target {
-        if removed
-            .as_ref()
-            .is_some_and(|tree| path.is_within(tree.as_str()))
-        {
+        if removed.as_ref().is_some_and(|tree| path.is_within(tree.as_str())) {
             continue;
         }
         let on_source = context.facts.source.contains_key(path);
         match &entry.kind {
             EntryKind::Directory { .. } if !on_source => {
                 if removes_directory(context, path) {
-                    if path
-                        .parent()
-                        .is_some_and(|parent| parent.as_str() == "pg_replslot")
-                    {
+                    if path.parent().is_some_and(|parent| parent.as_str() == "pg_replslot") {
                         plan.slots.push(path.file_name().to_owned());
                     }
                     remove_directory(context, path, entry, plan);

@@ -32,27 +32,20 @@ impl BlockSet {
 
     /// Whether a block is in it.
     pub fn contains(&self, block: u32) -> bool {
-        self.words
-            .get((block / 64) as usize)
-            .is_some_and(|word| word & (1 << (block % 64)) != 0)
+        self.words.get((block / 64) as usize).is_some_and(|word| word & (1 << (block % 64)) != 0)
     }
 
     /// The blocks, in order.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.words.iter().enumerate().flat_map(|(index, word)| {
             let base = u32::try_from(index * 64).unwrap_or(u32::MAX);
-            (0..64)
-                .filter(move |bit| word & (1 << bit) != 0)
-                .map(move |bit| base + bit)
+            (0..64).filter(move |bit| word & (1 << bit) != 0).map(move |bit| base + bit)
         })
     }
 
     /// Number of blocks.
     pub fn len(&self) -> u64 {
-        self.words
-            .iter()
-            .map(|word| u64::from(word.count_ones()))
-            .sum()
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
     /// Whether there is none.
@@ -68,10 +61,7 @@ impl BlockSet {
                 Some(last) if last.first + last.count == block && last.count < count_max => {
                     last.count += 1;
                 }
-                _ => ranges.push(BlockRange {
-                    first: block,
-                    count: 1,
-                }),
+                _ => ranges.push(BlockRange { first: block, count: 1 }),
             }
         }
         ranges
@@ -117,11 +107,8 @@ mod tests {
         for block in [0, 1, 2, 63, 64, 200] {
             set.insert(block);
         }
-        let ranges: Vec<(u32, u32)> = set
-            .ranges(200, 2)
-            .iter()
-            .map(|range| (range.first, range.count))
-            .collect();
+        let ranges: Vec<(u32, u32)> =
+            set.ranges(200, 2).iter().map(|range| (range.first, range.count)).collect();
         assert_eq!(ranges, [(0, 2), (2, 1), (63, 2)]);
         assert_eq!(set.len(), 6);
         assert!(set.contains(64) && !set.contains(65) && !set.contains(100_000));

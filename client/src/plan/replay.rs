@@ -49,23 +49,16 @@ impl Hazard {
     /// The hazard a record at `at` is, if any.
     pub fn of(at: Lsn, effect: &Effect) -> Option<Self> {
         match effect {
-            Effect::CopyDatabase { database, .. } => Some(Self::CopyDatabase {
-                at,
-                database: *database,
-            }),
-            Effect::Tablespace {
-                tablespace,
-                location,
-            } => Some(Self::Tablespace {
-                at,
-                tablespace: *tablespace,
-                location: location.clone(),
-            }),
+            Effect::CopyDatabase { database, .. } => {
+                Some(Self::CopyDatabase { at, database: *database })
+            }
+            Effect::Tablespace { tablespace, location } => {
+                Some(Self::Tablespace { at, tablespace: *tablespace, location: location.clone() })
+            }
             Effect::FullPageWrites(false) => Some(Self::FullPageWritesOff { at }),
-            Effect::ParameterChange {
-                wal_level: WalLevel::Minimal,
-                ..
-            } => Some(Self::MinimalWal { at }),
+            Effect::ParameterChange { wal_level: WalLevel::Minimal, .. } => {
+                Some(Self::MinimalWal { at })
+            }
             Effect::Checkpoint { checkpoint, .. } if !checkpoint.full_page_writes => {
                 Some(Self::FullPageWritesOff { at })
             }
@@ -81,20 +74,12 @@ impl Hazard {
                  STRATEGY file_copy, or SET TABLESPACE), which replay cannot repeat: run CHECKPOINT \
                  on the source and try again"
             ),
-            Self::Tablespace {
-                at,
-                tablespace,
-                location: Some(location),
-            } => format!(
+            Self::Tablespace { at, tablespace, location: Some(location) } => format!(
                 "the source created tablespace {tablespace} in \"{location}\" at {at}, and replay \
                  will want the same empty directory here: make it, or run CHECKPOINT on the source \
                  and use --strategy compare with --tablespace-mapping"
             ),
-            Self::Tablespace {
-                at,
-                tablespace,
-                location: None,
-            } => format!(
+            Self::Tablespace { at, tablespace, location: None } => format!(
                 "the source dropped tablespace {tablespace} at {at}: run CHECKPOINT on the source \
                  and try again"
             ),

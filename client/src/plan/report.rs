@@ -25,10 +25,7 @@ impl Totals {
     /// The totals of `plan`.
     pub fn of(plan: &Plan) -> Self {
         let count = |wanted: fn(&FileAction) -> bool| {
-            plan.files
-                .iter()
-                .filter(|file| wanted(&file.action))
-                .count()
+            plan.files.iter().filter(|file| wanted(&file.action)).count()
         };
         Self {
             pages: plan

@@ -37,15 +37,9 @@ pub struct WalFacts<'a> {
 /// Decides.
 pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatError> {
     let fork_segment = facts.fork.map_or(0, |fork| facts.size.segment_of(fork));
-    let mut changes = WalChanges {
-        keep_as: facts.keep_as.clone(),
-        ..WalChanges::default()
-    };
-    let staged: BTreeSet<String> = facts
-        .staged
-        .iter()
-        .map(|name| name.file_name(facts.size))
-        .collect();
+    let mut changes = WalChanges { keep_as: facts.keep_as.clone(), ..WalChanges::default() };
+    let staged: BTreeSet<String> =
+        facts.staged.iter().map(|name| name.file_name(facts.size)).collect();
     for name in facts.names {
         if let Some(segment) = SegmentName::parse(name, facts.size) {
             if segment.number >= fork_segment {
@@ -66,13 +60,8 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
     }
     statuses(facts, fork_segment, &mut changes);
     for name in facts.summaries {
-        let end = name
-            .get(24..40)
-            .and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        if facts
-            .fork
-            .is_none_or(|fork| end.is_none_or(|end| end > fork.as_u64()))
-        {
+        let end = name.get(24..40).and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        if facts.fork.is_none_or(|fork| end.is_none_or(|end| end > fork.as_u64())) {
             changes.remove.push(format!("summaries/{name}"));
         }
     }
@@ -80,31 +69,20 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
     for (timeline, text) in facts.histories {
         if facts.history.contains(*timeline) {
             let name = timeline.history_file_name();
-            changes
-                .write
-                .push(small(&format!("pg_wal/{name}"), text.clone())?);
-            changes.write.push(small(
-                &format!("pg_wal/archive_status/{name}.done"),
-                Vec::new(),
-            )?);
+            changes.write.push(small(&format!("pg_wal/{name}"), text.clone())?);
+            changes.write.push(small(&format!("pg_wal/archive_status/{name}.done"), Vec::new())?);
         }
     }
     let last = facts.size.segment_of(facts.end);
     for segment in facts.staged.iter().filter(|segment| segment.number < last) {
         let name = segment.file_name(facts.size);
-        changes.write.push(small(
-            &format!("pg_wal/archive_status/{name}.done"),
-            Vec::new(),
-        )?);
+        changes.write.push(small(&format!("pg_wal/archive_status/{name}.done"), Vec::new())?);
     }
     Ok(changes)
 }
 
 fn small(path: &str, bytes: Vec<u8>) -> Result<SmallFile, pg_format::FormatError> {
-    Ok(SmallFile {
-        path: DataPath::new(path)?,
-        bytes,
-    })
+    Ok(SmallFile { path: DataPath::new(path)?, bytes })
 }
 
 /// Whether a segment at or after the fork was written by the target, not only preallocated.
@@ -119,9 +97,7 @@ fn holds_lost_transactions(facts: &WalFacts<'_>, segment: SegmentName) -> bool {
 /// Archive marks of what goes, go too; a placed file has none but the one written for it.
 fn statuses(facts: &WalFacts<'_>, fork_segment: u64, changes: &mut WalChanges) {
     for status in facts.statuses {
-        let name = status
-            .rsplit_once('.')
-            .map_or(status.as_str(), |(name, _)| name);
+        let name = status.rsplit_once('.').map_or(status.as_str(), |(name, _)| name);
         let base = name.strip_suffix(".partial").unwrap_or(name);
         let goes = match SegmentName::parse(base, facts.size) {
             Some(segment) => segment.number >= fork_segment,
@@ -142,10 +118,7 @@ mod tests {
         let size = WalSegmentSize::new(16 << 20).unwrap();
         let two = TimelineId::new(2).unwrap();
         let history = TimelineHistory::parse(two, b"1\t0/3000100\tx\n").unwrap();
-        let staged = BTreeSet::from([SegmentName {
-            timeline: two,
-            number: 3,
-        }]);
+        let staged = BTreeSet::from([SegmentName { timeline: two, number: 3 }]);
         let names: Vec<String> = [
             "000000010000000000000002",
             "000000010000000000000003",
@@ -176,10 +149,7 @@ mod tests {
             keep_as: Some("1-x".to_owned()),
         })
         .unwrap();
-        assert_eq!(
-            changes.diverged,
-            ["000000010000000000000003", "000000010000000000000004"]
-        );
+        assert_eq!(changes.diverged, ["000000010000000000000003", "000000010000000000000004"]);
         assert_eq!(
             changes.remove,
             [
@@ -191,17 +161,10 @@ mod tests {
             ]
         );
         assert_eq!(changes.place, ["000000020000000000000003"]);
-        let written: Vec<&str> = changes
-            .write
-            .iter()
-            .map(|file| file.path.as_str())
-            .collect();
+        let written: Vec<&str> = changes.write.iter().map(|file| file.path.as_str()).collect();
         assert_eq!(
             written,
-            [
-                "pg_wal/00000002.history",
-                "pg_wal/archive_status/00000002.history.done"
-            ]
+            ["pg_wal/00000002.history", "pg_wal/archive_status/00000002.history.done"]
         );
     }
 }

@@ -26,11 +26,7 @@ impl Checkpoint {
             return None;
         }
         let same_epoch = (next & !0xFFFF_FFFF) | u64::from(oldest);
-        Some(if same_epoch > next {
-            same_epoch.saturating_sub(1 << 32)
-        } else {
-            same_epoch
-        })
+        Some(if same_epoch > next { same_epoch.saturating_sub(1 << 32) } else { same_epoch })
     }
 }
 
@@ -80,9 +76,6 @@ pub struct Window {
 impl Window {
     /// The newest checkpoint record that begins before `fork`.
     pub fn last_checkpoint_before(&self, fork: Lsn) -> Option<&Checkpoint> {
-        self.checkpoints
-            .iter()
-            .rev()
-            .find(|checkpoint| checkpoint.lsn < fork)
+        self.checkpoints.iter().rev().find(|checkpoint| checkpoint.lsn < fork)
     }
 }

@@ -145,11 +145,7 @@ impl Decoder {
     }
 
     fn failed(&self, page: Lsn, why: &'static str) -> EndOfWal {
-        EndOfWal {
-            at: self.end,
-            page,
-            why,
-        }
+        EndOfWal { at: self.end, page, why }
     }
 
     /// Checks the header of a segment's first page, which the server does also when it starts to
@@ -168,10 +164,7 @@ impl Decoder {
         pages: &[u8],
         sink: &mut dyn FnMut(&Record<'_>, &RecordBody) -> ControlFlow<()>,
     ) -> Result<Progress, FormatError> {
-        let mut out = Out {
-            body: RecordBody::default(),
-            sink,
-        };
+        let mut out = Out { body: RecordBody::default(), sink };
         let mut first = self.wants();
         for page in pages.chunks_exact(BLOCK_SIZE) {
             if self.wants() != first {
@@ -197,14 +190,7 @@ impl Decoder {
             Err(why) => return Ok(Step::End(self.failed(at, why))),
         };
         self.latest_timeline = header.timeline;
-        match self.enter(
-            OpenPage {
-                bytes: page,
-                at,
-                header,
-            },
-            out,
-        )? {
+        match self.enter(OpenPage { bytes: page, at, header }, out)? {
             Step::Next => {}
             other => return Ok(other),
         }
@@ -234,11 +220,7 @@ impl Decoder {
             return Ok(Step::Next);
         }
         if self.seeking {
-            let rest = if header.continues {
-                header.continuation_bytes
-            } else {
-                0
-            };
+            let rest = if header.continues { header.continuation_bytes } else { 0 };
             let next = content.plus(u64::from(rest)).aligned();
             if next >= at.plus(crate::BLOCK_BYTES) {
                 self.position = at.plus(crate::BLOCK_BYTES);
@@ -251,15 +233,11 @@ impl Decoder {
         }
         if self.position == at || self.position == content {
             if header.continues {
-                return Ok(Step::End(
-                    self.failed(at, "page begins inside another record"),
-                ));
+                return Ok(Step::End(self.failed(at, "page begins inside another record")));
             }
             self.position = content;
         } else if self.position < content {
-            return Ok(Step::End(
-                self.failed(at, "position lies inside a page header"),
-            ));
+            return Ok(Step::End(self.failed(at, "position lies inside a page header")));
         }
         Ok(Step::Next)
     }
@@ -271,22 +249,15 @@ impl Decoder {
         page: OpenPage<'_>,
         out: &mut Out<'_>,
     ) -> Result<Step, FormatError> {
-        let OpenPage {
-            bytes: page,
-            at,
-            header,
-        } = page;
+        let OpenPage { bytes: page, at, header } = page;
         let missing = partial.total - partial.bytes.len();
         if !header.continues || u64::from(header.continuation_bytes) != missing as u64 {
-            return Ok(Step::End(
-                self.failed(at, "record is not continued on the next page"),
-            ));
+            return Ok(Step::End(self.failed(at, "record is not continued on the next page")));
         }
         let share = missing.min(BLOCK_SIZE - header.bytes);
-        partial.bytes.extend_from_slice(
-            page.get(header.bytes..header.bytes + share)
-                .unwrap_or_default(),
-        );
+        partial
+            .bytes
+            .extend_from_slice(page.get(header.bytes..header.bytes + share).unwrap_or_default());
         if partial.bytes.len() < partial.total {
             self.position = at.plus(crate::BLOCK_BYTES);
             self.partial = Some(partial);
@@ -304,11 +275,7 @@ impl Decoder {
         let rest = page.get(lsn.page_offset()..).unwrap_or_default();
         let total = Fields::new("WAL record", rest).u32(0)?;
         if (total as usize) < RECORD_HEADER {
-            let why = if total == 0 {
-                "no record"
-            } else {
-                "record is too short"
-            };
+            let why = if total == 0 { "no record" } else { "record is too short" };
             return Ok(Step::End(self.failed(at, why)));
         }
         if total > RECORD_BYTES_MAX {
@@ -340,14 +307,8 @@ impl Decoder {
             return Err("record has an invalid resource manager");
         }
         let previous = Lsn::new(fields.u64(8).map_err(|_| "record header is cut off")?);
-        let linked = self
-            .previous
-            .map_or(previous < lsn, |expected| previous == expected);
-        if linked {
-            Ok(())
-        } else {
-            Err("record does not follow the one before it")
-        }
+        let linked = self.previous.map_or(previous < lsn, |expected| previous == expected);
+        if linked { Ok(()) } else { Err("record does not follow the one before it") }
     }
 
     fn complete(
@@ -370,18 +331,12 @@ impl Decoder {
             let last = Lsn::new(self.position.as_u64().saturating_sub(1));
             self.position = size.start_of(size.segment_of(last) + 1);
         }
-        let record = Record {
-            lsn,
-            end: self.position,
-            bytes,
-        };
+        let record = Record { lsn, end: self.position, bytes };
         out.body.decode(&record, self.context.format)?;
         if let Some(lost) = self.overwritten.take() {
             let named = super::effect::overwritten_record(&record, &out.body);
             if named != Some(lost) {
-                return Ok(Step::End(
-                    self.failed(page, "overwritten record is not announced"),
-                ));
+                return Ok(Step::End(self.failed(page, "overwritten record is not announced")));
             }
         }
         self.previous = Some(lsn);

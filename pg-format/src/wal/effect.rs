@@ -116,11 +116,7 @@ pub fn effect(
         SMGR => smgr(info, data),
         DBASE => database(info, data, format),
         TBLSPC => tablespace(info, data),
-        XLOG2 => Ok(if info == 0 {
-            Effect::ChecksumsChanged
-        } else {
-            Effect::None
-        }),
+        XLOG2 => Ok(if info == 0 { Effect::ChecksumsChanged } else { Effect::None }),
         _ => Ok(Effect::None),
     }
 }
@@ -129,14 +125,7 @@ pub fn effect(
 pub(super) fn overwritten_record(record: &Record<'_>, body: &RecordBody) -> Option<Lsn> {
     let announces = record.resource_manager() == XLOG && record.info() & 0xF0 == 0xD0;
     let data = record.main_data(body);
-    announces
-        .then(|| {
-            Fields::new("overwrite record", data)
-                .u64(0)
-                .ok()
-                .map(Lsn::new)
-        })
-        .flatten()
+    announces.then(|| Fields::new("overwrite record", data).u64(0).ok().map(Lsn::new)).flatten()
 }
 
 fn xlog(info: u8, data: &[u8], format: WalFormat) -> Result<Effect, FormatError> {
@@ -152,9 +141,7 @@ fn xlog(info: u8, data: &[u8], format: WalFormat) -> Result<Effect, FormatError>
             wal_log_hints: fields.bool(24)?,
         },
         0x80 => Effect::FullPageWrites(fields.bool(0)?),
-        0x90 => Effect::EndOfRecovery {
-            timeline: fields.u32(8)?,
-        },
+        0x90 => Effect::EndOfRecovery { timeline: fields.u32(8)? },
         0xD0 => Effect::OverwriteContrecord,
         _ => Effect::None,
     })
@@ -166,10 +153,7 @@ fn xact(info: u8, data: &[u8]) -> Result<Effect, FormatError> {
         0x40 => false,
         _ => return Ok(Effect::None),
     };
-    Ok(Effect::EndPrepared {
-        committed,
-        xid: two_phase_xid(info, data, committed)?,
-    })
+    Ok(Effect::EndPrepared { committed, xid: two_phase_xid(info, data, committed)? })
 }
 
 /// Finds the prepared transaction's id behind the optional parts of a commit or abort record
@@ -200,11 +184,7 @@ fn two_phase_xid(info: u8, data: &[u8], commit: bool) -> Result<Option<u32>, For
     if commit && xinfo & 8 != 0 {
         at += 4 + 16 * count(at)?;
     }
-    if xinfo & 16 != 0 {
-        fields.u32(at).map(Some)
-    } else {
-        Ok(None)
-    }
+    if xinfo & 16 != 0 { fields.u32(at).map(Some) } else { Ok(None) }
 }
 
 fn smgr(info: u8, data: &[u8]) -> Result<Effect, FormatError> {
@@ -217,10 +197,7 @@ fn smgr(info: u8, data: &[u8]) -> Result<Effect, FormatError> {
         })
     };
     Ok(match info {
-        0x10 => Effect::CreateRelation {
-            relation: relation(0)?,
-            fork: fields.u32(12)?,
-        },
+        0x10 => Effect::CreateRelation { relation: relation(0)?, fork: fields.u32(12)? },
         0x20 => Effect::Truncate {
             relation: relation(4)?,
             blocks: fields.u32(0)?,
@@ -232,11 +209,7 @@ fn smgr(info: u8, data: &[u8]) -> Result<Effect, FormatError> {
 
 fn database(info: u8, data: &[u8], format: WalFormat) -> Result<Effect, FormatError> {
     let fields = Fields::new("database record", data);
-    let drop = if format.has_wal_logged_create_database() {
-        0x20
-    } else {
-        0x10
-    };
+    let drop = if format.has_wal_logged_create_database() { 0x20 } else { 0x10 };
     match info {
         0x00 => Ok(Effect::CopyDatabase {
             database: fields.u32(0)?,
@@ -252,10 +225,7 @@ fn database(info: u8, data: &[u8], format: WalFormat) -> Result<Effect, FormatEr
                 tablespaces: tablespaces.collect::<Result<_, _>>()?,
             })
         }
-        0x10 => Ok(Effect::CreateDatabase {
-            database: fields.u32(0)?,
-            tablespace: fields.u32(4)?,
-        }),
+        0x10 => Ok(Effect::CreateDatabase { database: fields.u32(0)?, tablespace: fields.u32(4)? }),
         _ => Ok(Effect::None),
     }
 }
@@ -268,14 +238,8 @@ fn tablespace(info: u8, data: &[u8]) -> Result<Effect, FormatError> {
             let path = data.get(4..).unwrap_or_default();
             let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
             let location = Some(String::from_utf8_lossy(path).into_owned());
-            Effect::Tablespace {
-                tablespace,
-                location,
-            }
+            Effect::Tablespace { tablespace, location }
         }
-        _ => Effect::Tablespace {
-            tablespace,
-            location: None,
-        },
+        _ => Effect::Tablespace { tablespace, location: None },
     })
 }

@@ -34,10 +34,7 @@ impl PageHeader {
         const SHORT: &str = "page header is cut off";
         let fields = Fields::new("WAL page header", page);
         let info = fields.u16(2).map_err(|_| SHORT)?;
-        if !context
-            .format
-            .is_page_magic(fields.u16(0).map_err(|_| SHORT)?)
-        {
+        if !context.format.is_page_magic(fields.u16(0).map_err(|_| SHORT)?) {
             return Err("page has no valid magic number");
         }
         if info & !context.format.page_info_bits() != 0 {
@@ -63,11 +60,7 @@ impl PageHeader {
             continuation_bytes: fields.u32(16).map_err(|_| SHORT)?,
             continues: info & FIRST_IS_CONTRECORD != 0,
             overwrites: info & context.format.overwrite_contrecord_bit() != 0,
-            bytes: if info & IS_LONG != 0 {
-                LONG_HEADER
-            } else {
-                SHORT_HEADER
-            },
+            bytes: if info & IS_LONG != 0 { LONG_HEADER } else { SHORT_HEADER },
         })
     }
 }

@@ -125,18 +125,10 @@ impl RecordBody {
     /// record disagree about the format, so nothing may be concluded from the WAL.
     pub fn decode(&mut self, record: &Record<'_>, format: WalFormat) -> Result<(), FormatError> {
         self.blocks.clear();
-        let fault = |why| FormatError::Record {
-            at: record.lsn,
-            why,
-        };
+        let fault = |why| FormatError::Record { at: record.lsn, why };
         let fields = record.fields();
         let total = record.bytes.len();
-        let mut at = Payloads {
-            position: RECORD_HEADER,
-            bytes: 0,
-            main: 0,
-            last_relation: None,
-        };
+        let mut at = Payloads { position: RECORD_HEADER, bytes: 0, main: 0, last_relation: None };
         while total - at.position > at.bytes {
             let id = fields.u8(at.position)?;
             at.position += 1;
@@ -182,10 +174,7 @@ impl RecordBody {
         at: &mut Payloads,
         id: u8,
     ) -> Result<(), FormatError> {
-        let fault = |why| FormatError::Record {
-            at: record.lsn,
-            why,
-        };
+        let fault = |why| FormatError::Record { at: record.lsn, why };
         let fields = record.fields();
         let flags = fields.u8(at.position)?;
         let data = fields.u16(at.position + 1)?;
@@ -207,30 +196,19 @@ impl RecordBody {
             });
             at.position += 12;
         }
-        let relation = at
-            .last_relation
-            .ok_or_else(|| fault("same-relation flag without a relation"))?;
+        let relation =
+            at.last_relation.ok_or_else(|| fault("same-relation flag without a relation"))?;
         let block = fields.u32(at.position)?;
         at.position += 4;
         let initialises = flags & WILL_INIT != 0;
-        self.blocks.push(BlockReference {
-            id,
-            relation,
-            fork,
-            block,
-            restores_image,
-            initialises,
-        });
+        self.blocks.push(BlockReference { id, relation, fork, block, restores_image, initialises });
         Ok(())
     }
 }
 
 /// Reads the header of a block image; tells whether redo applies it.
 fn image(record: &Record<'_>, format: WalFormat, at: &mut Payloads) -> Result<bool, FormatError> {
-    let fault = |why| FormatError::Record {
-        at: record.lsn,
-        why,
-    };
+    let fault = |why| FormatError::Record { at: record.lsn, why };
     let fields = record.fields();
     let length = usize::from(fields.u16(at.position)?);
     let hole_offset = fields.u16(at.position + 2)?;

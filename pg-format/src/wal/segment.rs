@@ -21,9 +21,7 @@ impl SegmentName {
 
     /// The segment whose file has this name.
     pub fn parse(name: &str, size: WalSegmentSize) -> Option<Self> {
-        let upper = name
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+        let upper = name.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
         if name.len() != 24 || !upper {
             return None;
         }
@@ -31,10 +29,7 @@ impl SegmentName {
         let per_id = 0x1_0000_0000 / size.bytes();
         let (high, low) = (u64::from(part(8..16)?), u64::from(part(16..24)?));
         let timeline = TimelineId::new(part(0..8)?).ok()?;
-        (low < per_id).then_some(Self {
-            timeline,
-            number: high * per_id + low,
-        })
+        (low < per_id).then_some(Self { timeline, number: high * per_id + low })
     }
 
     /// First position in the segment.
@@ -52,14 +47,8 @@ mod tests {
         for shift in 20..=30 {
             let size = WalSegmentSize::new(1 << shift).unwrap();
             for number in [0, 1, 255, 256, 4095, 4096, 1 << 20] {
-                let segment = SegmentName {
-                    timeline: TimelineId::new(0xAB).unwrap(),
-                    number,
-                };
-                assert_eq!(
-                    SegmentName::parse(&segment.file_name(size), size),
-                    Some(segment)
-                );
+                let segment = SegmentName { timeline: TimelineId::new(0xAB).unwrap(), number };
+                assert_eq!(SegmentName::parse(&segment.file_name(size), size), Some(segment));
             }
         }
     }
