@@ -2,9 +2,8 @@
 SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 MINUTES ?= 10
-FUZZ_SECONDS ?= 60
 
-.PHONY: demo test check fuzz torture bench postgres bins
+.PHONY: demo test check torture postgres bins
 
 postgres:
 	scripts/get-postgres.sh
@@ -31,14 +30,7 @@ check:
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
 	else echo "cargo-deny is not installed: licences, bans and sources were NOT checked"; fi
 
-fuzz:
-	scripts/fuzz.sh $(FUZZ_SECONDS)
-
 # Random forks without end; PGREJOIN_SEED=n repeats one.
 torture: postgres
 	cargo build --workspace --bins
 	PGREJOIN_TORTURE_MINUTES=$(MINUTES) cargo test -p integration-tests --test torture -- --nocapture
-
-bench: postgres
-	cargo build --release --workspace --bins
-	cargo run --release -p integration-tests --bin bench

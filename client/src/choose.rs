@@ -25,7 +25,29 @@ pub struct Choice<'a> {
     pub why: String,
 }
 
-/// Picks. `forbid_fork` says why an earlier attempt showed that *fork* cannot be.
+/// Why replay from the fork could not make the source's new tablespaces: it would use their literal
+/// paths.
+pub fn tablespaces_against_fork(
+    target: &Target,
+    source: &Description,
+    mapping: &[(String, String)],
+) -> Option<String> {
+    source.tablespaces.iter().find_map(|tablespace| {
+        let location = tablespace.location.as_ref()?;
+        let path = pg_format::DataPath::new(format!("pg_tblspc/{}", tablespace.oid)).ok()?;
+        if target.files.contains_key(&path) {
+            return None;
+        }
+        let mapped = mapping.iter().any(|(old, _)| old == location);
+        let why = check_place(location).err().or_else(|| mapped.then(|| "is mapped".to_owned()))?;
+        Some(format!(
+            "the source made tablespace {} in {location}, which {why} here",
+            tablespace.oid
+        ))
+    })
+}
+
+/// Picks. `forbid_fork` says why *fork* cannot be, as an earlier attempt or the tablespaces showed.
 pub fn choose<'a>(
     wanted: StrategyArg,
     analysis: &'a Analysis,

@@ -120,6 +120,9 @@ pub struct RewindArgs {
     /// TCP connections
     #[arg(long, value_name = "N", default_value_t = CONNECTIONS_DEFAULT, value_parser = connections, help_heading = "Transfer")]
     pub connections: usize,
+    /// Bytes a second received on all connections together; k, M and G multiply by 1024
+    #[arg(long, value_name = "RATE", value_parser = proto::rate::parse_rate, help_heading = "Transfer")]
+    pub max_rate: Option<u64>,
     /// Give up when the source has sent nothing for so long: 90s, 5m, 1h
     #[arg(long, value_name = "D", default_value = "5m", value_parser = duration, help_heading = "Transfer")]
     pub timeout: Duration,

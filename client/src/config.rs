@@ -47,6 +47,8 @@ pub struct Config {
     pub strategy: StrategyArg,
     /// TCP connections.
     pub connections: usize,
+    /// Bytes a second received.
+    pub max_rate: Option<u64>,
     /// How long the source may be silent.
     pub timeout: Duration,
     /// Whether progress is shown.
@@ -109,6 +111,7 @@ impl Config {
             dry_run: args.dry_run,
             strategy: args.strategy,
             connections: args.connections,
+            max_rate: args.max_rate,
             timeout: args.timeout,
             progress: args.progress,
             output: args.output,

@@ -14,7 +14,7 @@ use crate::apply::disk::{Disk, RealDisk};
 use crate::apply::redo::Redo;
 use crate::apply::state;
 use crate::apply::{hold, preflight};
-use crate::choose::{Choice, choose, new_tablespaces};
+use crate::choose::{Choice, choose, new_tablespaces, tablespaces_against_fork};
 use crate::config::Config;
 use crate::error::{Class, RewindError};
 use crate::fetch::{Session, compare};
@@ -183,8 +183,13 @@ impl Run {
 
     async fn attempt(&mut self, forbid_fork: Option<String>) -> Result<Attempt, RewindError> {
         let config = &self.config;
-        let (session, source) =
-            Session::open(config.source.clone(), config.connections, config.timeout).await?;
+        let (session, source) = Session::open(
+            config.source.clone(),
+            config.connections,
+            config.timeout,
+            config.max_rate,
+        )
+        .await?;
         let mut source = source;
         source.wal_segments.sort_unstable();
         compat::check(&self.target, &source)?;
@@ -206,25 +211,15 @@ impl Run {
             RewindError::because(Class::Other, "the listing task failed", error)
         })??;
         let wanted = self.config.strategy;
+        let mapping = &self.config.tablespace_mapping;
+        let forbid_fork =
+            forbid_fork.or_else(|| tablespaces_against_fork(&self.target, &source, mapping));
         let choice = choose(wanted, &analysis, &source, &history, forbid_fork.as_deref())?;
         let plan = self.plan(&session, &source, &files, &choice).await?;
         self.check(&plan, &source, &choice)?;
-        let pg_ctl = match self.config.start {
-            true => Some(crate::start::find_pg_ctl(
-                &self.config,
-                &self.directory,
-                self.target.control.file.major,
-            )?),
-            false => None,
-        };
-        self.pg_ctl = pg_ctl;
+        self.pg_ctl = self.find_pg_ctl()?;
         if self.config.dry_run {
-            let mut outcome = Outcome::new(Ended::WouldRewind, "dry run: nothing was changed");
-            outcome.fork = analysis.fork.map(|fork| (fork.lsn, fork.timeline));
-            outcome.strategy = Some((choice.name, choice.why.clone()));
-            outcome.totals = Totals::of(&plan);
-            outcome.kept = self.kept(&plan);
-            outcome.times = self.steps.end();
+            let outcome = self.dry_outcome(&analysis, &choice, &plan);
             return Ok(Attempt::Finished(Box::new(outcome)));
         }
         self.prepare()?;
@@ -243,6 +238,25 @@ impl Run {
             kept,
         };
         sealing.run(&mut self.steps).await
+    }
+
+    /// What the node will be started with, found before anything changes.
+    fn find_pg_ctl(&self) -> Result<Option<std::path::PathBuf>, RewindError> {
+        if !self.config.start {
+            return Ok(None);
+        }
+        let major = self.target.control.file.major;
+        crate::start::find_pg_ctl(&self.config, &self.directory, major).map(Some)
+    }
+
+    fn dry_outcome(&mut self, analysis: &Analysis, choice: &Choice<'_>, plan: &Plan) -> Outcome {
+        let mut outcome = Outcome::new(Ended::WouldRewind, "dry run: nothing was changed");
+        outcome.fork = analysis.fork.map(|fork| (fork.lsn, fork.timeline));
+        outcome.strategy = Some((choice.name, choice.why.clone()));
+        outcome.totals = Totals::of(plan);
+        outcome.kept = self.kept(plan);
+        outcome.times = self.steps.end();
+        outcome
     }
 
     /// Makes the state directory and takes the target, if nobody has started it since it was looked

@@ -10,4 +10,5 @@ pub mod oracle;
 pub mod server;
 pub mod snapshot;
 pub mod steps;
+pub mod torture;
 pub mod user;

@@ -54,7 +54,7 @@ fn workload(node: &Node) {
     );
 }
 
-/// A line for each record: position, then every block reference as pg_waldump shows them.
+/// A line for each record: position, then every block reference as `pg_waldump` shows them.
 fn ours(node: &Node, control: &ControlFile, from: Lsn) -> (Vec<String>, Lsn) {
     let directory = DataDir::open(&node.data).expect("data directory");
     let history = TimelineHistory::first(control.timeline());
@@ -99,7 +99,7 @@ fn hex(text: &str) -> u64 {
     text.parse::<Lsn>().expect("an LSN").as_u64()
 }
 
-/// The same lines out of pg_waldump's text, with its own end.
+/// The same lines out of `pg_waldump`'s text, with its own end.
 fn theirs(node: &Node, major: u32, from: Lsn) -> (Vec<String>, u64) {
     let mut command = node.user.command(own_tool(major, "pg_waldump"));
     command.arg("-p").arg(node.data.join("pg_wal")).arg("-s").arg(from.to_string());
@@ -146,7 +146,8 @@ fn theirs(node: &Node, major: u32, from: Lsn) -> (Vec<String>, u64) {
     let positions =
         error.split(" at ").filter_map(|rest| rest.split([':', ' ']).next()?.parse().ok());
     let end = positions.last().map(Lsn::as_u64);
-    (lines, end.unwrap_or_else(|| panic!("pg_waldump said: {error}")))
+    assert!(end.is_some(), "pg_waldump said: {error}");
+    (lines, end.unwrap_or_default())
 }
 
 fn wal_is_read_like_pg_waldump(major: u32) {
@@ -182,25 +183,15 @@ fn wal_is_read_like_pg_waldump(major: u32) {
     assert_eq!(our_end.as_u64(), their_end);
 }
 
-fn control_is_read_like_pg_controldata(major: u32) {
-    let pair = Pair::stopped(major, Shape::default(), "");
-    let mut command = pair.a.user.command(own_tool(major, "pg_controldata"));
-    let text = run(command.arg("-D").arg(&pair.a.data).env("LC_ALL", "C"));
-    let said: BTreeMap<&str, &str> = text
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .map(|(k, v)| (k.trim(), v.trim()))
-        .collect();
-    let control =
-        ControlFile::parse(&fs::read(pair.a.data.join("global/pg_control")).expect("read"))
-            .expect("parsed");
+/// Every field, under the name `pg_controldata` gives it.
+fn named_fields(control: &ControlFile) -> Vec<(&'static str, String)> {
     let checkpoint = &control.checkpoint_copy;
     let settings = control.required_settings;
     let lsn = |lsn: Lsn| format!("{:X}", lsn.as_u64());
     let number = |value: u64| value.to_string();
     let yes = |on: bool| if on { "on" } else { "off" }.to_owned();
     let xid = format!("{}:{}", checkpoint.next_xid >> 32, checkpoint.next_xid & 0xFFFF_FFFF);
-    let pairs = [
+    vec![
         ("pg_control version number", number(u64::from(control.control_version))),
         ("Catalog version number", number(u64::from(control.catalog_version))),
         ("Database system identifier", number(control.system_identifier)),
@@ -244,13 +235,28 @@ fn control_is_read_like_pg_controldata(major: u32) {
         ("track_commit_timestamp setting", yes(control.track_commit_timestamp)),
         ("Bytes per WAL segment", number(control.wal_segment_size.bytes())),
         ("Data page checksum version", number(u64::from(control.data_checksum_version))),
-    ];
-    for (name, value) in pairs {
-        let expected = said.get(name).unwrap_or_else(|| panic!("{name} is not in: {text}"));
+    ]
+}
+
+fn control_is_read_like_pg_controldata(major: u32) {
+    let pair = Pair::stopped(major, Shape::default(), "");
+    let mut command = pair.a.user.command(own_tool(major, "pg_controldata"));
+    let text = run(command.arg("-D").arg(&pair.a.data).env("LC_ALL", "C"));
+    let said: BTreeMap<&str, &str> = text
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(k, v)| (k.trim(), v.trim()))
+        .collect();
+    let control =
+        ControlFile::parse(&fs::read(pair.a.data.join("global/pg_control")).expect("read"))
+            .expect("parsed");
+    for (name, value) in named_fields(&control) {
+        assert!(said.contains_key(name), "{name} is not in: {text}");
+        let expected = said[name];
         let expected = if expected.contains('/') {
             format!("{:X}", hex(expected))
         } else {
-            (*expected).to_owned()
+            expected.to_owned()
         };
         assert_eq!(value, expected, "{name}");
     }

@@ -230,3 +230,37 @@ fn three_timelines_and_a_dead_branch() {
     assert!(!pair.a.data.join("pg_wal/00000003.history").exists());
     oracle::verify(&pair.a, &c);
 }
+
+/// R1: stock `pg_rewind` answers 50 rows here.
+#[test]
+fn hints_of_a_promotion_while_a_restartpoint_was_held_are_gone() {
+    let pair = Pair::new(15, Shape::default());
+    pair.a.sql("create table h(id int)");
+    pair.a.sql("insert into h select generate_series(1, 50)");
+    pair.a.sql("checkpoint");
+    pair.catch_up();
+    pair.b.sql("checkpoint");
+    pair.a.script(
+        "postgres",
+        "begin; insert into h select generate_series(51, 60); prepare transaction 'open';",
+    );
+    pair.catch_up();
+    // A restartpoint that takes minutes.
+    let pid = pair.b.sql("select pid from pg_stat_activity where backend_type = 'checkpointer'");
+    let checkpointer = pid.parse().ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
+    rustix::process::kill_process(checkpointer, rustix::process::Signal::STOP).expect("stopped");
+    pair.a.sql("checkpoint");
+    pair.catch_up();
+    pair.b.promote();
+    pair.b.sql("rollback prepared 'open'");
+    assert_eq!(pair.b.sql("select count(*) from h"), "50");
+    rustix::process::kill_process(checkpointer, rustix::process::Signal::CONT).expect("continued");
+    pair.b.sql("checkpoint");
+    pair.b.stop("fast");
+    pair.a.sql("commit prepared 'open'");
+    let ended = rewind(&pair, &pair.b, &pair.a, &[]);
+    assert_eq!(ended.field("result"), "rewound", "{}", ended.text);
+    pair.b.start();
+    pair.b.wait("postgres", "(select count(*) from h) = 60");
+    oracle::verify(&pair.b, &pair.a);
+}

@@ -7,47 +7,7 @@ use integration_tests::client::Rewind;
 use integration_tests::cluster::{Pair, Shape};
 use integration_tests::oracle;
 use integration_tests::server::{Pki, Server};
-
-/// Work of every kind, over and over; `side` keeps the rows of the two nodes apart.
-fn work(side: &str, seed: u32) -> String {
-    format!(
-        "update plain set n = n + 1, body = md5(body) where id % 997 = (random() * 996)::int;
-         insert into grow select (random() * 1e6)::int, repeat('{side}', 20 + {seed} % 7) from generate_series(1, 60);
-         delete from shrink where id % 401 = (random() * 400)::int;
-         insert into words select g, array[g % 10], point(g % 100, {seed} % 50), '{side}' || random() from generate_series(1, 20) g;
-         create table churn_{side}(id int, t text); insert into churn_{side} select g, md5(g::text) from generate_series(1, 300) g;
-         create index on churn_{side}(t); truncate churn_{side}; insert into churn_{side} values (1, 'x'); drop table churn_{side};
-         vacuum shrink;"
-    )
-}
-
-fn killed(major: u32, seed: u32) {
-    let pair = Pair::new(major, Shape::default());
-    let early = pair.a.load(&work("c", seed));
-    sleep(Duration::from_millis(300 + u64::from(seed % 5) * 150));
-    pair.b.promote();
-    let old = pair.a.load(&work("o", seed));
-    let new = pair.b.load(&work("n", seed));
-    sleep(Duration::from_millis(500 + u64::from(seed % 7) * 100));
-    if seed.is_multiple_of(2) {
-        pair.a.sql("checkpoint");
-        sleep(Duration::from_millis(200));
-    }
-    pair.a.kill();
-    drop((early, old));
-    if seed.is_multiple_of(3) {
-        pair.b.sql("checkpoint");
-    }
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).succeed();
-    assert_eq!(ended.field("result"), "rewound", "seed {seed}: {}", ended.text);
-    assert_eq!(ended.field("strategy"), "fork", "seed {seed}: {}", ended.text);
-    pair.a.start();
-    sleep(Duration::from_millis(300));
-    drop(new);
-    oracle::verify(&pair.a, &pair.b);
-}
+use integration_tests::torture::work;
 
 /// The source makes checkpoints, recycles WAL, creates and drops relations while it is read.
 fn loaded_source(major: u32, strategy: &str) {
@@ -98,7 +58,7 @@ macro_rules! on_major {
     ($($name:ident $major:literal $seeds:expr),*) => { $(mod $name {
         #[test]
         fn killed_under_load() {
-            for seed in $seeds { super::killed($major, seed); }
+            for seed in $seeds { integration_tests::torture::killed($major, seed); }
         }
         #[test]
         fn source_under_load_by_fork() { super::loaded_source($major, "auto"); }

@@ -363,3 +363,40 @@ fn a_node_is_started_and_streams() {
     assert_eq!(pair.a.sql("select status from pg_stat_wal_receiver"), "streaming");
     oracle::verify(&pair.a, &pair.b);
 }
+
+#[test]
+fn a_new_tablespace_is_mapped() {
+    let pair = Pair::new(15, Shape::default());
+    let place = |name: &str| {
+        let path = pair.home.path().join(name);
+        fs::create_dir_all(&path).expect("directory");
+        pair.a.user.own(&path);
+        path.display().to_string()
+    };
+    let (theirs, ours) = (place("their-space"), place("our-space"));
+    part(&pair);
+    pair.b.sql(&format!("create tablespace fresh location '{theirs}'"));
+    pair.b.sql("create table in_it tablespace fresh as select g from generate_series(1, 5000) g");
+    // Moved file by file: replay from the fork would lose it, and so does pg_rewind.
+    pair.b.sql("alter database second set tablespace fresh");
+    pair.b.sql("insert into plain values (81000, 'new', 1)");
+    pair.a.stop("fast");
+    let mapping = format!("{theirs}={ours}");
+    let ended = rewound(&pair, &["--tablespace-mapping", &mapping]);
+    assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
+    let link = fs::read_dir(pair.a.data.join("pg_tblspc")).expect("dir").flatten().next();
+    let link = fs::read_link(link.expect("a tablespace").path()).expect("a link");
+    assert_eq!(link.display().to_string(), ours);
+}
+
+#[test]
+fn a_database_copied_file_by_file_on_the_source_is_whole() {
+    let pair = Pair::new(15, Shape::default());
+    part(&pair);
+    pair.b.sql("create database copied template second strategy file_copy");
+    pair.b.sql_in("second", "delete from other where id % 2 = 0");
+    pair.b.sql_in("copied", "delete from other where id % 3 = 0");
+    pair.a.stop("fast");
+    let ended = rewound(&pair, &[]);
+    assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
+}

@@ -10,6 +10,7 @@ pub mod frame;
 pub mod hash;
 pub mod limits;
 pub mod model;
+pub mod rate;
 pub mod service;
 pub mod status;
 pub mod tls;

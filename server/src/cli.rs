@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use proto::rate::parse_rate;
 use proto::tls::TlsFiles;
 
 use crate::allow::AllowList;
@@ -57,21 +58,6 @@ impl Cli {
     }
 }
 
-/// A rate like `500k`, `20M` or a plain number of bytes.
-fn parse_rate(text: &str) -> Result<u64, String> {
-    let bad = || format!("\"{text}\" is not a rate like 500k, 20M or 1G");
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| bad())?;
-    let factor = match &text[digits.len()..] {
-        "" => 1,
-        "k" | "K" => 1 << 10,
-        "m" | "M" => 1 << 20,
-        "g" | "G" => 1 << 30,
-        _ => return Err(bad()),
-    };
-    number.checked_mul(factor).filter(|rate| *rate > 0).ok_or_else(bad)
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -81,13 +67,5 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn rates_have_units() {
-        assert_eq!(parse_rate("20M"), Ok(20 << 20));
-        for bad in ["", "0", "M", "1T", "-1", "1.5M"] {
-            assert!(parse_rate(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -20,6 +20,7 @@ use proto::fetch::{
 use proto::frame::{Frame, FrameEncoder};
 use proto::limits::CHUNK_BYTES;
 use proto::model::Node;
+use proto::rate::RateLimit;
 use proto::tls::Peer;
 use proto::{PageHash, Reason, Refusal};
 use tokio::sync::mpsc::{Receiver, Sender};
@@ -28,7 +29,6 @@ use crate::allow::AllowList;
 use crate::audit::Audit;
 use crate::node;
 use crate::pages::{Check, Pages};
-use crate::rate::RateLimit;
 use crate::served::Served;
 
 /// Pages read at once.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pg_format::file_class::OWN_DIRECTORY;
 use proto::limits::STREAMS_PER_CONNECTION_MAX;
 use proto::model::{Description, Sealed, Tablespace};
+use proto::rate::RateLimit;
 use proto::service::{FileEntries, FrameReceiver, Handler, Units};
 use proto::tls::Peer;
 use proto::{Reason, Refusal};
@@ -14,7 +15,6 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::allow::AllowList;
 use crate::audit::Audit;
 use crate::fetch::{self, Job};
-use crate::rate::RateLimit;
 use crate::{end, list, node};
 
 /// Frames made but not sent: enough to overlap reading with the network, and with

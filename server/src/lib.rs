@@ -17,7 +17,6 @@ mod handler;
 mod list;
 mod node;
 mod pages;
-mod rate;
 mod serve;
 mod served;
 

@@ -10,6 +10,7 @@ use proto::limits::{
     HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, PENDING_RESETS_MAX,
     STREAMS_PER_CONNECTION_MAX,
 };
+use proto::rate::RateLimit;
 use proto::service::service;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -21,7 +22,6 @@ use crate::accept::{CurrentTls, accept};
 use crate::config::Config;
 use crate::handler::Calls;
 use crate::node::chain;
-use crate::rate::RateLimit;
 
 /// How long streams may go on after the server was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);

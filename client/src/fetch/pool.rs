@@ -191,8 +191,13 @@ impl Worker {
         mut frames: mpsc::Receiver<Frame>,
     ) -> tokio::task::JoinHandle<(Box<dyn Sink>, Result<(), RewindError>)> {
         let (outstanding, shared) = (Arc::clone(&self.outstanding), Arc::clone(&self.shared));
+        let rate = self.session.rate().cloned();
         tokio::task::spawn_blocking(move || {
             let mut check = |frame: &Frame| -> Result<(), RewindError> {
+                // What is not taken fills the window, and the source waits.
+                if let Some(rate) = &rate {
+                    rate.wait(frame.payload.len());
+                }
                 let invalid = |error: &dyn std::error::Error| {
                     let message = format!("the source sent an invalid reply: {error}");
                     RewindError::new(Class::Other, message)

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use proto::fetch::{Item, Unit};
 use proto::model::{Description, FileEntry, Node, Sealed};
+use proto::rate::RateLimit;
 use proto::status::CallError;
 use tokio::sync::mpsc;
 
@@ -28,6 +29,7 @@ pub struct Session {
     connections: usize,
     patience: Duration,
     control: Connection,
+    rate: Option<Arc<RateLimit>>,
     /// What the source was at first; every connection must reach the same life of the same node.
     first: Arc<Node>,
 }
@@ -39,17 +41,24 @@ impl Session {
         source: SourceAddress,
         connections: usize,
         patience: Duration,
+        max_rate: Option<u64>,
     ) -> Result<(Self, Description), RewindError> {
         let mut control = connect(&source, connections).await?;
         let description = control.describe(DESCRIBE_TIMEOUT.min(patience)).await?;
         let source = Arc::new(source);
         let first = Arc::new(description.node.clone());
-        Ok((Self { source, connections, patience, control, first }, description))
+        let rate = max_rate.map(|rate| Arc::new(RateLimit::new(rate)));
+        Ok((Self { source, connections, patience, control, rate, first }, description))
     }
 
     /// Number of data connections.
     pub fn connections(&self) -> usize {
         self.connections
+    }
+
+    /// The limit on received bytes, if there is one.
+    pub fn rate(&self) -> Option<&Arc<RateLimit>> {
+        self.rate.as_ref()
     }
 
     /// How long the source may be silent.
