@@ -33,6 +33,8 @@ pub struct WalFollower {
     start: Start,
     staged: BTreeSet<SegmentName>,
     fetched_bytes: u64,
+    /// Whether the source did not have the segment asked for last.
+    absent: bool,
 }
 
 impl WalFollower {
@@ -48,7 +50,17 @@ impl WalFollower {
         let start = Start::FirstAfter(from);
         let decoder = Decoder::new(context, start);
         let staged = BTreeSet::new();
-        Self { session, disk, history, context, decoder, start, staged, fetched_bytes: 0 }
+        Self {
+            session,
+            disk,
+            history,
+            context,
+            decoder,
+            start,
+            staged,
+            fetched_bytes: 0,
+            absent: false,
+        }
     }
 
     /// Takes a segment that somebody else staged.
@@ -97,6 +109,10 @@ impl WalFollower {
     pub async fn advance_to(&mut self, end: Lsn) -> Result<(), RewindError> {
         let since = Instant::now();
         while self.advance().await? < end {
+            if self.absent {
+                // It announced WAL beyond a segment it does not have: recycled meanwhile.
+                return Err(self.gone(self.context.segment_size.segment_of(self.decoder.wants())));
+            }
             tokio::time::sleep(PAUSE).await;
             if since.elapsed() > self.session.patience() {
                 let message = format!(
@@ -113,6 +129,7 @@ impl WalFollower {
     async fn round(&mut self) -> Result<bool, RewindError> {
         let size = self.context.segment_size;
         let before = self.decoder.wants();
+        self.absent = false;
         let mut units = Vec::new();
         let mut at = before;
         for id in 0..UNITS_AT_ONCE {
@@ -141,6 +158,7 @@ impl WalFollower {
                     }
                 }
                 ItemBody::End { vanished: true, .. } if index == 0 => {
+                    self.absent = true;
                     return self.missing(size.segment_of(before));
                 }
                 _ => {}
@@ -160,15 +178,16 @@ impl WalFollower {
 
     /// A segment that is not there: not yet, if everything before it was read; else gone.
     fn missing(&self, number: u64) -> Result<bool, RewindError> {
-        // The source makes the next segment when it needs it; an older one does not come back.
-        if self.decoder.last_record().is_some() {
-            return Ok(false);
-        }
+        let began = self.decoder.last_record().is_some() || matches!(self.start, Start::Record(_));
+        if began { Ok(false) } else { Err(self.gone(number)) }
+    }
+
+    fn gone(&self, number: u64) -> RewindError {
         let size = self.context.segment_size;
         let timeline = self.history.timeline_of_segment(number, size);
         let name = SegmentName { timeline, number }.file_name(size);
         let message = format!("the source no longer has WAL segment {name}, which replay needs");
-        Err(RewindError::new(Class::Changed, message))
+        RewindError::new(Class::Changed, message)
     }
 
     /// Writes pages to staging and decodes them.
