@@ -133,7 +133,8 @@ pub fn load(disk: &dyn Disk) -> Result<State, StateError> {
     }
     if exists(disk, "global/pg_control")? {
         let live = read(disk, "global/pg_control")?;
-        if exists(disk, HIDDEN)? && live == manifest.new_control {
+        // Once it was hidden only the commit puts one back; a server started since has changed it.
+        if exists(disk, HIDDEN)? && live != manifest.old_control {
             return Ok(State::Committed(manifest));
         }
         return Ok(State::Sealed(manifest));
@@ -215,4 +216,51 @@ pub fn commit(disk: &dyn Disk, control: &[u8]) -> io::Result<()> {
 /// Writes the mark that says so.
 pub fn mark_committed(disk: &dyn Disk) -> io::Result<()> {
     replace_file(disk, &own(COMMITTED), b"committed\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::apply::disk::RealDisk;
+    use crate::apply::manifest::WalChanges;
+
+    #[test]
+    fn a_server_started_before_the_commit_was_marked_does_not_hide_the_commit() {
+        let home = tempfile::tempdir().unwrap();
+        for directory in ["global", OWN_DIRECTORY] {
+            std::fs::create_dir(home.path().join(directory)).unwrap();
+        }
+        std::fs::File::create(home.path().join("PG_VERSION")).unwrap();
+        let directory = Arc::new(DataDir::open(home.path()).unwrap());
+        let disk = RealDisk::new(Arc::clone(&directory), None, true).unwrap();
+        let manifest = Manifest {
+            program_version: String::new(),
+            old_control: b"old".to_vec(),
+            new_control: b"new".to_vec(),
+            files: Vec::new(),
+            packs: Vec::new(),
+            staging_dir: None,
+            shorter: Vec::new(),
+            vanished: Vec::new(),
+            wal: WalChanges::default(),
+            settings: Vec::new(),
+            remove: Vec::new(),
+            backup_label: Vec::new(),
+            sync: true,
+            summary: String::new(),
+        };
+        let control = |bytes: &[u8]| replace_file(&disk, &own("global/pg_control"), bytes);
+        control(b"old").unwrap();
+        seal(&disk, &manifest.encode().unwrap()).unwrap();
+        assert!(matches!(load(&disk).unwrap(), State::Sealed(_)));
+        hide(&disk).unwrap();
+        assert!(matches!(load(&disk).unwrap(), State::Hidden(_)));
+        // The commit's rename, then a crash before its mark.
+        control(b"new").unwrap();
+        assert!(matches!(load(&disk).unwrap(), State::Committed(_)));
+        control(b"new, and the server has run").unwrap();
+        assert!(matches!(load(&disk).unwrap(), State::Committed(_)));
+    }
 }
