@@ -67,6 +67,7 @@ fn finish(
     stop: &AtomicBool,
 ) -> Result<Outcome, RewindError> {
     let state = state::load(disk).map_err(state_error)?;
+    let hidden = matches!(state, State::Hidden(_));
     let (manifest, committed) = match state {
         State::Hidden(manifest) => (manifest, false),
         State::Committed(manifest) => (manifest, true),
@@ -76,14 +77,16 @@ fn finish(
             return Ok(Outcome::new(Ended::NothingToDo, reason));
         }
     };
+    // What fails before the redo of a target that is hidden already leaves it unfinished.
+    let begun = |error: RewindError| if hidden { error.unfinished() } else { error };
     if !committed {
-        hold::take(disk, directory.path())?;
+        hold::take(disk, directory.path()).map_err(begun)?;
     }
     let redo = Redo { manifest: &manifest, disk, directory, stop, monitor };
     if committed {
         redo.clean_up()?;
     } else {
-        redo.check_packs()?;
+        redo.check_packs().map_err(begun)?;
         redo.run()?;
     }
     Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))

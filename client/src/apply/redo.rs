@@ -144,7 +144,7 @@ impl Redo<'_> {
             let name = state::pack(number);
             let file = self.disk.open(&name).map_err(pack::PackError::Io);
             file.and_then(|file| pack::read(file, digest, &mut |_| Ok(()))).map_err(|error| {
-                let message = format!("what was staged is not usable ({name}): run rewind again");
+                let message = format!("what was staged is damaged on this node's disk ({name})");
                 RewindError::because(Class::Other, message, error)
             })?;
         }
