@@ -45,7 +45,8 @@ pub struct StateArgs {
 pub enum StrategyArg {
     /// The cheapest that is right
     Auto,
-    /// Compare every page by hash; works across any divergence
+    /// Compare every page by hash; works across any divergence, and also where nothing seems to be
+    /// wrong
     Compare,
     /// Replay from the last common checkpoint, as `pg_rewind` does
     Fork,

@@ -71,7 +71,7 @@ fn run(command: Command) -> Result<(), (RewindError, u8)> {
             }
         }
         Command::Resume(args) => {
-            let lines = Lines { steps: true };
+            let lines = Lines::new(true);
             let outcome =
                 unfinished::resume(&args.target_pgdata, &lines, &stop.flag).map_err(plain)?;
             print!("{}", outcome.text());
@@ -89,7 +89,7 @@ fn monitor(config: &Config) -> Arc<dyn Monitor> {
         OutputArg::Text if config.progress && std::io::stderr().is_terminal() => {
             Arc::new(Terminal::new())
         }
-        OutputArg::Text => Arc::new(Lines { steps: config.progress }),
+        OutputArg::Text => Arc::new(Lines::new(config.progress)),
     }
 }
 

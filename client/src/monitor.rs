@@ -6,6 +6,8 @@ pub mod terminal;
 
 use std::fmt;
 
+use crate::plan::report::Change;
+
 /// The steps of a rewind, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -60,6 +62,8 @@ pub trait Monitor: fmt::Debug + Send + Sync {
     fn step(&self, step: Step);
     /// So much of the current step is done, in bytes.
     fn progress(&self, done: u64, total: u64);
+    /// What a dry run would do to one path.
+    fn planned(&self, change: &Change<'_>);
     /// Something the operator should know.
     fn note(&self, message: &str);
     /// Something the operator should worry about.

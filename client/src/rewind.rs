@@ -15,6 +15,7 @@ use crate::apply::redo::Redo;
 use crate::apply::state;
 use crate::apply::{hold, preflight};
 use crate::choose::{Choice, choose, new_tablespaces, tablespaces_against_fork};
+use crate::cli::StrategyArg;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
 use crate::fetch::{Session, compare};
@@ -23,7 +24,7 @@ use crate::monitor::{Monitor, Step};
 use crate::outcome::{Outcome, Result as Ended};
 use crate::plan::decide::{build, comparisons};
 use crate::plan::input::{Choices, Facts};
-use crate::plan::report::Totals;
+use crate::plan::report::{Totals, changes};
 use crate::plan::{Plan, SourceFiles};
 use crate::seal::{Attempt, Sealing};
 use crate::unfinished::{clear_away, earlier, state_error};
@@ -219,6 +220,7 @@ impl Run {
         self.check(&plan, &source, &choice)?;
         self.pg_ctl = self.find_pg_ctl()?;
         if self.config.dry_run {
+            changes(&plan).iter().for_each(|change| self.monitor.planned(change));
             let outcome = self.dry_outcome(&analysis, &choice, &plan);
             return Ok(Attempt::Finished(Box::new(outcome)));
         }
@@ -309,6 +311,10 @@ impl Run {
         source: &Description,
         history: &TimelineHistory,
     ) -> Result<Option<Outcome>, RewindError> {
+        // Whoever asks for a comparison gets one.
+        if self.config.strategy == StrategyArg::Compare {
+            return Ok(None);
+        }
         let (Some(fork), Some(end)) = (analysis.fork, analysis.target_end) else {
             return Ok(None);
         };

@@ -1,7 +1,11 @@
 //! `pgrejoin` as a process.
 
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{JoinHandle, sleep};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -65,7 +69,10 @@ impl Rewind {
     /// Starts it.
     pub fn spawn(mut self) -> Running {
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        Running { child: self.command.spawn().expect("pgrejoin starts") }
+        let mut child = self.command.spawn().expect("pgrejoin starts");
+        let stdout = Captured::new(child.stdout.take().expect("piped"));
+        let stderr = Captured::new(child.stderr.take().expect("piped"));
+        Running { child, stdout, stderr }
     }
 
     /// Runs it to its end.
@@ -92,17 +99,71 @@ impl Rewind {
     }
 }
 
+/// Longest wait for a rewind to come to a step.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Output of a running program, line by line as it comes.
+#[derive(Debug)]
+struct Captured {
+    text: Arc<Mutex<String>>,
+    reader: JoinHandle<()>,
+}
+
+impl Captured {
+    fn new(pipe: impl Read + Send + 'static) -> Self {
+        let text = Arc::new(Mutex::new(String::new()));
+        let collected = Arc::clone(&text);
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                let mut text = collected.lock().unwrap_or_else(PoisonError::into_inner);
+                text.push_str(&line);
+                text.push('\n');
+            }
+        });
+        Self { text, reader }
+    }
+
+    fn so_far(&self) -> String {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn all(self) -> String {
+        self.reader.join().expect("output is read");
+        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// A rewind under way.
 #[derive(Debug)]
 pub struct Running {
     /// The process.
     pub child: Child,
+    stdout: Captured,
+    stderr: Captured,
 }
 
 impl Running {
+    /// Whether a step has begun.
+    pub fn has_begun(&self, step: &str) -> bool {
+        self.stdout.so_far().contains(&format!("\"step\":\"{step}\""))
+    }
+
+    /// Waits until a step begins.
+    pub fn wait_for(&mut self, step: &str) {
+        let since = Instant::now();
+        while !self.has_begun(step) {
+            let ended = self.child.try_wait().expect("status");
+            let said = || format!("{}{}", self.stdout.so_far(), self.stderr.so_far());
+            assert!(ended.is_none(), "it ended before step {step}: {}", said());
+            assert!(since.elapsed() < PATIENCE, "step {step} did not begin: {}", said());
+            sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Waits for its end.
-    pub fn wait(self) -> Ended {
-        Ended::of(&self.child.wait_with_output().expect("pgrejoin ends"))
+    pub fn wait(mut self) -> Ended {
+        let status = self.child.wait().expect("pgrejoin ends");
+        Ended::of(status, &self.stdout.all(), &self.stderr.all())
     }
 
     /// Sends it a signal.
@@ -114,11 +175,16 @@ impl Running {
 }
 
 impl Ended {
-    fn of(output: &Output) -> Self {
-        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    fn of(status: ExitStatus, stdout: &str, stderr: &str) -> Self {
         let result = stdout.lines().last().and_then(|line| serde_json::from_str(line).ok());
-        let text = format!("{stdout}{}", String::from_utf8_lossy(&output.stderr));
-        Self { code: output.status.code().unwrap_or(-1), result: result.unwrap_or_default(), text }
+        let text = format!("{stdout}{stderr}");
+        Self { code: status.code().unwrap_or(-1), result: result.unwrap_or_default(), text }
+    }
+
+    /// The objects of one kind of event, in order.
+    pub fn events(&self, kind: &str) -> Vec<Value> {
+        let objects = self.text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        objects.filter(|object| object["event"] == kind).collect()
     }
 
     /// A field of the result, as text.
@@ -134,7 +200,9 @@ impl Ended {
 pub fn state_command(what: &str, node: &Node) -> Ended {
     let mut command = node.user.command(program("pgrejoin"));
     command.arg(what).arg("-D").arg(&node.data);
-    Ended::of(&command.output().expect("pgrejoin runs"))
+    let output = command.output().expect("pgrejoin runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ended::of(output.status, &text(&output.stdout), &text(&output.stderr))
 }
 
 /// Path of a target's state directory.

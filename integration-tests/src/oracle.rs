@@ -2,12 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use data_dir::DataDir;
+use data_dir::wal::{LocalWal, scan};
 use pg_format::page::Page;
-use pg_format::{BLOCK_SIZE, DataPath, Fork, RelationSegment};
+use pg_format::wal::{Start, WalContext};
+use pg_format::{BLOCK_SIZE, DataPath, FileClass, Fork, Lsn, RelationSegment};
+use serde_json::Value;
 
+use crate::client::Rewind;
 use crate::cluster::{Install, Node};
+use crate::server::{Pki, Server};
 use crate::user::run;
 
 /// Digest of every row of every permanent table, order-independent.
@@ -120,6 +127,75 @@ pub fn compare_stopped(result: &Node, source: &Node) {
             checksums(node);
         }
     }
+}
+
+/// Right after a rewind by *fork* from a stopped source, before the result is started: a dry run by
+/// *compare* may name only pages that replay of the WAL now in the result's `pg_wal` rebuilds, and
+/// whole files only if they are equal.
+pub fn only_replay_rebuilds_differences(result: &Node, server: &Server, pki: &Pki) {
+    let copy = result.copy(&result.socket.with_file_name("compared"));
+    let label = fs::read_to_string(copy.data.join("backup_label")).expect("backup_label");
+    // The copy is only looked at; with the file it would pass for a base backup.
+    fs::remove_file(copy.data.join("backup_label")).expect("removed");
+    let dry = Rewind::new(&copy, server, pki).args(["-n", "--strategy", "compare"]).succeed();
+    assert_eq!(dry.field("result"), "would_rewind", "{}", dry.text);
+    let start = label.lines().find_map(|line| line.strip_prefix("START WAL LOCATION: "));
+    let start = start.and_then(|rest| rest.split(' ').next()?.parse::<Lsn>().ok());
+    let rebuilt = first_references(&copy, start.expect("a start of replay"));
+    for change in dry.events("planned") {
+        let path = DataPath::new(change["path"].as_str().expect("a path")).expect("plain");
+        let action = change["action"].as_str().expect("an action");
+        match (FileClass::of(&path), action) {
+            // Fetched whole whether they differ or not.
+            (FileClass::State, "replace") => assert_equal_files(&copy, server, &path),
+            // Made anew by PostgreSQL when it starts.
+            (FileClass::Discarded, "remove") => {}
+            (FileClass::Relation(segment), "patch") if segment.fork == Fork::Main => {
+                for block in blocks_of(&change) {
+                    let rebuilds = rebuilt.get(&(segment, block));
+                    assert_eq!(rebuilds, Some(&true), "block {block} of {path} stays wrong");
+                }
+            }
+            // Created by the source after the fork.
+            (FileClass::Relation(segment), "replace") if segment.fork == Fork::Main => {}
+            _ => panic!("{action} {path} is left after a rewind"),
+        }
+    }
+    fs::remove_dir_all(&copy.socket).expect("removed");
+}
+
+fn blocks_of(change: &Value) -> Vec<u32> {
+    let ranges = change["blocks"].as_array().expect("ranges").iter();
+    let number = |value: &Value| u32::try_from(value.as_u64().expect("a number")).expect("fits");
+    ranges.flat_map(|range| (number(&range[0])..).take(number(&range[1]) as usize)).collect()
+}
+
+fn assert_equal_files(result: &Node, server: &Server, path: &DataPath) {
+    let read = |data: &Path| fs::read(data.join(path.as_str())).expect("file");
+    assert!(read(&result.data) == read(&server.data), "{path} differs");
+}
+
+/// Whether the first record that names a block, from `start` on, rebuilds it.
+fn first_references(node: &Node, start: Lsn) -> BTreeMap<(RelationSegment, u32), bool> {
+    let directory = DataDir::open(&node.data).expect("data directory");
+    let control = control(node);
+    let history = directory.history(control.timeline()).expect("history");
+    let context = WalContext {
+        format: control.major.wal_format(),
+        system_identifier: control.system_identifier,
+        segment_size: control.wal_segment_size,
+    };
+    let wal = LocalWal { directory: &directory, history: &history, context };
+    let mut first = BTreeMap::new();
+    let scanned = scan(&wal, context, Start::Record(start), &mut |_, body| {
+        for reference in body.blocks.iter().filter(|reference| reference.fork == Fork::Main) {
+            let block = RelationSegment::of_block(reference.relation, Fork::Main, reference.block);
+            first.entry(block).or_insert(reference.rebuilds());
+        }
+        ControlFlow::Continue(())
+    });
+    assert!(scanned.expect("scanned").end >= control.min_recovery_point, "WAL is not complete");
+    first
 }
 
 fn control(node: &Node) -> pg_format::ControlFile {

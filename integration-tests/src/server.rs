@@ -53,6 +53,8 @@ pub struct Server {
     pub port: u16,
     /// Where it logs.
     pub log: PathBuf,
+    /// The directory it serves.
+    pub data: PathBuf,
 }
 
 impl Server {
@@ -74,7 +76,7 @@ impl Server {
         let output = File::create(&log).expect("server log");
         command.args(options).stderr(output).stdout(std::process::Stdio::null());
         let child = command.spawn().expect("server starts");
-        let mut server = Self { child, port: 0, log };
+        let mut server = Self { child, port: 0, log, data: data.to_owned() };
         let since = Instant::now();
         while server.port == 0 {
             let text = server.log_text();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{Monitor, Step};
+use crate::plan::report::Change;
 
 /// Progress lines come no closer together.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -30,6 +31,18 @@ impl Monitor for Json {
             *last = Some(Instant::now());
         }
         println!("{}", json!({"event": "progress", "done_bytes": done, "total_bytes": total}));
+    }
+
+    fn planned(&self, change: &Change<'_>) {
+        let blocks: Vec<_> = change.blocks.iter().map(|r| [r.first, r.count]).collect();
+        let line = json!({
+            "event": "planned",
+            "path": change.path.as_str(),
+            "action": change.action,
+            "blocks": blocks,
+            "bytes": change.bytes,
+        });
+        println!("{line}");
     }
 
     fn note(&self, message: &str) {

@@ -1,23 +1,59 @@
 //! Plain lines on standard error, for logs.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use super::{Monitor, Step};
+use crate::plan::report::Change;
+
+/// Progress lines come no closer together: a log is read by people.
+const INTERVAL: Duration = Duration::from_secs(5);
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Lines {
-    /// Whether steps are reported, or only notes and warnings.
-    pub steps: bool,
+    progress: bool,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Lines {
+    /// Lines for notes and warnings and, where `progress` is wanted, for steps too.
+    pub fn new(progress: bool) -> Self {
+        Self { progress, last: Mutex::default() }
+    }
+
+    /// Whether a progress line is due.
+    fn is_due(&self) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last.elapsed() >= INTERVAL);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
 }
 
 #[expect(clippy::print_stderr, reason = "this is the room that prints")]
 impl Monitor for Lines {
     fn step(&self, step: Step) {
-        if self.steps {
+        if self.progress {
             eprintln!("pgrejoin: {step}");
         }
     }
 
-    fn progress(&self, _done: u64, _total: u64) {}
+    fn progress(&self, done: u64, total: u64) {
+        if self.progress && (done == total || self.is_due()) {
+            let percent = done.saturating_mul(100).checked_div(total).unwrap_or(100);
+            eprintln!("pgrejoin: {done} of {total} bytes ({percent}%)");
+        }
+    }
+
+    fn planned(&self, change: &Change<'_>) {
+        if self.progress {
+            let (action, path, bytes) = (change.action, change.path, change.bytes);
+            eprintln!("pgrejoin: would {action} {path}, {bytes} bytes to fetch");
+        }
+    }
 
     fn note(&self, message: &str) {
         eprintln!("pgrejoin: {message}");

@@ -2,7 +2,9 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::lines::Lines;
 use super::{Monitor, Step};
+use crate::plan::report::Change;
 
 /// See the module.
 #[derive(Debug)]
@@ -39,12 +41,16 @@ impl Monitor for Terminal {
         self.bar.set_position(done);
     }
 
+    fn planned(&self, change: &Change<'_>) {
+        self.bar.suspend(|| Lines::new(true).planned(change));
+    }
+
     fn note(&self, message: &str) {
-        self.bar.suspend(|| super::lines::Lines { steps: false }.note(message));
+        self.bar.suspend(|| Lines::default().note(message));
     }
 
     fn warning(&self, message: &str) {
-        self.bar.suspend(|| super::lines::Lines { steps: false }.warning(message));
+        self.bar.suspend(|| Lines::default().warning(message));
     }
 }
 

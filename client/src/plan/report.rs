@@ -1,8 +1,53 @@
 //! What a plan amounts to, for dry runs, space checks and the summary.
 
-use pg_format::BLOCK_BYTES;
+use pg_format::{BLOCK_BYTES, DataPath};
+use proto::fetch::BlockRange;
 
 use super::decide::{FileAction, Plan};
+
+/// What a plan does to one path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change<'a> {
+    /// The path.
+    pub path: &'a DataPath,
+    /// The action, in one word.
+    pub action: &'static str,
+    /// Pages to fetch.
+    pub blocks: Vec<BlockRange>,
+    /// Bytes to fetch, of pages or of a whole file, before compression.
+    pub bytes: u64,
+}
+
+/// Every change of a plan, in the order of its files.
+pub fn changes(plan: &Plan) -> Vec<Change<'_>> {
+    let mut changes: Vec<Change<'_>> = plan
+        .files
+        .iter()
+        .map(|file| Change {
+            path: &file.path,
+            action: match file.action {
+                FileAction::RemoveTree | FileAction::Remove => "remove",
+                FileAction::MakeDirectory { .. } => "create",
+                FileAction::Replace { .. } => "replace",
+                FileAction::Patch { .. } => "patch",
+            },
+            blocks: Vec::new(),
+            bytes: 0,
+        })
+        .collect();
+    for wanted in &plan.pages {
+        if let Some(change) = changes.get_mut(wanted.file) {
+            change.blocks = wanted.blocks.ranges(wanted.end, u32::MAX);
+            change.bytes = change.blocks.iter().map(|r| u64::from(r.count) * BLOCK_BYTES).sum();
+        }
+    }
+    for wanted in &plan.whole {
+        if let Some(change) = changes.get_mut(wanted.file) {
+            change.bytes = wanted.bytes;
+        }
+    }
+    changes
+}
 
 /// Totals of a plan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
