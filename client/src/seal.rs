@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use data_dir::wal::{LocalWal, Segments as _};
 use pg_format::backup_label::backup_label;
@@ -33,10 +32,6 @@ use crate::plan::{Plan, Strategy};
 use crate::recovery;
 use crate::rewind::Steps;
 use crate::stage::{self, FutureWal, Replayed, Staged};
-
-/// How often new WAL is fetched while pages are: a source recycles a segment no sooner than at its
-/// next checkpoint.
-const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How an attempt ended.
 pub(crate) enum Attempt {
@@ -84,8 +79,9 @@ impl Sealing<'_> {
         recovery::check_target(self.config, self.target)?;
         let mut follower = self.follower()?;
         // WAL first: the source may recycle it.
-        let reached = follower.advance().await?;
-        let early = self.replay(follower.staged(), reached, &[])?;
+        let now = self.session.seal().await?.end;
+        follower.advance_to(now).await?;
+        let early = self.replay(follower.staged(), now, &[])?;
         if let Some(again) = self.hazards(&early.hazards).await? {
             return Ok(again);
         }
@@ -229,14 +225,9 @@ impl Sealing<'_> {
     async fn fetch(&self, follower: &mut WalFollower) -> Result<Staged, RewindError> {
         let monitor = Arc::clone(self.monitor);
         let fetch = stage::fetch(&self.session, self.disk, &self.plan, monitor);
-        tokio::pin!(fetch);
-        loop {
-            tokio::select! {
-                staged = &mut fetch => return staged,
-                () = tokio::time::sleep(FOLLOW_INTERVAL) => {
-                    follower.advance().await?;
-                }
-            }
+        tokio::select! {
+            staged = fetch => staged,
+            failed = follower.follow() => match failed? {},
         }
     }
 

@@ -23,6 +23,11 @@ impl RateLimit {
 
     /// Waits until `bytes` more may be sent. Blocks the thread: for blocking workers alone.
     pub fn wait(&self, bytes: usize) {
+        sleep(self.reserve(bytes));
+    }
+
+    /// Grants `bytes` and says how long whoever asked must wait before they are used.
+    pub fn reserve(&self, bytes: usize) -> Duration {
         let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         let now = Instant::now();
         let due = {
@@ -31,9 +36,7 @@ impl RateLimit {
             *free_at = due + cost;
             due
         };
-        if let Some(pause) = due.checked_duration_since(now) {
-            sleep(pause);
-        }
+        due.saturating_duration_since(now)
     }
 }
 

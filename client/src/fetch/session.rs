@@ -149,7 +149,9 @@ impl Session {
     /// All replies to a few units, on the control connection.
     pub async fn collect(&mut self, units: Vec<Unit>) -> Result<Vec<Item>, RewindError> {
         let patience = self.patience;
-        self.call(move |connection| collect(connection, units.clone(), patience)).await
+        let rate = self.rate.clone();
+        self.call(move |connection| collect(connection, units.clone(), patience, rate.clone()))
+            .await
     }
 }
 
@@ -166,6 +168,7 @@ async fn collect(
     mut connection: Connection,
     units: Vec<Unit>,
     patience: Duration,
+    rate: Option<Arc<RateLimit>>,
 ) -> Result<Vec<Item>, CallError> {
     let mut outstanding = Outstanding::default();
     units.iter().cloned().for_each(|unit| outstanding.insert(unit));
@@ -177,6 +180,9 @@ async fn collect(
     while !outstanding.is_empty() {
         let frame = within(patience, frames.next()).await?;
         let frame = frame.ok_or_else(|| CallError::Broken("the stream ended early".to_owned()))?;
+        if let Some(rate) = &rate {
+            tokio::time::sleep(rate.reserve(frame.payload.len())).await;
+        }
         for item in frame.items().map_err(|e| CallError::InvalidReply(e.to_string()))? {
             outstanding.receive(&item).map_err(|e| CallError::InvalidReply(e.to_string()))?;
             replies.push(item);

@@ -2,6 +2,7 @@
 //! source may recycle a segment as soon as it has made another checkpoint.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +19,9 @@ use crate::error::{Class, RewindError};
 
 /// Pause before the source is asked again for what it should have.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often new WAL is asked for while pages are fetched: a source recycles a segment no sooner
+/// than at its next checkpoint.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 /// Units asked for at once: together more than a long fast link holds.
 const UNITS_AT_ONCE: u64 = 4;
 
@@ -99,33 +103,43 @@ impl WalFollower {
         self.fetched_bytes
     }
 
-    /// Fetches what the source has now; returns where valid WAL ends.
-    pub async fn advance(&mut self) -> Result<Lsn, RewindError> {
-        while self.round().await? {}
-        Ok(self.decoder.end())
-    }
-
-    /// Fetches until valid WAL reaches `end`, which the source has announced.
+    /// Fetches until valid WAL reaches `end`, which the source has announced. What it has written
+    /// since is left alone: a busy source would never be caught up with.
     pub async fn advance_to(&mut self, end: Lsn) -> Result<(), RewindError> {
-        let since = Instant::now();
-        while self.advance().await? < end {
-            if self.absent {
+        let mut since = Instant::now();
+        while self.decoder.end() < end {
+            let before = self.decoder.end();
+            let all_came = self.round().await?;
+            if self.decoder.end() > before {
+                since = Instant::now();
+            } else if self.absent {
                 // It announced WAL beyond a segment it does not have: recycled meanwhile.
                 return Err(self.gone(self.context.segment_size.segment_of(self.decoder.wants())));
-            }
-            tokio::time::sleep(PAUSE).await;
-            if since.elapsed() > self.session.patience() {
+            } else if since.elapsed() > self.session.patience() {
                 let message = format!(
-                    "the source's WAL stops at {} although it must reach {end}: try again later",
-                    self.decoder.end()
+                    "the source's WAL stops at {before} although it must reach {end}: try again \
+                     later"
                 );
                 return Err(RewindError::new(Class::Transient, message));
+            }
+            if !all_came {
+                tokio::time::sleep(PAUSE).await;
             }
         }
         Ok(())
     }
 
-    /// Asks once; tells whether asking again at once may bring more.
+    /// Fetches what the source writes, as it writes it, and never ends but with an error. Dropped at
+    /// any moment it leaves the follower whole: staging has no waits in it.
+    pub async fn follow(&mut self) -> Result<Infallible, RewindError> {
+        loop {
+            if !self.round().await? {
+                tokio::time::sleep(FOLLOW_INTERVAL).await;
+            }
+        }
+    }
+
+    /// Asks once; tells whether all came that was asked for, so that there may be more at once.
     async fn round(&mut self) -> Result<bool, RewindError> {
         let size = self.context.segment_size;
         let before = self.decoder.wants();
@@ -159,12 +173,12 @@ impl WalFollower {
                 }
                 ItemBody::End { vanished: true, .. } if index == 0 => {
                     self.absent = true;
-                    return self.missing(size.segment_of(before));
+                    return self.missing(size.segment_of(before)).map(|()| false);
                 }
                 _ => {}
             }
         }
-        Ok(self.decoder.wants() > before)
+        Ok(expected == at)
     }
 
     fn start_of(&self, unit: &Unit) -> Lsn {
@@ -177,9 +191,9 @@ impl WalFollower {
     }
 
     /// A segment that is not there: not yet, if everything before it was read; else gone.
-    fn missing(&self, number: u64) -> Result<bool, RewindError> {
+    fn missing(&self, number: u64) -> Result<(), RewindError> {
         let began = self.decoder.last_record().is_some() || matches!(self.start, Start::Record(_));
-        if began { Ok(false) } else { Err(self.gone(number)) }
+        if began { Ok(()) } else { Err(self.gone(number)) }
     }
 
     fn gone(&self, number: u64) -> RewindError {
