@@ -319,6 +319,11 @@ impl Node {
 
     /// A writer that runs `sql` again and again until it is stopped.
     pub fn load(&self, sql: &str) -> Load {
+        self.load_every(Duration::from_millis(3), sql)
+    }
+
+    /// The same with a pause in between.
+    pub fn load_every(&self, pause: Duration, sql: &str) -> Load {
         use std::io::Write as _;
         let mut command = self.psql("postgres");
         command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
@@ -328,10 +333,30 @@ impl Node {
         let statement = format!("{sql}\n");
         let feeding = std::thread::spawn(move || {
             while input.write_all(statement.as_bytes()).is_ok() {
-                sleep(Duration::from_millis(3));
+                sleep(pause);
             }
         });
         Load { child, feeding: Some(feeding) }
+    }
+
+    /// Makes the tables of `pgbench`.
+    pub fn pgbench_init(&self, scale: u32) {
+        let mut command = self.pgbench_command();
+        run(command.args(["-i", "-q", "-s", &scale.to_string(), "postgres"]));
+    }
+
+    /// `pgbench` with four clients until it is stopped.
+    pub fn pgbench(&self) -> Load {
+        let mut command = self.pgbench_command();
+        command.args(["-n", "-c", "4", "-T", "600", "postgres"]);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        Load { child: command.spawn().expect("pgbench runs"), feeding: None }
+    }
+
+    fn pgbench_command(&self) -> std::process::Command {
+        let mut command = self.user.command(Install::of(15).program("pgbench"));
+        command.args(["-U", "postgres", "-p", "5432", "-h"]).arg(&self.socket);
+        command
     }
 
     /// Current position of the WAL.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use integration_tests::torture::killed;
+use integration_tests::torture::random_fork;
 
 fn variable(name: &str) -> Option<u32> {
     std::env::var(name).ok()?.parse().ok()
@@ -17,9 +17,7 @@ fn random_forks_come_back() {
     let minutes = variable("PGREJOIN_TORTURE_MINUTES").unwrap_or(0);
     let (since, limit) = (Instant::now(), Duration::from_secs(u64::from(minutes) * 60));
     loop {
-        let major = [14, 15, 16, 17, 18][seed as usize % 5];
-        println!("PGREJOIN_SEED={seed} on PostgreSQL {major}");
-        killed(major, seed);
+        random_fork(seed);
         if fixed.is_some() || since.elapsed() >= limit {
             break;
         }
