@@ -16,9 +16,12 @@ use time::{Duration, OffsetDateTime};
 
 /// Certificates are valid from a day back: the clocks of two nodes never agree.
 const BACKDATE: Duration = Duration::days(1);
-const AUTHORITY_LIFE: Duration = Duration::days(3650);
+const AUTHORITY_LIFE: Duration = Duration::days(CERTIFICATE_DAYS_MAX);
 /// Days a certificate lives unless told otherwise: two years.
 pub const CERTIFICATE_DAYS: u32 = 730;
+
+/// And at most: an authority lives ten years.
+pub const CERTIFICATE_DAYS_MAX: i64 = 3650;
 
 /// Why a certificate could not be made.
 #[derive(Debug, thiserror::Error)]

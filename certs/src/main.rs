@@ -33,7 +33,12 @@ enum Command {
         #[arg(long, value_name = "DNS|IP")]
         san: Vec<String>,
         /// Days the certificate is valid
-        #[arg(long, value_name = "N", default_value_t = certs::CERTIFICATE_DAYS)]
+        #[arg(
+            long,
+            value_name = "N",
+            default_value_t = certs::CERTIFICATE_DAYS,
+            value_parser = clap::value_parser!(u32).range(1..=certs::CERTIFICATE_DAYS_MAX),
+        )]
         days: u32,
         /// Directory to write to
         #[arg(long, value_name = "DIR")]

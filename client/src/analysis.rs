@@ -192,6 +192,14 @@ impl Subject<'_> {
                 return none(None, None, why);
             }
         }
+        // Whatever is on disk since is in that WAL alone: without it nobody knows what was changed.
+        if scanned.end <= control.checkpoint {
+            let why = format!(
+                "the target's WAL ends at {}, before its last checkpoint at {}",
+                scanned.end, control.checkpoint
+            );
+            return none(None, None, why);
+        }
         if scanned.end < control.min_recovery_point {
             let why = format!(
                 "the target's WAL ends at {}, before its minimum recovery point {}",
@@ -268,7 +276,10 @@ impl Subject<'_> {
     ) -> Result<Lsn, RewindError> {
         let mut ours = Vec::new();
         let from = Start::FirstAfter(start);
-        let our_end = proof::digests(local, local.context, from, to, &mut |d| ours.push(d))?;
+        let our_end = proof::digests(local, local.context, from, to, &mut |digest| {
+            ours.push(digest);
+            ControlFlow::Continue(())
+        })?;
         let (theirs, their_end) = self.source_digests(start, to)?;
         let differs = ours.iter().zip(&theirs).find(|(a, b)| a != b).map(|(a, _)| a.number);
         let Some(number) = differs else {
@@ -280,6 +291,7 @@ impl Subject<'_> {
         let from = Start::FirstAfter(start);
         let our_end = proof::records(local, local.context, from, to, &mut |lsn, crc| {
             ours.push((lsn, crc));
+            ControlFlow::Continue(())
         })?;
         let unit = UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: true };
         let mut theirs = Vec::new();
@@ -291,8 +303,7 @@ impl Subject<'_> {
                 _ => {}
             }
         }
-        let pair = ours.iter().zip(&theirs).find(|(a, b)| a != b);
-        Ok(pair.map_or(our_end.min(their_end), |(a, b)| a.0.min(b.0)))
+        Ok(first_unequal(&ours, &theirs).unwrap_or_else(|| our_end.min(their_end)))
     }
 
     fn source_digests(
@@ -350,8 +361,10 @@ impl Subject<'_> {
             start = theirs;
         }
         let mut first = start.redo;
-        let promoted = own.promotions.iter().any(|lsn| *lsn >= fork)
-            || self.target.history.spans().iter().any(|span| span.begin >= fork);
+        // Until its first own checkpoint began, a promoted node took its restartpoint for the
+        // position below which hints must be logged; that may be older than the common checkpoint.
+        let promoted = own.promotions.iter().any(|lsn| *lsn > checkpoint.lsn)
+            || self.target.history.spans().iter().any(|span| span.begin > checkpoint.lsn);
         if promoted && !common {
             match safe_hints(wal, checkpoint)? {
                 Ok(redo) => first = first.min(redo),
@@ -373,6 +386,17 @@ impl Subject<'_> {
             return Ok(Err(why));
         }
         Ok(check_window(&window, self.target).map(|()| Rewindable { window, start }))
+    }
+}
+
+/// Where two lists of records and their CRCs part: the first record that is not the same, or that
+/// only one of them has.
+fn first_unequal(ours: &[(Lsn, u32)], theirs: &[(Lsn, u32)]) -> Option<Lsn> {
+    let pair = ours.iter().zip(theirs).find(|(a, b)| a != b);
+    let extra = |list: &[(Lsn, u32)], other: usize| list.get(other).map(|(lsn, _)| *lsn);
+    match pair {
+        Some((a, b)) => Some(a.0.min(b.0)),
+        None => extra(ours, theirs.len()).or_else(|| extra(theirs, ours.len())),
     }
 }
 
@@ -473,4 +497,19 @@ fn safe_hints(wal: &TargetWal<'_>, last: Checkpoint) -> Result<Result<Lsn, Strin
             last.lsn
         )
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_was_cut_does_not_prove_the_rest() {
+        let record = |lsn: u64, crc: u32| (Lsn::new(lsn), crc);
+        let ours = [record(10, 1), record(20, 2), record(30, 3)];
+        assert_eq!(first_unequal(&ours, &ours), None);
+        assert_eq!(first_unequal(&ours, &ours[..2]), Some(Lsn::new(30)));
+        assert_eq!(first_unequal(&ours[..1], &ours), Some(Lsn::new(20)));
+        assert_eq!(first_unequal(&ours, &[record(10, 1), record(20, 9)]), Some(Lsn::new(20)));
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod connect;
+mod listing;
 pub mod pool;
 pub mod progress;
 pub mod session;

@@ -21,6 +21,9 @@ use crate::config::Config;
 use crate::error::{Class, RewindError};
 use settings::Settings;
 
+/// Directories of `pg_wal` with something in them that a rewind changes.
+const WAL_DIRECTORIES: [&str; 3] = ["pg_wal", "pg_wal/archive_status", "pg_wal/summaries"];
+
 /// The target, locked: nobody else rewinds it as long as this value lives.
 #[derive(Debug)]
 pub struct Target {
@@ -85,7 +88,13 @@ pub fn inspect(directory: &Arc<DataDir>, config: &Config) -> Result<Target, Rewi
     let mut files = BTreeMap::new();
     let version_directory =
         tablespace_version_directory(control.file.major, control.file.catalog_version);
-    let walked = directory.walk(&version_directory, &mut |entry| {
+    // What is kept as it is need not be looked into, and may not even be ours to read.
+    let enter = |path: &DataPath| match FileClass::of(path) {
+        FileClass::Log => false,
+        FileClass::Wal => WAL_DIRECTORIES.contains(&path.as_str()),
+        _ => true,
+    };
+    let walked = directory.walk(&version_directory, &enter, &mut |entry| {
         files.insert(entry.path.clone(), entry);
         Ok(())
     });

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 
 /// Endings of files that hold keys in forms other than text.
-const KEY_ENDINGS: [&str; 5] = [".key", ".p12", ".pfx", ".jks", ".pk8"];
+const KEY_ENDINGS: [&str; 6] = [".key", ".p12", ".pfx", ".jks", ".pk8", ".keytab"];
 /// What every private key in text form has in its first line.
 const KEY_MARK: &[u8] = b"PRIVATE KEY";
 /// Larger files that are not PostgreSQL's own count as keys unread: reading through a dump that

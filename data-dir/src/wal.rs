@@ -89,6 +89,22 @@ pub fn scan(
     start: Start,
     sink: &mut Sink<'_>,
 ) -> Result<Scanned, WalError> {
+    scan_pages(segments, context, start, (FirstPage::Checked, sink))
+}
+
+/// Whether the first page of every segment must be sound, as the server wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FirstPage {
+    Checked,
+    Ignored,
+}
+
+fn scan_pages(
+    segments: &dyn Segments,
+    context: WalContext,
+    start: Start,
+    (first_page, sink): (FirstPage, &mut Sink<'_>),
+) -> Result<Scanned, WalError> {
     let mut decoder = Decoder::new(context, start);
     let size = context.segment_size;
     let mut buffer = vec![0; READ_BYTES];
@@ -104,7 +120,8 @@ pub fn scan(
                 Some(file) => {
                     let got = read_at(&file, buffer.get_mut(..BLOCK_SIZE).unwrap_or_default(), 0);
                     let first = buffer.get(..got.map_err(io)?).unwrap_or_default();
-                    if let Err(end) = decoder.check_segment(first, size.start_of(number)) {
+                    let checked = decoder.check_segment(first, size.start_of(number));
+                    if let (Err(end), FirstPage::Checked) = (checked, first_page) {
                         return Ok(ended(&decoder, end));
                     }
                     &open.insert((number, file)).1
@@ -159,10 +176,13 @@ pub fn records_after(
         let segment_end = size.start_of(number + 1);
         while page < segment_end {
             let mut found = None;
-            scan(segments, context, Start::FirstAfter(page), &mut |record, _| {
+            let mut note = |record: &Record<'_>, _: &RecordBody| {
                 found = Some(record.lsn);
                 ControlFlow::Break(())
-            })?;
+            };
+            // The damage may be in the very page that vouches for its segment.
+            let how: (_, &mut Sink<'_>) = (FirstPage::Ignored, &mut note);
+            scan_pages(segments, context, Start::FirstAfter(page), how)?;
             if found.is_some() {
                 return Ok(found);
             }

@@ -51,21 +51,23 @@ pub enum EntryKind {
 impl DataDir {
     /// Visits everything below the data directory but pgrejoin's own files, parents before their
     /// content, in no other order. What vanishes while it is listed is left out, and so is what
-    /// lies in a tablespace outside `version_directory`: it belongs to somebody else.
+    /// lies in a tablespace outside `version_directory`: it belongs to somebody else. Directories
+    /// that `enter` says no to are visited but not looked into.
     pub fn walk(
         &self,
         version_directory: &str,
+        enter: &dyn Fn(&DataPath) -> bool,
         visit: &mut dyn FnMut(Entry) -> io::Result<()>,
     ) -> io::Result<()> {
         let root = self.root().try_clone_to_owned()?;
-        self.walk_directory(&root, None, version_directory, visit)
+        self.walk_directory((&root, None), version_directory, enter, visit)
     }
 
     fn walk_directory(
         &self,
-        directory: &OwnedFd,
-        path: Option<&DataPath>,
+        (directory, path): (&OwnedFd, Option<&DataPath>),
         version_directory: &str,
+        enter: &dyn Fn(&DataPath) -> bool,
         visit: &mut dyn FnMut(Entry) -> io::Result<()>,
     ) -> io::Result<()> {
         if path.is_some_and(|path| path.components().count() > DEPTH_MAX) {
@@ -83,12 +85,14 @@ impl DataDir {
             if !is_of_version(&child, version_directory) {
                 continue;
             }
-            match self.entry(directory, &name, child) {
+            let open = enter(&child);
+            match self.entry(directory, &name, (child, open)) {
                 Ok((entry, below)) => {
                     let path = entry.path.clone();
                     visit(entry)?;
                     if let Some(below) = below {
-                        self.walk_directory(&below, Some(&path), version_directory, visit)?;
+                        let below = (&below, Some(&path));
+                        self.walk_directory(below, version_directory, enter, visit)?;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -98,18 +102,19 @@ impl DataDir {
         Ok(())
     }
 
-    /// Looks at one name; a directory is returned open.
+    /// Looks at one name; a directory is returned open if that is wanted.
     fn entry(
         &self,
         directory: &OwnedFd,
         name: &str,
-        path: DataPath,
+        (path, open): (DataPath, bool),
     ) -> io::Result<(Entry, Option<OwnedFd>)> {
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         let stat = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)?;
         let mode = u32::from(stat.stx_mode);
         let (kind, below) = match FileType::from_raw_mode(mode) {
             FileType::RegularFile => (EntryKind::File { bytes: stat.stx_size }, None),
+            FileType::Directory if !open => (EntryKind::Directory { link: None }, None),
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY;
                 let below = open_below(directory, name, flags, Mode::empty())?;

@@ -1,5 +1,7 @@
 //! Random forks: work on both sides, a kill at a moment the seed chooses, and the way back.
 
+#![expect(clippy::print_stdout, reason = "a seed must be seen to be repeated")]
+
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 

@@ -109,15 +109,20 @@ fn is_state(path: &DataPath, name: &str) -> bool {
     }
 }
 
+/// What PostgreSQL's own lists name at any depth counts only where PostgreSQL puts it: a file of the
+/// same name elsewhere is the user's.
 fn is_discarded(path: &DataPath, name: &str) -> bool {
     let emptied = EMPTIED_DIRECTORIES
         .iter()
         .any(|directory| path.is_within(directory) && path.as_str() != *directory);
-    emptied
-        || name.starts_with("pg_internal.init")
-        || matches!(name, "postgresql.auto.conf.tmp" | "current_logfiles.tmp" | "backup_manifest")
-        || path.components().any(|part| part.starts_with("pgsql_tmp"))
-        || is_temporary_relation(path, name)
+    let at_the_top = path.parent().is_none()
+        && matches!(name, "postgresql.auto.conf.tmp" | "current_logfiles.tmp" | "backup_manifest");
+    let among_relations =
+        ["base", "global", "pg_tblspc"].iter().any(|directory| path.is_within(directory));
+    let caches = among_relations
+        && (name.starts_with("pg_internal.init")
+            || path.components().any(|part| part.starts_with("pgsql_tmp")));
+    emptied || at_the_top || caches || is_temporary_relation(path, name)
 }
 
 /// `t<backend>_<number>` in a database directory, with any fork and segment.
@@ -157,6 +162,9 @@ mod tests {
             ("base/5/t3_16400_fsm.1", FileClass::Discarded),
             ("base/5/table_1", FileClass::Unknown),
             ("global/pg_internal.init.12", FileClass::Discarded),
+            ("backup_manifest", FileClass::Discarded),
+            ("backups/monday/backup_manifest", FileClass::Unknown),
+            ("mine/pgsql_tmp_old/x", FileClass::Unknown),
             ("standby.signal", FileClass::Signal),
             ("mine/standby.signal", FileClass::Unknown),
             ("postmaster.pid", FileClass::Runtime),

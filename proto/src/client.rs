@@ -20,6 +20,7 @@ use crate::{PROTOCOL_VERSION, wire};
 #[derive(Debug, Clone)]
 pub struct Client {
     calls: RejoinClient<Channel>,
+    limit: Duration,
 }
 
 /// Runs a call that must answer within `limit`.
@@ -37,10 +38,11 @@ async fn within<T>(
 }
 
 impl Client {
-    /// A client on an open connection.
-    pub fn new(channel: Channel) -> Self {
+    /// A client on an open connection, each of whose calls must be answered within `patience`.
+    pub fn new(channel: Channel, patience: Duration) -> Self {
         let message_bytes_max = FRAME_MESSAGE_BYTES_MAX.max(NODE_MESSAGE_BYTES_MAX);
-        Self { calls: RejoinClient::new(channel).max_decoding_message_size(message_bytes_max) }
+        let calls = RejoinClient::new(channel).max_decoding_message_size(message_bytes_max);
+        Self { calls, limit: UNARY_TIMEOUT.min(patience) }
     }
 
     /// What the node is.
@@ -52,8 +54,7 @@ impl Client {
 
     /// Starts the file list.
     pub async fn list_files(&mut self) -> Result<FileList, CallError> {
-        let stream =
-            within(UNARY_TIMEOUT, self.calls.list_files(wire::ListFilesRequest {})).await?;
+        let stream = within(self.limit, self.calls.list_files(wire::ListFilesRequest {})).await?;
         Ok(FileList { stream: stream.into_inner(), complete: false })
     }
 
@@ -62,13 +63,13 @@ impl Client {
     pub async fn fetch(&mut self, units: mpsc::Receiver<Vec<Unit>>) -> Result<Frames, CallError> {
         let requests = ReceiverStream::new(units)
             .map(|units| wire::FetchRequest { units: units.into_iter().map(Into::into).collect() });
-        let stream = within(UNARY_TIMEOUT, self.calls.fetch(Request::new(requests))).await?;
+        let stream = within(self.limit, self.calls.fetch(Request::new(requests))).await?;
         Ok(Frames { stream: stream.into_inner(), sequence: 0 })
     }
 
     /// Where replay must end for everything fetched so far.
     pub async fn seal(&mut self) -> Result<Sealed, CallError> {
-        within(UNARY_TIMEOUT, self.calls.seal(wire::SealRequest {})).await?.into_inner().try_into()
+        within(self.limit, self.calls.seal(wire::SealRequest {})).await?.into_inner().try_into()
     }
 }
 

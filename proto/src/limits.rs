@@ -38,6 +38,10 @@ pub const UNIT_BYTES_MAX: u64 = 8 << 20;
 /// Entries in one message of a file list.
 pub const LIST_BATCH_ENTRIES: usize = 512;
 
+/// Entries a client takes in a file list: some gigabytes of memory. The largest clusters known have a
+/// few millions.
+pub const LIST_ENTRIES_MAX: usize = 20_000_000;
+
 /// Connections one identity may have open: the client's maximum of 16, twice, so that a client
 /// that lost its connections is not refused while the server still waits for the old ones.
 pub const CONNECTIONS_PER_IDENTITY_MAX: usize = 32;
@@ -60,6 +64,9 @@ pub const HEADER_BYTES_MAX: u32 = 16 << 10;
 /// Streams a peer may reset before they were looked at (CVE-2023-44487); h2's own default.
 pub const PENDING_RESETS_MAX: usize = 20;
 
+/// Streams the server itself may have to reset before the connection is given up; h2's own default.
+pub const LOCAL_RESETS_MAX: usize = 1024;
+
 /// How often a silent connection is probed, and how long the answer may take.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// See [`KEEPALIVE_INTERVAL`].
@@ -70,6 +77,21 @@ pub const UNARY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A stream that brings nothing for so long has stalled.
 pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A stream on which the client neither asks for anything nor takes anything for so long is ended:
+/// it holds one of the server's threads. Far longer than a client waits for its own disk.
+pub const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Workers one identity may hold: one stream on each connection, and some for questions.
+pub const WORKERS_PER_IDENTITY_MAX: usize = CONNECTIONS_PER_IDENTITY_MAX + 8;
+
+/// Connections from clients that are not allowed, at a time and how long: enough to tell them so.
+pub const STRANGERS_MAX: usize = 4;
+/// See [`STRANGERS_MAX`].
+pub const STRANGER_LIFE: Duration = Duration::from_secs(10);
+
+/// Units in one message of a client; a unit names at most 1024 ranges of at most 12 bytes.
+pub const UNITS_PER_MESSAGE_MAX: usize = REQUEST_MESSAGE_BYTES_MAX / (16 << 10);
 
 /// Sum of all connections' receive windows on the client.
 pub const RECEIVE_BUDGET_BYTES: u32 = 96 << 20;

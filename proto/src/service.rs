@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::fetch::Unit;
 use crate::frame::Frame;
-use crate::limits::REQUEST_MESSAGE_BYTES_MAX;
+use crate::limits::{REQUEST_MESSAGE_BYTES_MAX, UNITS_PER_MESSAGE_MAX};
 use crate::model::{Description, FileEntry, Sealed};
 use crate::status::{CallError, Reason, Refusal};
 use crate::tls::Peer;
@@ -31,8 +31,17 @@ pub trait Handler: Send + Sync + 'static {
     async fn seal(&self, peer: Arc<Peer>) -> Result<Sealed, Refusal>;
 }
 
-/// Batches of a file list.
-pub type FileEntries = mpsc::Receiver<Result<Vec<FileEntry>, Refusal>>;
+/// A part of a file list.
+#[derive(Debug)]
+pub enum ListPart {
+    /// Some of it.
+    Entries(Vec<FileEntry>),
+    /// That was all. A list that ends without this was cut: whoever made it failed.
+    Complete,
+}
+
+/// A file list as it is made.
+pub type FileEntries = mpsc::Receiver<Result<ListPart, Refusal>>;
 /// Frames to be sent.
 pub type FrameReceiver = mpsc::Receiver<Result<Frame, Refusal>>;
 
@@ -54,6 +63,10 @@ impl Units {
         let Some(request) = self.stream.message().await.map_err(gone)? else {
             return Ok(None);
         };
+        if request.units.len() > UNITS_PER_MESSAGE_MAX {
+            let message = format!("more than {UNITS_PER_MESSAGE_MAX} units in one message");
+            return Err(Refusal::new(Reason::InvalidRequest, message));
+        }
         request.units.into_iter().map(Unit::try_from).collect::<Result<_, _>>().map(Some)
     }
 }
@@ -100,13 +113,14 @@ impl<H: Handler> Rejoin for Adapter<H> {
         request: Request<wire::ListFilesRequest>,
     ) -> Result<Response<Self::ListFilesStream>, Status> {
         let batches = self.handler.list_files(peer(&request)?).await?;
-        let last = wire::ListFilesReply { entries: Vec::new(), complete: true };
-        let replies = ReceiverStream::new(batches)
-            .map(|batch| {
-                let entries = batch?.into_iter().map(Into::into).collect();
-                Ok(wire::ListFilesReply { entries, complete: false })
-            })
-            .chain(tokio_stream::once(Ok(last)));
+        let replies = ReceiverStream::new(batches).map(|part| {
+            let (entries, complete) = match part? {
+                ListPart::Entries(entries) => (entries, false),
+                ListPart::Complete => (Vec::new(), true),
+            };
+            let entries = entries.into_iter().map(Into::into).collect();
+            Ok(wire::ListFilesReply { entries, complete })
+        });
         Ok(Response::new(Box::pin(replies)))
     }
 

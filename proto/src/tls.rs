@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject as _;
@@ -160,13 +161,26 @@ pub fn client_config(files: &TlsFiles) -> Result<ClientConfig, TlsError> {
     Ok(config)
 }
 
-/// Days until the first certificate in a file expires; negative if it has.
-pub fn days_until_expiry(path: &Path, now: i64) -> Result<i64, TlsError> {
-    let unreadable = || TlsError::Pem { path: path.to_owned(), expected: "certificate" };
-    let certificates = certificates(path)?;
-    let first = certificates.first().ok_or_else(unreadable)?;
-    let (_, parsed) = X509Certificate::from_der(first).map_err(|_| unreadable())?;
-    Ok((parsed.validity().not_after.timestamp() - now).div_euclid(86_400))
+/// Days before its end at which a certificate is warned about.
+const EXPIRY_WARNING_DAYS: i64 = 30;
+
+/// A warning about the first certificate in a file if it has expired or soon will. A file that
+/// cannot be read warns of nothing: whoever needs it says so.
+pub fn expiry_warning(path: &Path) -> Option<String> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let now = i64::try_from(now.as_secs()).ok()?;
+    let certificates = certificates(path).ok()?;
+    let (_, parsed) = X509Certificate::from_der(certificates.first()?).ok()?;
+    let end = parsed.validity().not_after;
+    let days = (end.timestamp() - now).div_euclid(86_400);
+    let name = path.display();
+    match days {
+        ..0 => Some(format!("certificate {name} expired on {end}: issue a new one")),
+        0..EXPIRY_WARNING_DAYS => {
+            Some(format!("certificate {name} expires in {days} days, on {end}: issue a new one"))
+        }
+        _ => None,
+    }
 }
 
 /// Who is at the other end of a connection, by the certificate rustls verified.

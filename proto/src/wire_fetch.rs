@@ -9,7 +9,9 @@ use crate::fetch::{
 };
 use crate::frame::{Codec, Frame, FrameError};
 use crate::hash::HASH_BYTES;
-use crate::limits::{UNIT_BLOCKS_MAX, UNIT_BYTES_MAX, UNIT_HASHES_MAX};
+use crate::limits::{
+    BATCH_BYTES_MAX, FRAME_MESSAGE_BYTES_MAX, UNIT_BLOCKS_MAX, UNIT_BYTES_MAX, UNIT_HASHES_MAX,
+};
 use crate::status::{Reason, Refusal};
 use crate::{PageHash, wire};
 
@@ -250,6 +252,12 @@ impl TryFrom<wire::FetchFrame> for Frame {
             wire::Codec::Zstd => Codec::Zstd,
             wire::Codec::Unspecified => return Err(FrameError::Field { field: "codec" }),
         };
+        // Before anything is queued: the receive budget counts frames, not bytes.
+        if frame.batch_bytes as usize > BATCH_BYTES_MAX
+            || frame.payload.len() > FRAME_MESSAGE_BYTES_MAX
+        {
+            return Err(FrameError::TooLong(frame.batch_bytes));
+        }
         Ok(Self {
             sequence: frame.sequence,
             codec,

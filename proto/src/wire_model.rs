@@ -100,16 +100,21 @@ impl TryFrom<wire::DescribeReply> for Description {
                 reply.protocol_version
             )));
         }
-        let node = reply.node.ok_or_else(|| invalid("the node is missing"))?;
+        let node: Node = reply.node.ok_or_else(|| invalid("the node is missing"))?.try_into()?;
+        let numbers = u64::MAX / node.control.wal_segment_size.bytes();
         let segments: Result<Vec<_>, CallError> = reply
             .wal_segments
             .iter()
-            .map(|s| Ok(SegmentName { timeline: timeline(s.timeline)?, number: s.number }))
+            .map(|s| {
+                let number = Some(s.number).filter(|number| *number < numbers);
+                let number = number.ok_or_else(|| invalid("a WAL segment has no such number"))?;
+                Ok(SegmentName { timeline: timeline(s.timeline)?, number })
+            })
             .collect();
         let text = |text: String| (!text.is_empty()).then_some(text);
         Ok(Self {
             program_version: reply.program_version,
-            node: node.try_into()?,
+            node,
             wal_segments: segments?,
             tablespaces: reply
                 .tablespaces

@@ -9,21 +9,31 @@ use std::task::{Context, Poll};
 
 use proto::limits::{
     CONNECTIONS_MAX, CONNECTIONS_PER_IDENTITY_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX,
+    STRANGER_LIFE, STRANGERS_MAX,
 };
 use proto::tls::Peer;
 use rustls::ServerConfig;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
+use crate::allow::AllowList;
+use crate::audit::{Session, Sessions};
+
 /// Pause after the system refused a connection, mostly because file descriptors ran out: at once
 /// again would only burn the processor.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// How long, and for how many bytes, a refused client is listened to.
+const LINGER: std::time::Duration = std::time::Duration::from_secs(1);
+/// See [`LINGER`].
+const LINGER_BYTES: u64 = 64 << 10;
 
 /// The TLS configuration in force; replaced as a whole on reload.
 pub(crate) type CurrentTls = Arc<RwLock<Arc<ServerConfig>>>;
@@ -32,8 +42,12 @@ pub(crate) type CurrentTls = Arc<RwLock<Arc<ServerConfig>>>;
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Arc<Peer>,
+    /// When it ends, whatever it does; for clients that are not allowed.
+    deadline: Option<Pin<Box<Sleep>>>,
     _slot: OwnedSemaphorePermit,
     _identity: IdentitySlot,
+    _session: Arc<Session>,
+    _stranger: Option<OwnedSemaphorePermit>,
 }
 
 impl Connected for Connection {
@@ -50,6 +64,11 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
@@ -105,16 +124,63 @@ impl Drop for IdentitySlot {
     }
 }
 
+/// Whom connections are taken from, and how many.
+#[derive(Clone)]
+pub(crate) struct Door {
+    tls: CurrentTls,
+    allow: Arc<AllowList>,
+    sessions: Arc<Sessions>,
+    identities: Identities,
+    strangers: Arc<Semaphore>,
+}
+
+impl Door {
+    pub(crate) fn new(tls: CurrentTls, allow: Arc<AllowList>, sessions: Arc<Sessions>) -> Self {
+        let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+        Self { tls, allow, sessions, identities: Identities::default(), strangers }
+    }
+
+    /// A connection for a client whose certificate is good; the error says why there is none.
+    fn admit(
+        &self,
+        stream: TlsStream<TcpStream>,
+        peer: Peer,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Connection, &'static str> {
+        let allowed = self.allow.check(&peer).is_ok();
+        let stranger = match allowed {
+            true => None,
+            // It is let in to be told what to do about it, and no more.
+            false => Some(
+                Arc::clone(&self.strangers)
+                    .try_acquire_owned()
+                    .map_err(|_| "too many clients that are not allowed")?,
+            ),
+        };
+        let identity = IdentitySlot::take(&self.identities, &peer.fingerprint)
+            .ok_or("too many connections of one client")?;
+        let peer = Arc::new(peer);
+        Ok(Connection {
+            stream,
+            deadline: (!allowed).then(|| Box::pin(tokio::time::sleep(STRANGER_LIFE))),
+            _slot: slot,
+            _identity: identity,
+            _session: self.sessions.open(&peer),
+            _stranger: stranger,
+            peer,
+        })
+    }
+}
+
 /// Accepts connections until cancelled and hands those with a good handshake on.
 pub(crate) async fn accept(
     listener: TcpListener,
-    tls: CurrentTls,
+    door: Door,
     stop: CancellationToken,
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let identities = Identities::default();
     loop {
         let arrived = tokio::select! {
             () = stop.cancelled() => return,
@@ -134,23 +200,20 @@ pub(crate) async fn accept(
             tracing::warn!(%address, "too many connections: refused one");
             continue;
         };
-        let config = Arc::clone(&tls.read().unwrap_or_else(PoisonError::into_inner));
-        let (accepted, identities) = (accepted.clone(), Arc::clone(&identities));
+        let config = Arc::clone(&door.tls.read().unwrap_or_else(PoisonError::into_inner));
+        let (accepted, door) = (accepted.clone(), door.clone());
         tokio::spawn(async move {
             let greeted =
                 tokio::time::timeout(HANDSHAKE_TIMEOUT, greet(stream, address, config)).await;
             drop(handshake);
             match greeted {
                 Ok(Ok((stream, peer))) => {
-                    let Some(identity) = IdentitySlot::take(&identities, &peer.fingerprint) else {
-                        let name = peer.name();
-                        tracing::warn!(%address, peer = name, "too many connections of one client");
-                        return;
-                    };
-                    let peer = Arc::new(peer);
-                    let connection = Connection { stream, peer, _slot: slot, _identity: identity };
-                    // Fails only when the server is shutting down.
-                    drop(accepted.send(Ok(connection)).await);
+                    let name = peer.name().to_owned();
+                    match door.admit(stream, peer, slot) {
+                        // Fails only when the server is shutting down.
+                        Ok(connection) => drop(accepted.send(Ok(connection)).await),
+                        Err(why) => tracing::warn!(%address, peer = name, why, "refused"),
+                    }
                 }
                 Ok(Err(error)) => tracing::warn!(%address, %error, "TLS handshake failed"),
                 Err(_) => tracing::warn!(%address, "TLS handshake took too long"),
@@ -166,12 +229,29 @@ async fn greet(
 ) -> io::Result<(TlsStream<TcpStream>, Peer)> {
     stream.set_nodelay(true)?;
     let congestion_control = choose_congestion_control(&stream);
-    let stream = TlsAcceptor::from(config).accept(stream).await?;
+    let stream = match TlsAcceptor::from(config).accept(stream).into_fallible().await {
+        Ok(stream) => stream,
+        Err((error, stream)) => {
+            linger(stream).await;
+            return Err(error);
+        }
+    };
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let peer = certificate.and_then(|certificate| Peer::from_certificate(certificate, address));
     let mut peer = peer.ok_or_else(|| io::Error::other("client certificate cannot be read"))?;
     peer.congestion_control = congestion_control;
     Ok((stream, peer))
+}
+
+/// Closes a connection so that the alert just sent, which says why, is not lost: closing with bytes
+/// unread would reset it. The client has sent its first request already.
+async fn linger(mut stream: TcpStream) {
+    let drained = async {
+        stream.shutdown().await.ok();
+        let mut unread = (&mut stream).take(LINGER_BYTES);
+        tokio::io::copy(&mut unread, &mut tokio::io::sink()).await.ok();
+    };
+    drop(tokio::time::timeout(LINGER, drained).await);
 }
 
 /// Asks for BBR, which keeps a lossy long link full where the others collapse (performance A.7),

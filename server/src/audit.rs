@@ -1,46 +1,77 @@
-//! One line for every data stream: who read what, and how much.
+//! One line for every session: who read what, and how much.
+//!
+//! A session is a connection. Its line is written when the last of its streams has ended and the
+//! connection is gone.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use proto::tls::Peer;
 
-/// Counts what a stream served and logs it when the stream ends, however it ends.
+/// What one connection was given.
 #[derive(Debug)]
-pub(crate) struct Audit {
+pub(crate) struct Session {
     peer: Arc<Peer>,
-    served: BTreeMap<&'static str, u64>,
-    sent_bytes: u64,
+    /// Bytes read, by kind, and calls made, by name.
+    served: Mutex<BTreeMap<&'static str, u64>>,
+    sent_bytes: AtomicU64,
 }
 
-impl Audit {
+impl Session {
     pub(crate) fn new(peer: Arc<Peer>) -> Self {
-        Self { peer, served: BTreeMap::new(), sent_bytes: 0 }
+        Self { peer, served: Mutex::default(), sent_bytes: AtomicU64::new(0) }
     }
 
-    /// Notes bytes of one kind, as read.
-    pub(crate) fn served(&mut self, kind: &'static str, bytes: u64) {
-        *self.served.entry(kind).or_default() += bytes;
+    /// Notes bytes of one kind as read, or one call.
+    pub(crate) fn served(&self, kind: &'static str, amount: u64) {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        *served.entry(kind).or_default() += amount;
     }
 
     /// Notes bytes as sent, compressed.
-    pub(crate) fn sent(&mut self, bytes: usize) {
-        self.sent_bytes += bytes as u64;
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
-impl Drop for Audit {
+impl Drop for Session {
     fn drop(&mut self) {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         let kinds: Vec<String> =
-            self.served.iter().map(|(kind, bytes)| format!("{kind}={bytes}")).collect();
+            served.iter().map(|(kind, amount)| format!("{kind}={amount}")).collect();
         tracing::info!(
             target: "audit",
             peer = self.peer.name(),
             fingerprint = %self.peer.fingerprint,
             address = %self.peer.address,
-            read_bytes = %kinds.join(" "),
-            sent_bytes = self.sent_bytes,
-            "data stream ended"
+            read = %kinds.join(" "),
+            sent_bytes = self.sent_bytes.load(Ordering::Relaxed),
+            "session ended"
         );
+    }
+}
+
+/// The open sessions, found by the address of the client's end, which no two share.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions(Mutex<HashMap<SocketAddr, Weak<Session>>>);
+
+impl Sessions {
+    /// A new connection; it must hold the session as long as it lives.
+    pub(crate) fn open(&self, peer: &Arc<Peer>) -> Arc<Session> {
+        let session = Arc::new(Session::new(Arc::clone(peer)));
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, session| session.strong_count() > 0);
+        open.insert(peer.address, Arc::downgrade(&session));
+        session
+    }
+
+    /// The session a call belongs to.
+    pub(crate) fn of(&self, peer: &Arc<Peer>) -> Arc<Session> {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = open.get(&peer.address).and_then(Weak::upgrade);
+        // A call outlives its connection only while both are being torn down.
+        found.unwrap_or_else(|| Arc::new(Session::new(Arc::clone(peer))))
     }
 }

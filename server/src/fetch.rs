@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use data_dir::DataDir;
@@ -17,33 +19,29 @@ use pg_format::{BLOCK_BYTES, DataPath, FileClass, Fork, Lsn, TimelineHistory};
 use proto::fetch::{
     BlockRange, Item, ItemBody, PageContent, ProofStart, Unit, UnitKind, VerifiedChunk,
 };
-use proto::frame::{Frame, FrameEncoder};
-use proto::limits::CHUNK_BYTES;
+use proto::frame::Frame;
+use proto::limits::{CHUNK_BYTES, STREAM_IDLE_TIMEOUT};
 use proto::model::Node;
-use proto::rate::RateLimit;
 use proto::tls::Peer;
 use proto::{PageHash, Reason, Refusal};
 use tokio::sync::mpsc::{Receiver, Sender};
 
 use crate::allow::AllowList;
-use crate::audit::Audit;
+use crate::audit::Session;
 use crate::node;
+use crate::output::{Output, Rates};
 use crate::pages::{Check, Pages};
 use crate::served::Served;
 
 /// Pages read at once.
 const RUN_BLOCKS: u32 = 32;
-/// A frame that is not full is sent after so long; far below the client's progress deadline.
-const FRAME_AGE_MAX: Duration = Duration::from_secs(5);
-/// Relation maps have 512 or 524 bytes.
-const RELATION_MAP_BYTES_MAX: usize = 1024;
+/// Relation maps have 512 or 524 bytes, two-phase files seldom more than a few thousand.
+const SEALED_FILE_BYTES_MAX: usize = 1 << 20;
 /// Times one with a wrong CRC is read; it is written in microseconds.
-const MAP_READS: u32 = 10;
-const MAP_PAUSE: Duration = Duration::from_millis(10);
-/// Segments one proof may cover, and records when each of them is asked for: bounds on memory.
+const SEALED_FILE_READS: u32 = 10;
+const SEALED_FILE_PAUSE: Duration = Duration::from_millis(10);
+/// Segments one proof may cover, and at least one when each record is asked for.
 const PROOF_SEGMENTS_MAX: u64 = 1 << 16;
-/// See [`PROOF_SEGMENTS_MAX`]; a 64 MiB segment of the smallest records has two million.
-const PROOF_RECORDS_MAX: usize = 4 << 20;
 
 /// One stream's worker; lives on a blocking thread.
 pub(crate) struct Worker {
@@ -51,13 +49,9 @@ pub(crate) struct Worker {
     served: Served,
     node: Node,
     history: TimelineHistory,
-    encoder: FrameEncoder,
-    frames: Sender<Result<Frame, Refusal>>,
-    rate: Option<Arc<RateLimit>>,
-    audit: Audit,
+    output: Output,
     allow: Arc<AllowList>,
     peer: Arc<Peer>,
-    last_frame: Instant,
     /// Units of one file follow each other.
     open: Option<(DataPath, File)>,
 }
@@ -67,8 +61,8 @@ pub(crate) struct Job {
     pub(crate) pgdata: PathBuf,
     pub(crate) units: Receiver<Vec<Unit>>,
     pub(crate) frames: Sender<Result<Frame, Refusal>>,
-    pub(crate) rate: Option<Arc<RateLimit>>,
-    pub(crate) audit: Audit,
+    pub(crate) rates: Option<Arc<Rates>>,
+    pub(crate) session: Arc<Session>,
     pub(crate) allow: Arc<AllowList>,
     pub(crate) peer: Arc<Peer>,
 }
@@ -83,7 +77,7 @@ pub(crate) fn run(job: Job) {
 }
 
 fn work(job: Job) -> Result<(), Refusal> {
-    let Job { pgdata, mut units, frames, rate, audit, allow, peer } = job;
+    let Job { pgdata, mut units, frames, rates, session, allow, peer } = job;
     let directory = node::open(&pgdata)?;
     let node = node::inspect(&directory)?;
     let history = node
@@ -91,31 +85,34 @@ fn work(job: Job) -> Result<(), Refusal> {
         .map_err(|error| Refusal::new(Reason::Damaged, format!("source: {error}")))?;
     let version = tablespace_version_directory(node.control.major, node.control.catalog_version);
     let served = Served::new(&directory, version);
-    let encoder = FrameEncoder::new();
     let mut worker = Worker {
         directory,
         served,
         node,
         history,
-        encoder,
-        frames,
-        rate,
-        audit,
+        output: Output::new(frames, rates, session),
         allow,
         peer,
-        last_frame: Instant::now(),
         open: None,
     };
-    while let Some(batch) = units.blocking_recv() {
+    while let Some(batch) = next_batch(&mut units)? {
         for unit in batch {
             worker.unit(unit)?;
         }
         // The client waits for what it asked for: nothing stays behind when no unit is queued.
         if units.is_empty() {
-            worker.flush()?;
+            worker.output.flush()?;
         }
     }
-    worker.flush()
+    worker.output.flush()
+}
+
+/// The next units; a client that asks for nothing must not keep a thread for good.
+fn next_batch(units: &mut Receiver<Vec<Unit>>) -> Result<Option<Vec<Unit>>, Refusal> {
+    let waiting = tokio::time::timeout(STREAM_IDLE_TIMEOUT, units.recv());
+    tokio::runtime::Handle::current()
+        .block_on(waiting)
+        .map_err(|_| Refusal::new(Reason::InvalidRequest, "client asks for nothing any more"))
 }
 
 impl Worker {
@@ -148,34 +145,7 @@ impl Worker {
                 (false, self.proof(id, from, to, each_record)?)
             }
         };
-        self.send(Item { unit: id, body: ItemBody::End { vanished, bytes } })
-    }
-
-    fn send(&mut self, item: Item) -> Result<(), Refusal> {
-        match self.encoder.push(item) {
-            Some(frame) => self.send_frame(frame),
-            // Hashing reads much and sends little: the client must see that it goes on.
-            None if self.last_frame.elapsed() > FRAME_AGE_MAX => self.flush(),
-            None => Ok(()),
-        }
-    }
-
-    fn flush(&mut self) -> Result<(), Refusal> {
-        match self.encoder.flush() {
-            Some(frame) => self.send_frame(frame),
-            None => Ok(()),
-        }
-    }
-
-    fn send_frame(&mut self, frame: Frame) -> Result<(), Refusal> {
-        let bytes = frame.payload.len();
-        self.last_frame = Instant::now();
-        if let Some(rate) = &self.rate {
-            rate.wait(bytes);
-        }
-        self.audit.sent(bytes);
-        let gone = |_| Refusal::new(Reason::InvalidRequest, "client is gone");
-        self.frames.blocking_send(Ok(frame)).map_err(gone)
+        self.output.send(Item { unit: id, body: ItemBody::End { vanished, bytes } })
     }
 
     /// Opens a file the client asked for, or the one that is open already.
@@ -213,9 +183,8 @@ impl Worker {
             return Ok((true, 0));
         };
         for range in ranges {
-            self.audit.served("pages", u64::from(range.count) * BLOCK_BYTES);
-            self.each_page(path, &file, *range, &mut |worker, block, content| {
-                worker.send(Item { unit: id, body: ItemBody::Page { block, content } })
+            self.each_page("pages", (path, &file), *range, &mut |worker, block, content| {
+                worker.output.send(Item { unit: id, body: ItemBody::Page { block, content } })
             })?;
         }
         Ok((false, length(path, &file)?))
@@ -230,23 +199,23 @@ impl Worker {
         let Some(file) = self.open(path)? else {
             return Ok((true, 0));
         };
-        self.audit.served("hashes", u64::from(range.count) * BLOCK_BYTES);
         let mut hashes: Vec<PageHash> = Vec::new();
-        self.each_page(path, &file, range, &mut |_, _, content| {
+        self.each_page("hashes", (path, &file), range, &mut |_, _, content| {
             match content {
                 PageContent::Present(page) | PageContent::Torn(page) => hashes.push(page.hash()),
                 PageContent::BeyondEnd => {}
             }
             Ok(())
         })?;
-        self.send(Item { unit: id, body: ItemBody::PageHashes { first: range.first, hashes } })?;
+        self.output
+            .send(Item { unit: id, body: ItemBody::PageHashes { first: range.first, hashes } })?;
         Ok((false, length(path, &file)?))
     }
 
     fn each_page(
         &mut self,
-        path: &DataPath,
-        file: &File,
+        kind: &'static str,
+        (path, file): (&DataPath, &File),
         range: BlockRange,
         give: &mut dyn FnMut(&mut Self, u32, PageContent) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
@@ -262,6 +231,7 @@ impl Worker {
         let end = range.first.saturating_add(range.count);
         while first < end {
             let run = BlockRange { first, count: RUN_BLOCKS.min(end - first) };
+            self.output.read(kind, u64::from(run.count) * BLOCK_BYTES);
             pages.read(run, &mut |block, content| give(self, block, content))?;
             first += run.count;
         }
@@ -278,33 +248,43 @@ impl Worker {
         let Some(file) = self.open(path)? else {
             return Ok((true, 0));
         };
-        if path.file_name() == "pg_filenode.map" {
-            return self.relation_map(id, path, &file);
+        let small = length(path, &file)? < SEALED_FILE_BYTES_MAX as u64;
+        if path.file_name() == "pg_filenode.map" || path.is_within("pg_twophase") && small {
+            return self.sealed_file(id, path, (&file, offset));
         }
-        self.audit.served("files", wanted);
-        self.chunks(id, path, &file, offset..offset.saturating_add(wanted))?;
+        self.chunks(id, ("files", path), &file, offset..offset.saturating_add(wanted))?;
         Ok((false, length(path, &file)?))
     }
 
-    /// Sends a relation map in one piece. Before 16 it is overwritten in place, so one that was read
-    /// while it was written shows by its CRC and is read again.
-    fn relation_map(
+    /// Sends a small file that ends in its own CRC in one piece. Relation maps (before 16) and
+    /// two-phase files are written in place, so one that was read while it was written shows by its
+    /// CRC and is read again.
+    fn sealed_file(
         &mut self,
         id: u64,
         path: &DataPath,
-        file: &File,
+        (file, offset): (&File, u64),
     ) -> Result<(bool, u64), Refusal> {
         let unreadable = |error| node::internal(path.as_str(), &error);
-        for _ in 0..MAP_READS {
-            let mut bytes = BytesMut::zeroed(RELATION_MAP_BYTES_MAX);
+        // All of it came before the link was cut.
+        if offset > 0 {
+            return Ok((false, length(path, file)?));
+        }
+        for _ in 0..SEALED_FILE_READS {
+            let mut bytes = BytesMut::zeroed(SEALED_FILE_BYTES_MAX);
             let length = read_at(file, &mut bytes, 0).map_err(unreadable)?;
             bytes.truncate(length);
-            if relation_map_is_sound(&bytes) {
+            if crc_at_the_end_fits(path, &bytes) {
+                self.output.read("files", length as u64);
                 let chunk = VerifiedChunk::read(0, bytes.freeze());
-                self.send(Item { unit: id, body: ItemBody::Chunk(chunk) })?;
+                self.output.send(Item { unit: id, body: ItemBody::Chunk(chunk) })?;
                 return Ok((false, length as u64));
             }
-            std::thread::sleep(MAP_PAUSE);
+            // Dropped while it was read.
+            if !matches!(file.metadata().map(|m| m.nlink()), Ok(1..)) {
+                return Ok((true, 0));
+            }
+            std::thread::sleep(SEALED_FILE_PAUSE);
         }
         let message = format!("{path} on the source has a wrong CRC: the source is damaged");
         Err(Refusal::new(Reason::Damaged, message))
@@ -314,7 +294,7 @@ impl Worker {
     fn chunks(
         &mut self,
         id: u64,
-        path: &DataPath,
+        (kind, path): (&'static str, &DataPath),
         file: &File,
         range: std::ops::Range<u64>,
     ) -> Result<u64, Refusal> {
@@ -329,8 +309,9 @@ impl Worker {
                 break;
             }
             buffer.truncate(bytes);
+            self.output.read(kind, bytes as u64);
             let chunk = VerifiedChunk::read(offset + sent, buffer.freeze());
-            self.send(Item { unit: id, body: ItemBody::Chunk(chunk) })?;
+            self.output.send(Item { unit: id, body: ItemBody::Chunk(chunk) })?;
             sent += bytes as u64;
         }
         Ok(sent)
@@ -358,12 +339,10 @@ impl Worker {
             }
             usable = (page + BLOCK_BYTES - offset).min(wanted);
         }
-        self.audit.served("wal", usable);
-        self.chunks(id, path, file, offset..offset + usable)
+        self.chunks(id, ("wal", path), file, offset..offset + usable)
     }
 
     fn proof(&mut self, id: u64, from: Start, to: Lsn, each_record: bool) -> Result<u64, Refusal> {
-        let mut items = Vec::new();
         let context = node::wal_context(&self.node.control);
         let size = context.segment_size;
         let first = match from {
@@ -373,34 +352,42 @@ impl Worker {
         if to.distance_from(first) > segments.saturating_mul(size.bytes()) {
             return Err(Refusal::new(Reason::InvalidRequest, "a proof of too many segments"));
         }
-        let wal = LocalWal { directory: &self.directory, history: &self.history, context };
+        // Nothing is collected: replies leave as they are made, so memory has a bound and the
+        // client sees that the work goes on.
+        let Self { directory, history, output, .. } = self;
+        let wal = LocalWal { directory, history, context };
+        let mut failed = None;
+        let mut give = |body| match output.send(Item { unit: id, body }) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(refusal) => {
+                failed = Some(refusal);
+                ControlFlow::Break(())
+            }
+        };
         let end = if each_record {
             proof::records(&wal, context, from, to, &mut |lsn, crc| {
-                if items.len() < PROOF_RECORDS_MAX {
-                    items.push(ItemBody::RecordCrc { lsn, crc });
-                }
+                give(ItemBody::RecordCrc { lsn, crc })
             })
         } else {
             proof::digests(&wal, context, from, to, &mut |segment| {
                 let digest = PageHash::from_bytes(segment.digest);
                 let (number, records) = (segment.number, segment.records);
-                items.push(ItemBody::SegmentDigest { number, records, digest });
+                give(ItemBody::SegmentDigest { number, records, digest })
             })
         };
         let end = end.map_err(|error| node::internal("its WAL", &error))?;
-        for body in items {
-            self.send(Item { unit: id, body })?;
-        }
-        Ok(end.as_u64())
+        failed.map_or(Ok(end.as_u64()), Err)
     }
 }
 
-/// Checks the CRC of a relation map (`relmapper.c`): 62 entries up to 15, 64 from 16 on.
-fn relation_map_is_sound(bytes: &[u8]) -> bool {
-    let at = match bytes.len() {
-        512 => 504,
-        524 => 520,
-        _ => return false,
+/// Checks the CRC-32C a small file ends in: a relation map (`relmapper.c`, 62 entries up to 15, 64
+/// from 16 on, padding behind the CRC before 16) or a two-phase file (`twophase.c`).
+fn crc_at_the_end_fits(path: &DataPath, bytes: &[u8]) -> bool {
+    let at = match (path.file_name(), bytes.len()) {
+        ("pg_filenode.map", 512) => 504,
+        ("pg_filenode.map", 524) => 520,
+        ("pg_filenode.map", _) => return false,
+        (_, length) => length.saturating_sub(4),
     };
     let stored = bytes.get(at..at + 4).and_then(|crc| crc.try_into().ok()).map(u32::from_le_bytes);
     stored == bytes.get(..at).map(crc32c::crc32c)

@@ -1,20 +1,22 @@
 //! Answers the calls: checks the peer, moves the work to blocking threads.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use pg_format::file_class::OWN_DIRECTORY;
-use proto::limits::STREAMS_PER_CONNECTION_MAX;
+use proto::limits::WORKERS_PER_IDENTITY_MAX;
 use proto::model::{Description, Sealed, Tablespace};
-use proto::rate::RateLimit;
 use proto::service::{FileEntries, FrameReceiver, Handler, Units};
 use proto::tls::Peer;
 use proto::{Reason, Refusal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::allow::AllowList;
-use crate::audit::Audit;
+use crate::audit::{Session, Sessions};
 use crate::fetch::{self, Job};
+use crate::output::Rates;
 use crate::{end, list, node};
 
 /// Frames made but not sent: enough to overlap reading with the network, and with
@@ -30,27 +32,56 @@ const LIST_BATCHES_QUEUED: usize = 4;
 pub(crate) struct Calls {
     pub(crate) pgdata: PathBuf,
     pub(crate) allow: Arc<AllowList>,
-    pub(crate) rate: Option<Arc<RateLimit>>,
+    pub(crate) rates: Option<Arc<Rates>>,
+    pub(crate) sessions: Arc<Sessions>,
     /// One permit for each blocking worker.
     workers: Arc<Semaphore>,
+    /// Those each identity holds, by certificate fingerprint.
+    held: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
+
+/// A worker's place: one of all, and one of its client's.
+type Permit = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+/// Workers at work at all.
+const WORKERS_MAX: u32 = 96;
+/// How long the server waits, when it stops, for workers to notice that their clients are gone.
+const WORKERS_LEAVE: Duration = Duration::from_secs(2);
 
 impl Calls {
     pub(crate) fn new(
         pgdata: PathBuf,
         allow: Arc<AllowList>,
-        rate: Option<Arc<RateLimit>>,
+        rates: Option<Arc<Rates>>,
+        sessions: Arc<Sessions>,
     ) -> Self {
-        let workers = proto::limits::CONNECTIONS_MAX + STREAMS_PER_CONNECTION_MAX as usize;
-        Self { pgdata, allow, rate, workers: Arc::new(Semaphore::new(workers)) }
+        let workers = Arc::new(Semaphore::new(WORKERS_MAX as usize));
+        Self { pgdata, allow, rates, sessions, workers, held: Mutex::default() }
+    }
+
+    /// Waits a moment for workers whose clients are gone, so that each session's line is written.
+    pub(crate) async fn wind_down(&self) {
+        let all = self.workers.acquire_many(WORKERS_MAX);
+        drop(tokio::time::timeout(WORKERS_LEAVE, all).await);
+    }
+
+    /// Refuses a client that is not allowed, and notes the call.
+    fn admit(&self, peer: &Arc<Peer>, call: &'static str) -> Result<Arc<Session>, Refusal> {
+        self.allow.check(peer).inspect_err(|refusal| {
+            tracing::warn!(target: "audit", peer = peer.name(), address = %peer.address, call, %refusal, "refused");
+        })?;
+        let session = self.sessions.of(peer);
+        session.served(call, 1);
+        Ok(session)
     }
 
     /// Runs blocking work whose result is awaited.
     async fn blocking<T: Send + 'static>(
         &self,
+        peer: &Peer,
         work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
-        let permit = self.permit()?;
+        let permit = self.permit(peer)?;
         let task = tokio::task::spawn_blocking(move || {
             let result = work();
             drop(permit);
@@ -59,27 +90,34 @@ impl Calls {
         task.await.unwrap_or_else(|_| Err(Refusal::new(Reason::Internal, "a worker failed")))
     }
 
-    fn permit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Refusal> {
-        Arc::clone(&self.workers).try_acquire_owned().map_err(|_| {
-            Refusal::new(Reason::Overloaded, "the server has no free worker: try again later")
-        })
+    fn permit(&self, peer: &Peer) -> Result<Permit, Refusal> {
+        let busy =
+            |_| Refusal::new(Reason::Overloaded, "the server has no free worker: try again later");
+        let own = {
+            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.retain(|_, own| own.available_permits() < WORKERS_PER_IDENTITY_MAX);
+            let own = held.entry(peer.fingerprint.clone());
+            Arc::clone(own.or_insert_with(|| Arc::new(Semaphore::new(WORKERS_PER_IDENTITY_MAX))))
+        };
+        let own = own.try_acquire_owned().map_err(busy)?;
+        Ok((Arc::clone(&self.workers).try_acquire_owned().map_err(busy)?, own))
     }
 }
 
 #[tonic::async_trait]
 impl Handler for Calls {
     async fn describe(&self, peer: Arc<Peer>) -> Result<Description, Refusal> {
-        self.allow.check(&peer)?;
+        self.admit(&peer, "describe")?;
         let pgdata = self.pgdata.clone();
         let congestion_control = peer.congestion_control.clone();
-        self.blocking(move || describe(&pgdata, congestion_control)).await
+        self.blocking(&peer, move || describe(&pgdata, congestion_control)).await
     }
 
     async fn list_files(&self, peer: Arc<Peer>) -> Result<FileEntries, Refusal> {
-        self.allow.check(&peer)?;
+        self.admit(&peer, "list")?;
         let (sender, receiver) = mpsc::channel(LIST_BATCHES_QUEUED);
         let pgdata = self.pgdata.clone();
-        let permit = self.permit()?;
+        let permit = self.permit(&peer)?;
         tokio::task::spawn_blocking(move || {
             if let Err(refusal) = list::list(&pgdata, &sender) {
                 // If the client is gone there is nobody to tell.
@@ -91,12 +129,11 @@ impl Handler for Calls {
     }
 
     async fn fetch(&self, peer: Arc<Peer>, mut units: Units) -> Result<FrameReceiver, Refusal> {
-        self.allow.check(&peer)?;
-        let permit = self.permit()?;
+        let session = self.admit(&peer, "fetch")?;
+        let permit = self.permit(&peer)?;
         let (frames, receiver) = mpsc::channel(FRAMES_QUEUED);
         let (queue, queued) = mpsc::channel(UNIT_BATCHES_QUEUED);
         let allow = Arc::clone(&self.allow);
-        let audit = Audit::new(Arc::clone(&peer));
         let refusals = frames.clone();
         let (worker_allow, worker_peer) = (Arc::clone(&allow), Arc::clone(&peer));
         // Receiving requests and making replies are separate tasks: a client that sends much before
@@ -120,14 +157,14 @@ impl Handler for Calls {
                 }
             }
         });
-        let (pgdata, rate) = (self.pgdata.clone(), self.rate.clone());
+        let (pgdata, rates) = (self.pgdata.clone(), self.rates.clone());
         tokio::task::spawn_blocking(move || {
             let job = Job {
                 pgdata,
                 units: queued,
                 frames,
-                rate,
-                audit,
+                rates,
+                session,
                 allow: worker_allow,
                 peer: worker_peer,
             };
@@ -138,9 +175,9 @@ impl Handler for Calls {
     }
 
     async fn seal(&self, peer: Arc<Peer>) -> Result<Sealed, Refusal> {
-        self.allow.check(&peer)?;
+        self.admit(&peer, "seal")?;
         let pgdata = self.pgdata.clone();
-        self.blocking(move || end::seal(&pgdata)).await
+        self.blocking(&peer, move || end::seal(&pgdata)).await
     }
 }
 

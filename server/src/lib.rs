@@ -16,6 +16,7 @@ mod fetch;
 mod handler;
 mod list;
 mod node;
+mod output;
 mod pages;
 mod serve;
 mod served;

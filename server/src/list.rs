@@ -5,18 +5,21 @@ use std::path::Path;
 
 use data_dir::{Entry, EntryKind};
 use pg_format::relation::tablespace_version_directory;
+use pg_format::{DataPath, FileClass};
 use proto::limits::LIST_BATCH_ENTRIES;
 use proto::model::FileEntry;
+use proto::service::ListPart;
 use proto::{Reason, Refusal};
 use tokio::sync::mpsc::Sender;
 
 use crate::node;
 use crate::served::Served;
 
-/// Sends every file that may be asked for and every directory, in batches. Blocks.
+/// Sends every file that may be asked for and every directory, in batches, and says at the end that
+/// it is the end. Blocks.
 pub(crate) fn list(
     pgdata: &Path,
-    batches: &Sender<Result<Vec<FileEntry>, Refusal>>,
+    batches: &Sender<Result<ListPart, Refusal>>,
 ) -> Result<(), Refusal> {
     let directory = node::open(pgdata)?;
     let control = directory.control().map_err(node::control_refusal)?.file;
@@ -33,6 +36,15 @@ pub(crate) fn list(
                 // looked at by their names alone, so this is none of them.
                 Err(_) => return Ok(()),
             },
+            // Left out it would count as absent, and the client would remove its own.
+            EntryKind::Link { .. } | EntryKind::Other if is_databases_own(&entry.path) => {
+                let message = format!(
+                    "{} on the source is a symbolic link or no regular file: only pg_wal and \
+                     tablespaces may be links, move it back in place",
+                    entry.path
+                );
+                return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+            }
             EntryKind::Directory { .. } | EntryKind::Link { .. } | EntryKind::Other => {
                 return Ok(());
             }
@@ -40,13 +52,27 @@ pub(crate) fn list(
         batch.push(FileEntry { path: entry.path, bytes });
         if batch.len() == LIST_BATCH_ENTRIES {
             let full = std::mem::replace(&mut batch, Vec::with_capacity(LIST_BATCH_ENTRIES));
-            batches.blocking_send(Ok(full)).map_err(|_| io::Error::other("client is gone"))?;
+            batches
+                .blocking_send(Ok(ListPart::Entries(full)))
+                .map_err(|_| io::Error::other("client is gone"))?;
         }
         Ok(())
     };
-    directory
-        .walk(&version, &mut visit)
-        .map_err(|error| node::internal("its data directory", &error))?;
+    directory.walk(&version, &Served::lists_directory, &mut visit).map_err(|error| match error
+        .kind()
+    {
+        io::ErrorKind::Unsupported => Refusal::new(Reason::NotServed, error.to_string()),
+        _ => node::internal("its data directory", &error),
+    })?;
     let gone = |_| Refusal::new(Reason::InvalidRequest, "client is gone");
-    batches.blocking_send(Ok(batch)).map_err(gone)
+    batches.blocking_send(Ok(ListPart::Entries(batch))).map_err(gone)?;
+    batches.blocking_send(Ok(ListPart::Complete)).map_err(gone)
+}
+
+/// Whether a path lies where only PostgreSQL keeps things that a rewind makes equal.
+fn is_databases_own(path: &DataPath) -> bool {
+    ["base", "global", "pg_tblspc", "pg_xact", "pg_multixact", "pg_commit_ts", "pg_twophase"]
+        .iter()
+        .any(|directory| path.is_within(directory))
+        && !matches!(FileClass::of(path), FileClass::Discarded | FileClass::Own)
 }

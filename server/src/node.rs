@@ -30,8 +30,9 @@ pub(crate) fn open(pgdata: &Path) -> Result<DataDir, Refusal> {
 pub(crate) fn inspect(directory: &DataDir) -> Result<Node, Refusal> {
     let control = directory.control().map_err(control_refusal)?;
     let pid = directory.postmaster_pid().map_err(|error| internal("postmaster.pid", &error))?;
+    let held = directory.has("postmaster.pid");
     let live = pid.filter(|pid| is_live(directory, pid));
-    let role = role(directory, &control.file, live.as_ref())?;
+    let role = role(directory, &control.file, live.as_ref(), held)?;
     let histories = directory.history_files().map_err(control_refusal)?;
     let timeline = control.file.timeline();
     let newest = histories.last().map_or(1, |(timeline, _)| timeline.get());
@@ -64,6 +65,7 @@ fn role(
     directory: &DataDir,
     control: &ControlFile,
     live: Option<&PostmasterPid>,
+    held: bool,
 ) -> Result<Role, Refusal> {
     if directory.has("backup_label") || control.backup_start_point.is_valid() {
         return Err(not_ready("it is still recovering from a base backup"));
@@ -88,9 +90,17 @@ fn role(
                 Err(not_ready("it is in recovery and has no minimum recovery point"))
             }
         }
-        (ClusterState::ShutDown | ClusterState::ShutDownInRecovery, false) => Ok(Role::Stopped),
+        // A server that stops removes its pid file. One that is there belongs to a server that is
+        // just starting where its process cannot be seen, or to another program at work.
+        (ClusterState::ShutDown | ClusterState::ShutDownInRecovery, false) if !held => {
+            Ok(Role::Stopped)
+        }
         (_, live) => {
-            let server = if live { "a postmaster runs" } else { "no postmaster runs" };
+            let server = match (live, held) {
+                (true, _) => "a postmaster runs",
+                (false, true) => "postmaster.pid is there but no postmaster is seen",
+                (false, false) => "no postmaster runs",
+            };
             let signal = if standby_signal { "present" } else { "absent" };
             let status = status.unwrap_or("unknown");
             Err(not_ready(&format!(

@@ -2,26 +2,29 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use proto::limits::{
-    HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, PENDING_RESETS_MAX,
+    HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LOCAL_RESETS_MAX, PENDING_RESETS_MAX,
     STREAMS_PER_CONNECTION_MAX,
 };
-use proto::rate::RateLimit;
 use proto::service::service;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic_health::ServingStatus;
 
-use crate::accept::{CurrentTls, accept};
+use crate::accept::{CurrentTls, Door, accept};
+use crate::audit::Sessions;
 use crate::config::Config;
 use crate::handler::Calls;
 use crate::node::chain;
+use crate::output::Rates;
 
 /// How long streams may go on after the server was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -29,8 +32,10 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 /// Handshaken connections not yet taken over by the HTTP/2 server.
 const ACCEPTED_QUEUED: usize = 16;
-/// Days before expiry at which a certificate is complained about.
-const EXPIRY_WARNING_DAYS: i64 = 30;
+/// How often certificates that will expire are complained about.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(86_400);
+/// What the health service calls us.
+const SERVICE: &str = "pgrejoin.v1.Rejoin";
 
 /// Why the server ended.
 #[derive(Debug, thiserror::Error)]
@@ -63,25 +68,34 @@ pub async fn serve(
     let local = listener.local_addr().map_err(bind)?;
     tracing::info!(address = %local, pgdata = %config.pgdata.display(), "serving");
     bound(local);
-    warn_of_expiry(&config.tls_files.certificate);
+    let reloaded = Reloaded::new(&config, Arc::new(RwLock::new(Arc::clone(&config.tls))));
+    reloaded.warn_of_expiry();
 
-    let tls: CurrentTls = Arc::new(RwLock::new(Arc::clone(&config.tls)));
+    let tls = Arc::clone(&reloaded.tls);
     let (accepted, connections) = mpsc::channel(ACCEPTED_QUEUED);
-    tokio::spawn(accept(listener, Arc::clone(&tls), stop.clone(), accepted));
-    let watcher = tokio::spawn(watch(Reloaded::new(&config, tls), reload));
+    let sessions = Arc::new(Sessions::default());
+    let door = Door::new(tls, Arc::clone(&config.allow), Arc::clone(&sessions));
+    tokio::spawn(accept(listener, door, stop.clone(), accepted));
+    let watcher = tokio::spawn(watch(reloaded, reload));
 
-    let rate = config.max_rate.map(|rate| Arc::new(RateLimit::new(rate)));
-    let calls = Arc::new(Calls::new(config.pgdata, config.allow, rate));
+    let rates = config.max_rate.map(|rate| Arc::new(Rates::new(rate)));
+    let calls = Arc::new(Calls::new(config.pgdata, config.allow, rates, sessions));
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_service_status("pgrejoin.v1.Rejoin", tonic_health::ServingStatus::Serving).await;
+    health.set_service_status(SERVICE, ServingStatus::Serving).await;
+    let draining = stop.clone();
+    tokio::spawn(async move {
+        draining.cancelled().await;
+        health.set_service_status(SERVICE, ServingStatus::NotServing).await;
+    });
     let serving = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
+        .http2_max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
         .add_service(health_service)
-        .add_service(service(calls))
+        .add_service(service(Arc::clone(&calls)))
         .serve_with_incoming_shutdown(
             ReceiverStream::new(connections),
             stop.clone().cancelled_owned(),
@@ -92,12 +106,14 @@ pub async fn serve(
     };
     tokio::select! {
         result = serving => {
+            calls.wind_down().await;
             tracing::info!("drained, stopping");
             result?;
         }
         () = drained => {
             let seconds = DRAIN_TIMEOUT.as_secs();
             tracing::warn!(seconds, "streams were still running: stopping without them");
+            calls.wind_down().await;
         }
     }
     watcher.abort();
@@ -122,7 +138,7 @@ impl Reloaded {
             Ok(config) => {
                 *self.tls.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
                 tracing::info!("certificates reloaded");
-                warn_of_expiry(&self.files.certificate);
+                self.warn_of_expiry();
             }
             Err(error) => {
                 tracing::error!(error = %chain(&error), "certificates not reloaded, the old ones stay");
@@ -136,6 +152,15 @@ impl Reloaded {
         }
     }
 
+    /// Says in time that a certificate, ours or the authority's, will stop to be accepted.
+    fn warn_of_expiry(&self) {
+        for file in [&self.files.certificate, &self.files.authority] {
+            if let Some(warning) = proto::tls::expiry_warning(file) {
+                tracing::warn!("{warning}");
+            }
+        }
+    }
+
     fn stamps(&self) -> Vec<Option<SystemTime>> {
         let files = [&self.files.certificate, &self.files.key, &self.files.authority];
         let all: Vec<&PathBuf> = files.into_iter().chain(self.allow.file()).collect();
@@ -143,31 +168,27 @@ impl Reloaded {
     }
 }
 
-/// Reloads when asked and when a file changes.
+/// Reloads when asked and when a file has changed and stayed so for one look: a file that is being
+/// written must not take anybody's right to read.
 async fn watch(reloaded: Reloaded, mut asked: mpsc::Receiver<()>) {
-    let mut stamps = reloaded.stamps();
+    let mut in_force = reloaded.stamps();
+    let mut seen = in_force.clone();
+    let mut warned = Instant::now();
     loop {
         let demanded = tokio::select! {
-            demand = asked.recv() => demand.is_some(),
+            Some(()) = asked.recv() => true,
             () = tokio::time::sleep(WATCH_INTERVAL) => false,
         };
         let now = reloaded.stamps();
-        if demanded || now != stamps {
-            stamps = now;
+        let settled = now != in_force && now == seen;
+        seen.clone_from(&now);
+        if demanded || settled {
+            in_force = now;
             reloaded.reload();
         }
-        if asked.is_closed() && !demanded {
-            tokio::time::sleep(WATCH_INTERVAL).await;
+        if warned.elapsed() > EXPIRY_INTERVAL {
+            warned = Instant::now();
+            reloaded.warn_of_expiry();
         }
-    }
-}
-
-fn warn_of_expiry(certificate: &Path) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    if let Ok(days) = proto::tls::days_until_expiry(certificate, now)
-        && days < EXPIRY_WARNING_DAYS
-    {
-        tracing::warn!(days, certificate = %certificate.display(), "certificate expires soon");
     }
 }

@@ -14,6 +14,8 @@ use pg_format::relation::is_of_version;
 use pg_format::{DataPath, FileClass};
 
 const CONF_BYTES_MAX: u64 = 16 << 20;
+/// Settings that name files with secrets in forms a look at their content does not tell.
+const SECRET_SETTINGS: [&str; 3] = ["ssl_key_file", "krb_server_keyfile", "ssl_passphrase_command"];
 
 /// The rules for one data directory.
 #[derive(Debug)]
@@ -32,10 +34,8 @@ impl Served {
             let text = directory.read_if_exists(name, CONF_BYTES_MAX).ok().flatten();
             let text = text.unwrap_or_default();
             for line in conf::parse(&String::from_utf8_lossy(&text)) {
-                if let ConfLine::Setting(setting, value) = line
-                    && setting == "ssl_key_file"
-                {
-                    key_names.extend(value.rsplit('/').next().map(str::to_owned));
+                if let ConfLine::Setting(setting, value) = line {
+                    key_names.extend(secret_files(&setting, &value));
                 }
             }
         }
@@ -65,7 +65,10 @@ impl Served {
             return Ok(false);
         }
         match FileClass::of(path) {
-            FileClass::Relation(_) | FileClass::Slru | FileClass::State => Ok(true),
+            FileClass::Relation(_) => Ok(true),
+            FileClass::Slru if is_slru_name(path.file_name()) => Ok(true),
+            FileClass::State | FileClass::Slru if self.is_key_name(path) => Ok(false),
+            FileClass::State | FileClass::Slru => Ok(true),
             FileClass::Configuration | FileClass::Unknown => {
                 if self.is_key_name(path) || EMPTIED_DIRECTORIES.contains(&path.as_str()) {
                     return Ok(false);
@@ -88,6 +91,28 @@ impl Served {
     }
 }
 
+/// Whether a name is that of a segment of transaction status or its kin: 4 to 15 hexadecimal digits
+/// (`SlruFileName`).
+fn is_slru_name(name: &str) -> bool {
+    (4..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Names of the files a setting says hold secrets.
+fn secret_files(setting: &str, value: &str) -> Vec<String> {
+    let last = |path: &str| path.rsplit(['/', ':']).next().map(str::to_owned);
+    if SECRET_SETTINGS.contains(&setting) {
+        return value.split_whitespace().filter_map(last).collect();
+    }
+    if setting != "primary_conninfo" {
+        return Vec::new();
+    }
+    let named = value.split_whitespace().filter_map(|part| {
+        let (key, path) = part.split_once('=')?;
+        matches!(key, "sslkey" | "passfile").then(|| path.trim_matches('\'')).and_then(last)
+    });
+    named.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -101,7 +126,16 @@ mod tests {
             io::Write::write_all(&mut fs::File::create(home.path().join(name)).unwrap(), content)
         };
         put("PG_VERSION", b"15\n").unwrap();
-        put("postgresql.conf", b"ssl_key_file = 'secret.txt'\n").unwrap();
+        put(
+            "postgresql.conf",
+            b"ssl_key_file = 'secret.txt'\nkrb_server_keyfile = 'FILE:/etc/pg/own.tab'\n\
+              primary_conninfo = 'host=a passfile=''/x/words'' sslkey=/y/client.der'\n",
+        )
+        .unwrap();
+        fs::create_dir(home.path().join("pg_logical")).unwrap();
+        for name in ["own.tab", "words", "client.der", "pg_logical/x.key"] {
+            put(name, b"binary").unwrap();
+        }
         put("secret.txt", b"der").unwrap();
         put("server.key", b"x").unwrap();
         let mut hidden = vec![b' '; (64 << 10) - 5];
@@ -113,7 +147,8 @@ mod tests {
         let served = Served::new(&directory, "PG_15_202209061".to_owned());
         let serves = |name: &str| served.serves(&directory, &DataPath::new(name).unwrap()).unwrap();
         assert!(serves("readme") && serves("PG_VERSION") && serves("postgresql.conf"));
-        for name in ["secret.txt", "server.key", "notes", "postmaster.pid"] {
+        let secrets = ["secret.txt", "server.key", "notes", "own.tab", "words", "client.der"];
+        for name in secrets.iter().chain(&["pg_logical/x.key", "postmaster.pid"]) {
             assert!(!serves(name), "{name}");
         }
     }

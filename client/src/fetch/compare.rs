@@ -100,8 +100,11 @@ impl CompareSink {
 impl Sink for CompareSink {
     fn receive(&mut self, _frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
         for item in items {
-            let ItemBody::PageHashes { hashes, .. } = &item.body else {
-                continue;
+            let hashes: &[PageHash] = match &item.body {
+                ItemBody::PageHashes { hashes, .. } => hashes,
+                // Gone since it was listed: nothing of it is the same.
+                ItemBody::End { vanished: true, .. } => &[],
+                _ => continue,
             };
             let Some((path, range)) = self.asked.get(&item.unit) else {
                 continue;

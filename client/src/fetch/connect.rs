@@ -26,6 +26,10 @@ use crate::error::{Class, RewindError};
 /// Largest HTTP/2 window (RFC 9113, 6.9.1).
 const WINDOW_BYTES_MAX: u32 = (1 << 31) - 1;
 
+/// What HTTP/2 calls the source. The connection is made already and its certificate checked against
+/// the real name, which need not even have the form of a URI (IPv6).
+const AUTHORITY: &str = "http://source";
+
 /// A connection and why it broke, once it has.
 #[derive(Debug, Clone)]
 pub struct Connection {
@@ -67,8 +71,12 @@ impl Connection {
 pub async fn connect(
     source: &SourceAddress,
     connections: usize,
+    patience: Duration,
 ) -> Result<Connection, RewindError> {
-    let address = format!("{}:{}", source.host, source.port);
+    let address = match source.host.contains(':') {
+        true => format!("[{}]:{}", source.host, source.port),
+        false => format!("{}:{}", source.host, source.port),
+    };
     let transient = |what: String, error: Box<dyn std::error::Error + Send + Sync>| {
         RewindError::because(Class::Transient, what, error)
     };
@@ -93,10 +101,10 @@ pub async fn connect(
     };
     let broke = Arc::new(Mutex::new(None));
     let mut stream = Some(Watched { tls, broke: Arc::clone(&broke) });
-    let share = u32::try_from(connections.max(1)).unwrap_or(u32::MAX);
+    // The connection that asks questions has its share too.
+    let share = u32::try_from(connections).unwrap_or(u32::MAX).saturating_add(1);
     let window = (RECEIVE_BUDGET_BYTES / share).min(WINDOW_BYTES_MAX);
-    let channel = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|error| transient("source address".to_owned(), error.into()))?
+    let channel = Endpoint::from_static(AUTHORITY)
         .initial_stream_window_size(window)
         .initial_connection_window_size(window)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -112,7 +120,7 @@ pub async fn connect(
         .map_err(|error| {
             transient(format!("no HTTP/2 with the source at {address}"), error.into())
         })?;
-    Ok(Connection { client: Client::new(channel), broke })
+    Ok(Connection { client: Client::new(channel, patience), broke })
 }
 
 /// What a failed handshake means to the operator.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use proto::fetch::{Item, Unit};
 use proto::frame::Frame;
-use proto::limits::{PROGRESS_TIMEOUT, RECEIVE_BUDGET_BYTES, REQUEST_MESSAGE_BYTES_MAX};
+use proto::limits::{PROGRESS_TIMEOUT, RECEIVE_BUDGET_BYTES, UNITS_PER_MESSAGE_MAX};
 use proto::status::CallError;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -31,8 +31,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 const REQUESTS_QUEUED: usize = 4;
 /// Least that is kept asked for on a connection.
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
-/// Units in one message; a unit names at most 1024 ranges of at most 12 bytes.
-const UNITS_PER_MESSAGE: usize = REQUEST_MESSAGE_BYTES_MAX / (16 << 10);
 
 /// Takes what arrives on one connection. Runs on a blocking thread.
 pub trait Sink: Send {
@@ -203,6 +201,11 @@ impl Worker {
                     RewindError::new(Class::Other, message)
                 };
                 let items = frame.items().map_err(|error| invalid(&error))?;
+                // A peer must not keep a run alive with nothing.
+                if items.is_empty() {
+                    let message = "the source sent a frame with nothing in it";
+                    return Err(RewindError::new(Class::Other, message));
+                }
                 {
                     let mut outstanding = lock(&outstanding);
                     for item in &items {
@@ -314,7 +317,7 @@ async fn ask(
             let mut outstanding = lock(&outstanding);
             let mut room = window.saturating_sub(outstanding.cost());
             let mut batch = Vec::new();
-            while batch.len() < UNITS_PER_MESSAGE && room > 0 {
+            while batch.len() < UNITS_PER_MESSAGE_MAX && room > 0 {
                 let Some(unit) = waiting.pop_front() else {
                     break;
                 };

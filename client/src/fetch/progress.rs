@@ -4,8 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use pg_format::BLOCK_BYTES;
-use proto::fetch::{BlockRange, Item, ItemBody, Unit, UnitKind};
+use pg_format::{BLOCK_BYTES, Lsn};
+use proto::fetch::{BlockRange, Item, ItemBody, ProofStart, Unit, UnitKind};
+
+/// Smallest WAL segment `initdb` makes: how many digests a proof can have at most.
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+/// Smallest record: how many records a proof can have at most.
+const RECORD_BYTES_MIN: u64 = 24;
 
 /// A reply that does not belong to what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -93,19 +98,37 @@ impl Outstanding {
                 ItemBody::Chunk(chunk),
             ) => {
                 let bytes = chunk.data().len() as u64;
+                if bytes == 0 {
+                    return Err(fault("it is empty"));
+                }
                 if chunk.offset() != *offset || bytes > *length {
                     return Err(fault("other bytes were next"));
                 }
                 *offset += bytes;
                 *length -= bytes;
             }
-            (
-                UnitKind::Proof { .. },
-                ItemBody::SegmentDigest { .. } | ItemBody::RecordCrc { .. },
-            ) => {}
+            (UnitKind::Proof { from, to, each_record: true }, ItemBody::RecordCrc { lsn, .. }) => {
+                if *lsn < position(*from) || lsn >= to {
+                    return Err(fault("the record lies elsewhere"));
+                }
+                *from = ProofStart::Record(lsn.plus(RECORD_BYTES_MIN));
+            }
+            (UnitKind::Proof { from, to, each_record: false }, ItemBody::SegmentDigest { .. }) => {
+                let next = position(*from);
+                if next >= *to {
+                    return Err(fault("more digests than there are segments"));
+                }
+                *from = ProofStart::Segment(next.plus(SEGMENT_BYTES_MIN));
+            }
             _ => return Err(fault("it is of another kind")),
         }
         Ok(())
+    }
+}
+
+fn position(start: ProofStart) -> Lsn {
+    match start {
+        ProofStart::Record(lsn) | ProofStart::Segment(lsn) => lsn,
     }
 }
 

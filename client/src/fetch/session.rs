@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::fetch::{Item, Unit};
-use proto::model::{Description, FileEntry, Node, Sealed};
+use proto::limits::LIST_ENTRIES_MAX;
+use proto::model::{Description, Node, Sealed};
 use proto::rate::RateLimit;
 use proto::status::CallError;
 use tokio::sync::mpsc;
 
 use super::connect::{Connection, connect};
+use super::listing;
 use super::progress::Outstanding;
 use crate::config::SourceAddress;
 use crate::error::{Class, RewindError};
@@ -43,7 +45,7 @@ impl Session {
         patience: Duration,
         max_rate: Option<u64>,
     ) -> Result<(Self, Description), RewindError> {
-        let mut control = connect(&source, connections).await?;
+        let mut control = connect(&source, connections, patience).await?;
         let description = control.describe(DESCRIBE_TIMEOUT.min(patience)).await?;
         let source = Arc::new(source);
         let first = Arc::new(description.node.clone());
@@ -85,7 +87,7 @@ impl Session {
     }
 
     async fn connect_once(&self) -> Result<Connection, RewindError> {
-        let mut connection = connect(&self.source, self.connections).await?;
+        let mut connection = connect(&self.source, self.connections, self.patience).await?;
         let node = connection.describe(DESCRIBE_TIMEOUT.min(self.patience)).await?.node;
         let first = &self.first;
         // Behind one address there may be several nodes.
@@ -135,13 +137,24 @@ impl Session {
     /// Everything the source serves.
     pub async fn list(&mut self) -> Result<SourceFiles, RewindError> {
         let patience = self.patience;
-        self.call(|mut connection| async move {
-            let mut list = connection.client.list_files().await?;
-            let mut files = SourceFiles::new();
-            while let Some(batch) = within(patience, list.next()).await? {
-                files.extend(batch.into_iter().map(|FileEntry { path, bytes }| (path, bytes)));
+        let first = Arc::clone(&self.first);
+        self.call(|mut connection| {
+            let first = Arc::clone(&first);
+            async move {
+                let mut list = connection.client.list_files().await?;
+                let mut files = SourceFiles::new();
+                while let Some(batch) = within(patience, list.next()).await? {
+                    for entry in batch {
+                        listing::check(&entry, &first.control).map_err(CallError::InvalidReply)?;
+                        files.insert(entry.path, entry.bytes);
+                    }
+                    if files.len() > LIST_ENTRIES_MAX {
+                        let message = format!("it lists more than {LIST_ENTRIES_MAX} files");
+                        return Err(CallError::InvalidReply(message));
+                    }
+                }
+                Ok(files)
             }
-            Ok(files)
         })
         .await
     }

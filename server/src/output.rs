@@ -1,0 +1,93 @@
+//! What one stream sends: replies in frames, at the allowed rate, to a client that takes them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::fetch::Item;
+use proto::frame::{Frame, FrameEncoder};
+use proto::limits::STREAM_IDLE_TIMEOUT;
+use proto::rate::RateLimit;
+use proto::{Reason, Refusal};
+use tokio::sync::mpsc::Sender;
+
+use crate::audit::Session;
+
+/// A frame that is not full is sent after so long; far below the client's progress deadline.
+const FRAME_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// `--max-rate`: what may be sent to all clients together, and read for them.
+#[derive(Debug)]
+pub(crate) struct Rates {
+    wire: RateLimit,
+    disk: RateLimit,
+}
+
+impl Rates {
+    /// The same limit for both.
+    pub(crate) fn new(bytes_per_second: u64) -> Self {
+        Self { wire: RateLimit::new(bytes_per_second), disk: RateLimit::new(bytes_per_second) }
+    }
+}
+
+/// See the module. Lives on a blocking thread.
+pub(crate) struct Output {
+    encoder: FrameEncoder,
+    frames: Sender<Result<Frame, Refusal>>,
+    rates: Option<Arc<Rates>>,
+    session: Arc<Session>,
+    last_frame: Instant,
+}
+
+impl Output {
+    pub(crate) fn new(
+        frames: Sender<Result<Frame, Refusal>>,
+        rates: Option<Arc<Rates>>,
+        session: Arc<Session>,
+    ) -> Self {
+        let encoder = FrameEncoder::new();
+        Self { encoder, frames, rates, session, last_frame: Instant::now() }
+    }
+
+    /// Notes bytes that were read, and waits until so many may be.
+    pub(crate) fn read(&self, kind: &'static str, bytes: u64) {
+        self.session.served(kind, bytes);
+        if let Some(rates) = &self.rates {
+            rates.disk.wait(usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
+    }
+
+    pub(crate) fn send(&mut self, item: Item) -> Result<(), Refusal> {
+        match self.encoder.push(item) {
+            Some(frame) => self.send_frame(frame),
+            // Hashing reads much and sends little: the client must see that it goes on.
+            None if self.last_frame.elapsed() > FRAME_AGE_MAX => self.flush(),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn flush(&mut self) -> Result<(), Refusal> {
+        match self.encoder.flush() {
+            Some(frame) => self.send_frame(frame),
+            None => Ok(()),
+        }
+    }
+
+    fn send_frame(&mut self, frame: Frame) -> Result<(), Refusal> {
+        let gone = || Refusal::new(Reason::InvalidRequest, "client is gone");
+        // Whoever left must not make the others wait for its bytes.
+        if self.frames.is_closed() {
+            return Err(gone());
+        }
+        let bytes = frame.payload.len();
+        if let Some(rates) = &self.rates {
+            rates.wire.wait(bytes);
+        }
+        self.last_frame = Instant::now();
+        self.session.sent(bytes);
+        let sending = tokio::time::timeout(STREAM_IDLE_TIMEOUT, self.frames.send(Ok(frame)));
+        match tokio::runtime::Handle::current().block_on(sending) {
+            Ok(sent) => sent.map_err(|_| gone()),
+            Err(_) => Err(Refusal::new(Reason::InvalidRequest, "client takes nothing any more")),
+        }
+    }
+}
