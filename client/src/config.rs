@@ -100,6 +100,16 @@ impl Config {
             RewindError::because(Class::Usage, "TLS identity is not usable", error)
         })?;
         let conninfo = args.primary_conninfo.map(read_secret).transpose()?;
+        if conninfo.as_ref().is_some_and(|conninfo| conninfo.contains(['\n', '\r'])) {
+            return Err(usage("primary_conninfo must be one line".to_owned()));
+        }
+        let staging_dir = args.staging_dir.map(|path| {
+            path.canonicalize().map_err(|error| {
+                let message = format!("staging directory {} cannot be used", path.display());
+                RewindError::because(Class::Usage, message, error)
+            })
+        });
+        let staging_dir = staging_dir.transpose()?;
         let recovery = if args.write_recovery_conf || conninfo.is_some() {
             Recovery::WriteConninfo(conninfo)
         } else {
@@ -121,7 +131,7 @@ impl Config {
             config_file: args.config_file,
             start: args.start,
             pg_ctl: args.pg_ctl,
-            staging_dir: args.staging_dir,
+            staging_dir,
             keep_diverged: args.keep_diverged == YesNo::Yes,
             tablespace_mapping: args.tablespace_mapping,
             config_from_source: args.config_files == ConfigFilesArg::Source,

@@ -86,6 +86,18 @@ impl RewindError {
     #[must_use]
     pub fn unfinished(mut self) -> Self {
         self.class = Class::Unfinished;
+        self.message = format!(
+            "the target is modified and unfinished, do not start PostgreSQL, run pgrejoin resume: \
+             {}",
+            self.message
+        );
+        self
+    }
+
+    /// The same failure after the target was rewound.
+    #[must_use]
+    pub fn rewound(mut self) -> Self {
+        self.class = Class::Rewound;
         self
     }
 

@@ -41,6 +41,13 @@ pub struct Target {
 
 /// Opens and locks a data directory that is ours and in which no server runs.
 pub fn lock(path: &Path) -> Result<DataDir, RewindError> {
+    let directory = lock_only(path)?;
+    running::refuse_running(&directory)?;
+    Ok(directory)
+}
+
+/// The same, whatever runs there.
+pub fn lock_only(path: &Path) -> Result<DataDir, RewindError> {
     let directory = DataDir::open(path)?;
     let target = |message: String| RewindError::new(Class::Target, message);
     let io = |error| {
@@ -59,7 +66,6 @@ pub fn lock(path: &Path) -> Result<DataDir, RewindError> {
     rustix::fs::flock(directory.root(), operation).map_err(|_| {
         target(format!("another pgrejoin is working on {}: let it finish", path.display()))
     })?;
-    running::refuse_running(&directory)?;
     Ok(directory)
 }
 

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 
 use clap::Parser as _;
 use client::cli::{Cli, Command, OutputArg};
-use client::monitor::Monitor;
 use client::monitor::json::Json;
 use client::monitor::lines::Lines;
 use client::monitor::terminal::Terminal;
+use client::monitor::{Monitor, print_err, print_out};
 use client::rewind::{self, Stop};
 use client::unfinished;
 use client::{Class, Config, RewindError};
@@ -19,8 +19,6 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Exit code after SIGTERM, as shells count it.
 const TERMINATED: u8 = 143;
 
-#[expect(clippy::print_stderr, reason = "main reports the error that ends the program")]
-#[expect(clippy::print_stdout, reason = "main reports the error as an object where asked to")]
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
@@ -40,15 +38,14 @@ fn main() -> ExitCode {
                     "exit_code": code,
                     "target_unchanged": !matches!(error.class(), Class::Unfinished | Class::Rewound),
                 });
-                println!("{line}");
+                print_out(&line.to_string());
             }
-            eprintln!("pgrejoin: error: {}", error.chain());
+            print_err(&format!("pgrejoin: error: {}", error.chain()));
             ExitCode::from(code)
         }
     }
 }
 
-#[expect(clippy::print_stdout, reason = "main reports the result")]
 fn run(command: Command) -> Result<(), (RewindError, u8)> {
     let plain = |error: RewindError| {
         let code = error.class().exit_code();
@@ -63,21 +60,27 @@ fn run(command: Command) -> Result<(), (RewindError, u8)> {
         Command::Rewind(args) => {
             let config = Config::new(*args).map_err(plain)?;
             let json = config.output == OutputArg::Json;
-            let outcome = rewind_until_stopped(config, stop)?;
+            let monitor = monitor(&config);
+            let outcome = until_stopped(stop.clone(), rewind::rewind(config, monitor, stop))?;
             if json {
-                println!("{}", outcome.json());
+                print_out(&outcome.json().to_string());
             } else {
-                print!("{}", outcome.text());
+                print_out(outcome.text().trim_end());
             }
         }
         Command::Resume(args) => {
-            let lines = Lines::new(true);
-            let outcome =
-                unfinished::resume(&args.target_pgdata, &lines, &stop.flag).map_err(plain)?;
-            print!("{}", outcome.text());
+            let target = args.target_pgdata;
+            let outcome = until_stopped(stop.clone(), async move {
+                let flag = Arc::clone(&stop.flag);
+                let work = move || unfinished::resume(&target, &Lines::new(true), &flag);
+                tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+                    Err(RewindError::because(Class::Unfinished, "a worker failed", error))
+                })
+            })?;
+            print_out(outcome.text().trim_end());
         }
         Command::Status(args) => {
-            println!("{}", unfinished::status(&args.target_pgdata).map_err(plain)?);
+            print_out(&unfinished::status(&args.target_pgdata).map_err(plain)?);
         }
     }
     Ok(())
@@ -93,7 +96,11 @@ fn monitor(config: &Config) -> Arc<dyn Monitor> {
     }
 }
 
-fn rewind_until_stopped(config: Config, stop: Stop) -> Result<client::Outcome, (RewindError, u8)> {
+/// Runs `work` to its end; the first SIGTERM or SIGINT tells it to stop.
+fn until_stopped(
+    stop: Stop,
+    work: impl Future<Output = Result<client::Outcome, RewindError>>,
+) -> Result<client::Outcome, (RewindError, u8)> {
     let failed =
         |error: std::io::Error| (RewindError::because(Class::Other, "could not start", error), 1);
     let runtime =
@@ -104,7 +111,7 @@ fn rewind_until_stopped(config: Config, stop: Stop) -> Result<client::Outcome, (
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         // A lost terminal must not end a run that changes the target.
         let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
-        let (told, by_term) = (stop.clone(), Arc::clone(&terminated));
+        let by_term = Arc::clone(&terminated);
         tokio::spawn(async move {
             loop {
                 tokio::select! {
@@ -112,12 +119,11 @@ fn rewind_until_stopped(config: Config, stop: Stop) -> Result<client::Outcome, (
                     _ = interrupt.recv() => {}
                     _ = hangup.recv() => continue,
                 }
-                told.flag.store(true, Ordering::Relaxed);
-                told.cancelled.cancel();
+                stop.flag.store(true, Ordering::Relaxed);
+                stop.cancelled.cancel();
             }
         });
-        let monitor = monitor(&config);
-        rewind::rewind(config, monitor, stop).await.map_err(|error| {
+        work.await.map_err(|error| {
             let code = match error.class() {
                 Class::Interrupted if terminated.load(Ordering::Relaxed) => TERMINATED,
                 class => class.exit_code(),

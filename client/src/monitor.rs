@@ -5,6 +5,7 @@ pub mod lines;
 pub mod terminal;
 
 use std::fmt;
+use std::io::Write as _;
 
 use crate::plan::report::Change;
 
@@ -54,6 +55,17 @@ impl fmt::Display for Step {
             Self::Start => "start",
         })
     }
+}
+
+/// Prints a line on standard output. Whoever reads it may be gone; the rewind goes on.
+pub fn print_out(line: &str) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).ok();
+}
+
+/// Prints a line on standard error, likewise.
+pub fn print_err(line: &str) {
+    writeln!(std::io::stderr().lock(), "{line}").ok();
 }
 
 /// Receives what a rewind reports. Called from several threads.

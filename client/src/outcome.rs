@@ -63,6 +63,8 @@ pub struct Outcome {
     pub carriage: Carriage,
     /// Where replay begins and ends.
     pub replay: Option<(Lsn, Lsn)>,
+    /// The oldest WAL segment the source still had.
+    pub source_oldest_wal: Option<String>,
     /// Time of each step.
     pub times: Vec<(Step, Duration)>,
     /// What was kept aside or taken away.
@@ -80,6 +82,7 @@ impl Outcome {
             totals: Totals::default(),
             carriage: Carriage::default(),
             replay: None,
+            source_oldest_wal: None,
             times: Vec::new(),
             kept: Vec::new(),
         }
@@ -121,6 +124,9 @@ impl Outcome {
         }
         if let Some((start, end)) = self.replay {
             line("replay", format!("from {start} to {end}"));
+        }
+        if let Some(oldest) = &self.source_oldest_wal {
+            line("source WAL", format!("the oldest segment it still has is {oldest}"));
         }
         let carried = self.carriage;
         if carried.hashes + carried.data + carried.wal > 0 {
@@ -172,6 +178,7 @@ impl Outcome {
             "reconnects": self.carriage.reconnects,
             "replay_from": self.replay.map(|(start, _)| start.to_string()),
             "replay_to": self.replay.map(|(_, end)| end.to_string()),
+            "source_oldest_wal": self.source_oldest_wal,
             "seconds": times,
             "kept": self.kept,
         })

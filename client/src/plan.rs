@@ -1,5 +1,6 @@
 //! Decides what to do. Pure: values in, values out, no I/O; a dry run is "stop after the plan".
 
+pub mod cut;
 pub mod decide;
 pub mod input;
 pub mod page_map;

@@ -1,15 +1,23 @@
 //! The settings with which the rewound node follows the source.
 
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use data_dir::EntryKind;
 use pg_format::DataPath;
 use pg_format::conf;
 
-use crate::apply::disk::{Disk, replace_file};
+use crate::apply::disk::{Disk, remove_tree, replace_file};
 use crate::apply::manifest::SmallFile;
 use crate::config::{Config, Recovery};
 use crate::error::{Class, RewindError};
 use crate::inspect::Target;
+use crate::monitor::Monitor;
 
 const AUTO_CONF: &str = "postgresql.auto.conf";
+/// How long an address may take to answer before it is warned about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest configuration file read.
 const CONF_BYTES_MAX: u64 = 16 << 20;
 
@@ -69,20 +77,93 @@ pub fn files(
     Ok(files)
 }
 
-/// Refuses a run that could not write its settings at the end.
-pub fn check_target(config: &Config, target: &Target) -> Result<(), RewindError> {
-    conninfo(config, target).map(|_| ())
-}
-
-/// Writes the settings of a target that needs no rewind, if they were asked for.
-pub fn write_alone(config: &Config, target: &Target, disk: &dyn Disk) -> Result<(), RewindError> {
-    if config.recovery == Recovery::SignalOnly {
-        return Ok(());
+/// Refuses a run that could not write its settings at the end. R17: warns of a connection that will
+/// not come about.
+pub fn check_target(
+    config: &Config,
+    target: &Target,
+    monitor: &dyn Monitor,
+) -> Result<(), RewindError> {
+    let path = DataPath::new(AUTO_CONF)
+        .map_err(|error| RewindError::because(Class::Other, AUTO_CONF, error))?;
+    let kind = target.files.get(&path).map(|entry| &entry.kind);
+    if let (Some(EntryKind::Link { target }), true) =
+        (kind, config.recovery != Recovery::SignalOnly)
+    {
+        return Err(RewindError::new(
+            Class::Preflight,
+            format!(
+                "{AUTO_CONF} is a symbolic link to {target}, which is not written through: set \
+                 primary_conninfo where your configuration is managed and leave out -R"
+            ),
+        ));
     }
-    for file in files(config, target, None)? {
-        replace_file(disk, &file.path, &file.bytes).map_err(|error| {
-            RewindError::because(Class::Other, format!("could not write {}", file.path), error)
-        })?;
+    if !config.config_from_source {
+        files(config, target, None)?;
+    }
+    match conninfo(config, target)?
+        .or_else(|| target.settings.get("primary_conninfo").map(String::from))
+    {
+        None => monitor.warning(
+            "no primary_conninfo is set: the node will not stream until it is (-R \
+             --primary-conninfo)",
+        ),
+        Some(conninfo) => {
+            if let Some(address) = dead_address(&conninfo) {
+                monitor.warning(&format!(
+                    "primary_conninfo leads to {address}, where nothing answers now"
+                ));
+            }
+        }
     }
     Ok(())
+}
+
+/// The last address a connection string leads to if none of them answers. Service files and names
+/// that need a library to be understood are not judged.
+fn dead_address(conninfo: &str) -> Option<String> {
+    let setting = |wanted: &str| {
+        conninfo.split_whitespace().find_map(|part| {
+            let (name, value) = part.split_once('=')?;
+            (name == wanted).then(|| value.trim_matches('\'').to_owned())
+        })
+    };
+    let hosts = setting("hostaddr").or_else(|| setting("host"))?;
+    let ports = setting("port").unwrap_or_else(|| "5432".to_owned());
+    let mut ports = ports.split(',').cycle();
+    let mut dead = None;
+    for host in hosts.split(',') {
+        let port = ports.next().unwrap_or("5432");
+        let answers = if host.starts_with('/') {
+            UnixStream::connect(format!("{host}/.s.PGSQL.{port}")).is_ok()
+        } else {
+            let addresses = (host, port.parse().ok()?).to_socket_addrs();
+            addresses.is_ok_and(|mut addresses| {
+                addresses.any(|a| TcpStream::connect_timeout(&a, CONNECT_TIMEOUT).is_ok())
+            })
+        };
+        if answers {
+            return None;
+        }
+        dead = Some(format!("{host} port {port}"));
+    }
+    dead
+}
+
+/// Whether settings are written even where no rewind is needed.
+pub fn is_wanted(config: &Config) -> bool {
+    config.recovery != Recovery::SignalOnly || config.start
+}
+
+/// Writes the settings of a target that needs no rewind.
+pub fn write_alone(config: &Config, target: &Target, disk: &dyn Disk) -> Result<(), RewindError> {
+    let failed = |path: &DataPath, error: std::io::Error| {
+        RewindError::because(Class::Other, format!("could not write {path}"), error)
+    };
+    for file in files(config, target, None)? {
+        replace_file(disk, &file.path, &file.bytes).map_err(|e| failed(&file.path, e))?;
+    }
+    let recovery = DataPath::new("recovery.signal")
+        .map_err(|error| RewindError::because(Class::Other, "recovery.signal", error))?;
+    remove_tree(disk, &recovery).map_err(|error| failed(&recovery, error))
 }

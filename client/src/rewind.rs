@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::analysis::{Analysis, Subject, source_segment};
 use crate::apply::disk::{Disk, RealDisk};
+use crate::apply::manifest::Staging;
 use crate::apply::redo::Redo;
 use crate::apply::state;
 use crate::apply::{hold, preflight};
@@ -27,7 +28,7 @@ use crate::plan::input::{Choices, Facts};
 use crate::plan::report::{Totals, changes};
 use crate::plan::{Plan, SourceFiles};
 use crate::seal::{Attempt, Sealing};
-use crate::unfinished::{clear_away, earlier, state_error};
+use crate::unfinished::{by_marks, clear_away, earlier, state_error};
 use crate::{compat, recovery};
 
 /// Plans made anew when the source changed under a run.
@@ -77,9 +78,16 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .map_err(|error| RewindError::because(Class::Other, "a worker failed", error))?
 }
 
-/// Opens the door to a locked target.
+/// Opens the door to a locked target. A staging directory has one of ours inside it, named so that
+/// targets that share it do not meet.
 fn disk_of(directory: &Arc<DataDir>, config: &Config) -> Result<Arc<dyn Disk>, RewindError> {
-    let staging = config.staging_dir.as_deref();
+    let staging = match &config.staging_dir {
+        Some(staging) => Some(Staging {
+            directory: staging.clone(),
+            name: directory.name_on_this_machine().map_err(state_error)?,
+        }),
+        None => None,
+    };
     let disk = RealDisk::new(Arc::clone(directory), staging, config.sync);
     disk.map(|disk| Arc::new(disk) as Arc<dyn Disk>).map_err(state_error)
 }
@@ -90,21 +98,40 @@ pub async fn rewind(
     monitor: Arc<dyn Monitor>,
     stop: Stop,
 ) -> Result<Outcome, RewindError> {
+    let target = config.target.clone();
+    by_marks(&target, rewind_locked(config, monitor, stop).await)
+}
+
+async fn rewind_locked(
+    config: Config,
+    monitor: Arc<dyn Monitor>,
+    stop: Stop,
+) -> Result<Outcome, RewindError> {
     let mut steps = Steps::new(Arc::clone(&monitor));
     steps.begin(Step::Inspect);
     recovery::check(&config)?;
     let path = config.target.clone();
     let directory = Arc::new(blocking(move || inspect::lock(&path)).await?);
-    if let Some(outcome) = earlier(&directory, &config, &monitor, &stop).await? {
+    if let Some(mut outcome) = earlier(&directory, &config, &monitor, &stop).await? {
+        start_if_asked(&config, &directory, None, (&mut steps, &stop)).await?;
+        outcome.times = steps.end();
         return Ok(outcome);
     }
     let disk = disk_of(&directory, &config)?;
     let looked = Arc::clone(&directory);
     let looked_config = config.clone();
-    let target = blocking(move || inspect::inspect(&looked, &looked_config)).await?;
+    let looking = blocking(move || inspect::inspect(&looked, &looked_config));
+    let target = tokio::select! {
+        target = looking => target?,
+        () = stop.cancelled.cancelled() => return Err(interrupted()),
+    };
+    let target = Arc::new(target);
+    let (checked, checked_config) = (Arc::clone(&target), config.clone());
+    let told = Arc::clone(&monitor);
+    blocking(move || recovery::check_target(&checked_config, &checked, &*told)).await?;
     let run = Run {
         config,
-        target: Arc::new(target),
+        target,
         directory,
         disk,
         monitor,
@@ -114,6 +141,36 @@ pub async fn rewind(
         pg_ctl: None,
     };
     run.run().await
+}
+
+fn interrupted() -> RewindError {
+    RewindError::new(Class::Interrupted, "stopped by a signal; the target is as it was")
+}
+
+/// Starts the node if that was asked for. `pg_ctl` is looked for if it was not found before.
+async fn start_if_asked(
+    config: &Config,
+    directory: &Arc<DataDir>,
+    pg_ctl: Option<std::path::PathBuf>,
+    (steps, stop): (&mut Steps, &Stop),
+) -> Result<(), RewindError> {
+    if !config.start || config.dry_run {
+        return Ok(());
+    }
+    steps.begin(Step::Start);
+    let (config, directory, flag) = (config.clone(), Arc::clone(directory), Arc::clone(&stop.flag));
+    blocking(move || {
+        let pg_ctl = match pg_ctl {
+            Some(pg_ctl) => pg_ctl,
+            None => {
+                let major = directory.control()?.file.major;
+                crate::start::find_pg_ctl(&config, &directory, major)?
+            }
+        };
+        crate::start::start(&config, &directory, &pg_ctl, &flag)
+    })
+    .await
+    .map_err(RewindError::rewound)
 }
 
 /// One run against a target that no other rewind has begun to change.
@@ -138,14 +195,16 @@ impl Run {
         let mut forbid_fork = None;
         for attempt in 1..=ATTEMPTS_MAX {
             let made = tokio::select! {
-                made = self.attempt(forbid_fork.clone()) => made,
-                () = cancelled.cancelled() => Err(RewindError::new(
-                    Class::Interrupted,
-                    "stopped by a signal; the target is as it was",
-                )),
+                made = self.attempt(attempt, forbid_fork.clone()) => made,
+                () = cancelled.cancelled() => Err(interrupted()),
             };
             match made {
-                Ok(Attempt::Finished(outcome)) => return Ok(*outcome),
+                Ok(Attempt::Finished(mut outcome)) => {
+                    let running = (&mut self.steps, &self.stop);
+                    start_if_asked(&self.config, &self.directory, None, running).await?;
+                    outcome.times = self.steps.end();
+                    return Ok(*outcome);
+                }
                 Ok(Attempt::Sealed(sealed)) => return self.apply(*sealed).await,
                 Ok(Attempt::Again { why, without_fork }) => {
                     self.abandon();
@@ -182,7 +241,11 @@ impl Run {
         }
     }
 
-    async fn attempt(&mut self, forbid_fork: Option<String>) -> Result<Attempt, RewindError> {
+    async fn attempt(
+        &mut self,
+        number: u32,
+        forbid_fork: Option<String>,
+    ) -> Result<Attempt, RewindError> {
         let config = &self.config;
         let (session, source) = Session::open(
             config.source.clone(),
@@ -211,12 +274,16 @@ impl Run {
         let files = listing.await.map_err(|error| {
             RewindError::because(Class::Other, "the listing task failed", error)
         })??;
+        if let Some(oid) = unknown_tablespace(&files, &source) {
+            let why = format!("tablespace {oid} was created on the source meanwhile");
+            return Ok(Attempt::Again { why, without_fork: None });
+        }
         let wanted = self.config.strategy;
         let mapping = &self.config.tablespace_mapping;
         let forbid_fork =
             forbid_fork.or_else(|| tablespaces_against_fork(&self.target, &source, mapping));
         let choice = choose(wanted, &analysis, &source, &history, forbid_fork.as_deref())?;
-        let plan = self.plan(&session, &source, &files, &choice).await?;
+        let (plan, hash_bytes) = self.plan(&session, &source, &files, &choice).await?;
         self.check(&plan, &source, &choice)?;
         self.pg_ctl = self.find_pg_ctl()?;
         if self.config.dry_run {
@@ -236,6 +303,10 @@ impl Run {
             history: &history,
             analysis: &analysis,
             choice: &choice,
+            attempt: number,
+            files: &files,
+            stop: &self.stop,
+            hash_bytes,
             plan,
             kept,
         };
@@ -321,6 +392,13 @@ impl Run {
         if end > fork.lsn {
             return Ok(None);
         }
+        if let Some(name) = self.foreign_history(source)? {
+            self.monitor.note(&format!(
+                "the target has not diverged, but its pg_wal has {name}, which the source does not \
+                 know: resynchronising"
+            ));
+            return Ok(None);
+        }
         let size = source.node.control.wal_segment_size;
         if source_segment(source, history, size.segment_of(end)).is_none() {
             self.monitor.note(&format!(
@@ -334,11 +412,34 @@ impl Run {
         );
         let mut outcome = Outcome::new(Ended::NothingToDo, reason);
         outcome.fork = Some((fork.lsn, fork.timeline));
-        if !self.config.dry_run {
-            recovery::write_alone(&self.config, &self.target, &*self.disk)?;
-        }
+        self.follow_without_rewind()?;
         outcome.times = self.steps.end();
         Ok(Some(outcome))
+    }
+
+    /// A history file of a branch the source is not on: recovery would look for that branch.
+    fn foreign_history(&self, source: &Description) -> Result<Option<String>, RewindError> {
+        let ours = self.directory.history_files()?;
+        let foreign = ours.iter().find(|own| !source.node.histories.contains(own));
+        Ok(foreign.map(|(timeline, _)| timeline.history_file_name()))
+    }
+
+    /// Makes a target that lost nothing a standby, if that was asked for.
+    fn follow_without_rewind(&mut self) -> Result<(), RewindError> {
+        if self.config.dry_run {
+            return Ok(());
+        }
+        if recovery::is_wanted(&self.config) {
+            self.prepare()?;
+            recovery::write_alone(&self.config, &self.target, &*self.disk)?;
+            self.abandon();
+        } else if !self.directory.has("standby.signal") {
+            self.monitor.warning(
+                "the target has no standby.signal: started as it is, it would take writes on its \
+                 old timeline; use -R",
+            );
+        }
+        Ok(())
     }
 
     async fn plan(
@@ -347,7 +448,7 @@ impl Run {
         source: &Description,
         files: &SourceFiles,
         choice: &Choice<'_>,
-    ) -> Result<Plan, RewindError> {
+    ) -> Result<(Plan, u64), RewindError> {
         let control = &source.node.control;
         let version_directory = pg_format::relation::tablespace_version_directory(
             control.major,
@@ -380,9 +481,9 @@ impl Run {
         let list = comparisons(&facts)?;
         let monitor = Arc::clone(&self.monitor);
         let directory = Arc::clone(&self.directory);
-        let (differences, _) = compare::compare(session, directory, &list, monitor).await?;
+        let (differences, carried) = compare::compare(session, directory, &list, monitor).await?;
         self.steps.begin(Step::Plan);
-        build(&facts, &differences)
+        Ok((build(&facts, &differences)?, carried.total()))
     }
 
     fn check(
@@ -393,11 +494,19 @@ impl Run {
     ) -> Result<(), RewindError> {
         let newest = source.wal_segments.iter().map(|name| name.number).max().unwrap_or(0);
         let size = source.node.control.wal_segment_size;
-        let segments = newest.saturating_sub(size.segment_of(choice.start.redo)) + 1;
+        let segments = newest.saturating_sub(size.segment_of(choice.start.redo)).saturating_add(1);
         let staging = self.config.staging_dir.as_deref();
         let wal_bytes = segments.saturating_mul(size.bytes());
         preflight::check_permissions(&self.directory, plan)?;
-        preflight::check_space(&self.directory, staging, plan, &self.target.files, wal_bytes)
+        preflight::check_mounts(&self.directory, plan)?;
+        let room = preflight::Room {
+            directory: &self.directory,
+            staging,
+            // Staged pages are compressed; half of their size is what rows that compress badly need.
+            staged_bytes: Totals::of(plan).bytes() / 2,
+            wal_bytes,
+        };
+        room.check(plan, &self.target.files)
     }
 
     fn kept(&self, plan: &Plan) -> Vec<String> {
@@ -416,8 +525,7 @@ impl Run {
         let (monitor, flag) = (Arc::clone(&self.monitor), Arc::clone(&self.stop.flag));
         let applied = blocking(move || {
             if flag.load(std::sync::atomic::Ordering::Relaxed) {
-                let message = "stopped by a signal; the target is as it was";
-                return Err(RewindError::new(Class::Interrupted, message));
+                return Err(interrupted());
             }
             inspect::running::refuse_running(&directory)?;
             let redo = Redo {
@@ -431,17 +539,25 @@ impl Run {
         })
         .await;
         if let Err(error) = applied {
-            if !matches!(error.class(), Class::Unfinished | Class::Rewound) {
+            // The marks decide, not the kind of error: whatever went wrong, what was sealed is all
+            // there is to finish a target that was changed.
+            let changed = state::is_being_changed(&self.config.target);
+            if !changed && !matches!(error.class(), Class::Unfinished | Class::Rewound) {
                 self.abandon();
             }
             return Err(error);
         }
-        if let Some(pg_ctl) = self.pg_ctl.take() {
-            self.steps.begin(Step::Start);
-            let (config, directory) = (self.config.clone(), Arc::clone(&self.directory));
-            blocking(move || crate::start::start(&config, &directory, &pg_ctl)).await?;
-        }
+        let pg_ctl = self.pg_ctl.take();
+        let running = (&mut self.steps, &self.stop);
+        start_if_asked(&self.config, &self.directory, pg_ctl, running).await?;
         outcome.times = self.steps.end();
         Ok(outcome)
     }
+}
+
+/// A tablespace the list has and the description has not: created between the two.
+fn unknown_tablespace(files: &SourceFiles, source: &Description) -> Option<u32> {
+    let listed = files.keys().filter_map(|path| path.as_str().strip_prefix("pg_tblspc/"));
+    let mut oids = listed.filter_map(|rest| rest.parse().ok());
+    oids.find(|oid| !source.tablespaces.iter().any(|tablespace| tablespace.oid == *oid))
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use data_dir::wal::{LocalWal, Segments as _};
 use pg_format::backup_label::backup_label;
@@ -14,7 +15,8 @@ use proto::model::{Description, Role, Sealed};
 
 use crate::analysis::{Analysis, source_start};
 use crate::apply::disk::Disk;
-use crate::apply::manifest::{Manifest, WalChanges};
+use crate::apply::manifest::{Manifest, Staging, WalChanges};
+use crate::apply::preflight::Room;
 use crate::apply::state;
 use crate::choose::{Choice, check_place};
 use crate::cli::StrategyArg;
@@ -25,12 +27,13 @@ use crate::fetch::wal::WalFollower;
 use crate::inspect::{Target, wal_context};
 use crate::monitor::{Monitor, Step};
 use crate::outcome::{Outcome, Result as Ended, utc_now};
+use crate::plan::cut::to_be_emptied;
 use crate::plan::replay::Hazard;
 use crate::plan::report::Totals;
 use crate::plan::wal::{WalFacts, changes};
-use crate::plan::{Plan, Strategy};
+use crate::plan::{FileAction, Plan, PlannedFile, SourceFiles, Strategy};
 use crate::recovery;
-use crate::rewind::Steps;
+use crate::rewind::{Steps, Stop};
 use crate::stage::{self, FutureWal, Replayed, Staged};
 
 /// How an attempt ended.
@@ -65,6 +68,12 @@ pub(crate) struct Sealing<'a> {
     pub(crate) history: &'a TimelineHistory,
     pub(crate) analysis: &'a Analysis,
     pub(crate) choice: &'a Choice<'a>,
+    /// Counts the plans made in this run.
+    pub(crate) attempt: u32,
+    pub(crate) files: &'a SourceFiles,
+    pub(crate) stop: &'a Stop,
+    /// Payload bytes of page hashes that were compared.
+    pub(crate) hash_bytes: u64,
     pub(crate) plan: Plan,
     pub(crate) kept: Vec<String>,
 }
@@ -76,7 +85,6 @@ fn staging(error: std::io::Error) -> RewindError {
 impl Sealing<'_> {
     pub(crate) async fn run(mut self, steps: &mut Steps) -> Result<Attempt, RewindError> {
         steps.begin(Step::Fetch);
-        recovery::check_target(self.config, self.target)?;
         let mut follower = self.follower()?;
         // WAL first: the source may recycle it.
         let now = self.session.seal().await?.end;
@@ -110,6 +118,7 @@ impl Sealing<'_> {
         self.check_replay(&replayed, &sealed, &torn)?;
         let auto_conf = self.source_auto_conf().await?;
         let manifest = self.manifest(&sealed, &staged, follower.staged(), auto_conf)?;
+        self.check_room(&manifest, follower.staged())?;
         let bytes = manifest.encode().map_err(|error| {
             RewindError::because(Class::Other, "the manifest cannot be written", error)
         })?;
@@ -118,7 +127,8 @@ impl Sealing<'_> {
             self.disk.sync_directory(Some(&path)).map_err(staging)?;
         }
         state::seal(&**self.disk, &bytes).map_err(staging)?;
-        let outcome = self.outcome(&sealed, &staged, &follower);
+        let oldest = self.oldest_segment().await;
+        let outcome = self.outcome(&sealed, &staged, (&follower, &manifest, oldest));
         Ok(Attempt::Sealed(Box::new(SealedRun { manifest, outcome })))
     }
 
@@ -196,6 +206,7 @@ impl Sealing<'_> {
         let mut buffer = vec![0; 1 << 20];
         let mut offset = 0;
         while offset < bytes {
+            self.go_on()?;
             let wanted = usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(buffer.len());
             let part = buffer.get_mut(..wanted).unwrap_or_default();
             file.read_exact_at(part, offset).map_err(staging)?;
@@ -216,15 +227,53 @@ impl Sealing<'_> {
         let disk = &**self.disk;
         let wal = FutureWal { disk, staged, local, fork_segment: self.fork_segment() };
         let from = self.choice.start.redo;
-        stage::replay(&wal, context, (from, to), torn).map_err(|error| {
+        let replayed = stage::replay(&wal, context, (from, to), torn, &self.stop.flag);
+        self.go_on()?;
+        replayed.map_err(|error| {
             RewindError::because(Class::Other, "the WAL to be replayed is not usable", error)
         })
+    }
+
+    /// Work that does not wait looks at the signal itself.
+    fn go_on(&self) -> Result<(), RewindError> {
+        if self.stop.flag.load(Ordering::Relaxed) {
+            let message = "stopped by a signal; the target is as it was";
+            return Err(RewindError::new(Class::Interrupted, message));
+        }
+        Ok(())
+    }
+
+    /// Looks once more, with what is staged by now, whether there is room for the change itself.
+    fn check_room(
+        &self,
+        manifest: &Manifest,
+        wal: &BTreeSet<SegmentName>,
+    ) -> Result<(), RewindError> {
+        let size = self.source.node.control.wal_segment_size;
+        let staging = self.config.staging_dir.as_deref();
+        let directory = &self.target.directory;
+        let mut room = Room { directory, staging, staged_bytes: 0, wal_bytes: 0 };
+        // What is staged already takes room no more, unless it must be copied to be put in place.
+        if staging.is_some() || directory.wal_is_elsewhere() {
+            room.wal_bytes = size.bytes().saturating_mul(wal.len() as u64);
+        }
+        let plan = Plan { files: manifest.files.clone(), ..Plan::default() };
+        room.check(&plan, &self.target.files)
+    }
+
+    /// The oldest segment the source still has: from there on it can be followed. A source that is
+    /// gone by now does not make a complete set incomplete.
+    async fn oldest_segment(&mut self) -> Option<String> {
+        let description = self.session.describe().await.ok()?;
+        let size = description.node.control.wal_segment_size;
+        let oldest = description.wal_segments.into_iter().min_by_key(|name| name.number)?;
+        Some(oldest.file_name(size))
     }
 
     /// Fetches pages and files while the WAL is followed.
     async fn fetch(&self, follower: &mut WalFollower) -> Result<Staged, RewindError> {
         let monitor = Arc::clone(self.monitor);
-        let fetch = stage::fetch(&self.session, self.disk, &self.plan, monitor);
+        let fetch = stage::fetch(&self.session, self.disk, (&self.plan, self.attempt), monitor);
         tokio::select! {
             staged = fetch => staged,
             failed = follower.follow() => match failed? {},
@@ -237,7 +286,10 @@ impl Sealing<'_> {
         let newest = source_start(self.source).redo;
         for hazard in hazards {
             match hazard {
-                Hazard::Tablespace { location: Some(place), .. } if check_place(place).is_ok() => {
+                // Without a path it lies in place, and replay makes it there.
+                Hazard::Tablespace { location: Some(place), .. }
+                    if place.is_empty() || check_place(place).is_ok() =>
+                {
                     continue;
                 }
                 // Only pages read while they were written need it, and those changed later.
@@ -407,14 +459,22 @@ impl Sealing<'_> {
         let new_control = control_file_for_recovery(control, sealed.end, sealed.end_timeline);
         let remove = ["recovery.signal", "tablespace_map"].map(DataPath::new);
         let remove: Result<Vec<_>, _> = remove.into_iter().collect();
+        let (files, shorter) = self.lengths(staged);
+        let staging = match &self.config.staging_dir {
+            Some(directory) => Some(Staging {
+                directory: directory.clone(),
+                name: self.target.directory.name_on_this_machine().map_err(staging)?,
+            }),
+            None => None,
+        };
         Ok(Manifest {
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             old_control: self.target.control.bytes.clone(),
             new_control: new_control.map_err(fault)?,
-            files: self.plan.files.clone(),
+            files,
             packs: staged.packs.clone(),
-            staging_dir: self.config.staging_dir.clone(),
-            shorter: staged.notes.shorter.iter().map(|(file, bytes)| (*file, *bytes)).collect(),
+            staging,
+            shorter,
             vanished: staged.notes.vanished.iter().copied().collect(),
             wal: self.wal_changes(sealed, wal)?,
             settings: recovery::files(self.config, self.target, auto_conf)?,
@@ -425,12 +485,38 @@ impl Sealing<'_> {
         })
     }
 
-    fn outcome(&self, sealed: &Sealed, staged: &Staged, follower: &WalFollower) -> Outcome {
+    /// The planned files, and those that end up shorter than planned.
+    fn lengths(&self, staged: &Staged) -> (Vec<PlannedFile>, Vec<(usize, u64)>) {
+        let mut files = self.plan.files.clone();
+        let mut shorter = staged.notes.shorter.clone();
+        let path_of = |file: &usize| self.plan.files.get(*file).map(|file| file.path.clone());
+        let gone = staged.notes.vanished.iter().map(|file| (file, 0));
+        let read = staged.notes.shorter.iter().map(|(file, bytes)| (file, *bytes)).chain(gone);
+        let read = read.filter_map(|(file, bytes)| Some((path_of(file)?, bytes))).collect();
+        for path in to_be_emptied(self.files, &read) {
+            match files.iter().position(|file| file.path == path) {
+                Some(file) => drop(shorter.insert(file, 0)),
+                None if self.target.files.contains_key(&path) => {
+                    files.push(PlannedFile { path, action: FileAction::Patch { bytes: 0 } });
+                }
+                None => {}
+            }
+        }
+        (files, shorter.into_iter().collect())
+    }
+
+    fn outcome(
+        &self,
+        sealed: &Sealed,
+        staged: &Staged,
+        (follower, manifest, oldest): (&WalFollower, &Manifest, Option<String>),
+    ) -> Outcome {
         let reason = format!("the target is rewound and follows timeline {}", sealed.node.timeline);
         let mut outcome = Outcome::new(Ended::Rewound, reason);
         outcome.fork = self.analysis.fork.map(|fork| (fork.lsn, fork.timeline));
         outcome.strategy = Some((self.choice.name, self.choice.why.clone()));
         outcome.totals = Totals::of(&self.plan);
+        outcome.carriage.hashes = self.hash_bytes;
         outcome.carriage.data = staged.carried.total();
         outcome.carriage.frames = staged.carried.frames;
         outcome.carriage.pages = staged.notes.pages;
@@ -438,11 +524,14 @@ impl Sealing<'_> {
         outcome.carriage.wal = follower.fetched_bytes();
         outcome.replay = Some((self.choice.start.redo, sealed.end));
         outcome.kept = self.kept.clone();
-        if self.config.keep_diverged {
-            outcome.kept.push(
-                "WAL of lost transactions is kept in .pgrejoin/diverged until you remove it"
-                    .to_owned(),
-            );
+        outcome.source_oldest_wal = oldest;
+        if let (Some(name), false) = (&manifest.wal.keep_as, manifest.wal.diverged.is_empty()) {
+            let place = state::diverged(&self.target.directory, name, "x").parent();
+            outcome.kept.push(format!(
+                "WAL of lost transactions ({} files) is kept in {} until you remove it",
+                manifest.wal.diverged.len(),
+                place.map_or_else(String::new, |place| place.to_string())
+            ));
         }
         outcome
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use data_dir::wal::{LocalWal, Segments, WalError, scan};
@@ -105,7 +106,7 @@ fn units(plan: &Plan) -> Vec<Unit> {
 pub async fn fetch(
     session: &Session,
     disk: &Arc<dyn Disk>,
-    plan: &Plan,
+    (plan, attempt): (&Plan, u32),
     monitor: Arc<dyn Monitor>,
 ) -> Result<Staged, RewindError> {
     let notes = Arc::new(Mutex::new(Notes::default()));
@@ -114,8 +115,8 @@ pub async fn fetch(
         session,
         units(plan),
         |number| {
-            let writer =
-                PackWriter::create(Arc::clone(disk), state::pack(number)).map_err(staging_error)?;
+            let name = format!("{attempt}-{number:04}");
+            let writer = PackWriter::create(Arc::clone(disk), name).map_err(staging_error)?;
             let (notes, packs) = (Arc::clone(&notes), Arc::clone(&packs));
             Ok(Box::new(PackSink { writer, number, notes, packs }))
         },
@@ -218,6 +219,7 @@ pub fn replay(
     context: WalContext,
     (from, to): (Lsn, Lsn),
     torn: &[(RelationSegment, u32)],
+    stop: &AtomicBool,
 ) -> Result<Replayed, WalError> {
     let mut replayed = Replayed::default();
     // Whether the first record that names a block rebuilds it.
@@ -241,7 +243,8 @@ pub fn replay(
                 }
             }
         }
-        if record.end >= to { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let enough = record.end >= to || stop.load(Ordering::Relaxed);
+        if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     if let Some(error) = fault {
         return Err(error.into());

@@ -3,13 +3,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use data_dir::DataDir;
-use pg_format::Major;
+use pg_format::postmaster_pid::PostmasterPid;
+use pg_format::{ClusterState, Major};
 
 use crate::config::Config;
 use crate::error::{Class, RewindError};
+use crate::inspect::settings;
 
 /// How often the node is looked at.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -19,85 +22,158 @@ const GRACE: Duration = Duration::from_secs(10);
 const LOG_LINES: usize = 10;
 
 /// Starts it. The target is rewound already: whatever goes wrong here, it stays so.
-pub fn start(config: &Config, directory: &DataDir, pg_ctl: &Path) -> Result<(), RewindError> {
+pub fn start(
+    config: &Config,
+    directory: &DataDir,
+    pg_ctl: &Path,
+    stop: &AtomicBool,
+) -> Result<(), RewindError> {
     let log = log_file(&config.target);
     let mut command = std::process::Command::new(pg_ctl);
     command.arg("start").arg("-W").arg("-s").arg("-D").arg(&config.target).arg("-l").arg(&log);
     if let Some(file) = &config.config_file {
-        command.arg("-o").arg(format!("-c config_file={}", file.display()));
+        // pg_ctl hands this to a shell.
+        let quoted = file.display().to_string().replace('\'', r"'\''");
+        command.arg("-o").arg(format!("-c config_file='{quoted}'"));
     }
-    let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let started = started.map_err(|error| {
+    command.env_remove("PGREJOIN_PRIMARY_CONNINFO").stdin(Stdio::null()).stdout(Stdio::null());
+    let started = command.output().map_err(|error| {
         let message = format!("the target is rewound, but {} did not run", pg_ctl.display());
         RewindError::because(Class::Rewound, message, error)
     })?;
-    if !started.success() {
-        return Err(not_started(&log, &format!("pg_ctl ended with {started}")));
+    let waiting = Waiting { config, directory, log: &log, stop };
+    if !started.status.success() {
+        let said = String::from_utf8_lossy(&started.stderr).trim().replace('\n', " | ");
+        return Err(waiting.not_started(&format!("pg_ctl ended with {}: {said}", started.status)));
     }
-    wait(config, directory, &log)
+    waiting.until_it_streams()
 }
 
-fn wait(config: &Config, directory: &DataDir, log: &Path) -> Result<(), RewindError> {
-    let since = Instant::now();
-    loop {
-        std::thread::sleep(PAUSE);
-        let pid = directory.postmaster_pid().ok().flatten();
-        let Some(pid) = pid else {
-            if since.elapsed() < GRACE {
-                continue;
-            }
-            return Err(not_started(log, "the server stopped"));
-        };
-        let ready = matches!(pid.status.as_deref(), Some("ready" | "standby"));
-        if ready && streams(pid.pid) {
-            return Ok(());
-        }
-        if since.elapsed() > config.timeout {
-            let state = if ready {
-                "it is consistent but does not stream"
-            } else {
-                "it is not consistent yet"
+/// A node that was started.
+struct Waiting<'a> {
+    config: &'a Config,
+    directory: &'a DataDir,
+    log: &'a Path,
+    stop: &'a AtomicBool,
+}
+
+impl Waiting<'_> {
+    /// Waits as long as the node makes progress, and no longer than the time-out without any.
+    fn until_it_streams(&self) -> Result<(), RewindError> {
+        let began = Instant::now();
+        let (mut seen, mut since) = (Vec::new(), Instant::now());
+        loop {
+            std::thread::sleep(PAUSE);
+            let Some(pid) = self.directory.postmaster_pid().ok().flatten() else {
+                if began.elapsed() < GRACE {
+                    continue;
+                }
+                return Err(self.not_started("the server stopped"));
             };
-            return Err(not_started(log, &format!("{state} after {:?}", config.timeout)));
+            let children = titles_of_children(pid.pid);
+            let consistent = self.is_consistent(&pid);
+            if consistent && self.streams(&children) {
+                return Ok(());
+            }
+            let state = match consistent {
+                true => "it is consistent but does not stream",
+                false => "it is not consistent yet",
+            };
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(self.left_running(&pid, state, "when it was stopped waiting for"));
+            }
+            let control = self.directory.control().map(|c| c.bytes).unwrap_or_default();
+            let now = vec![control, children.join("|").into_bytes()];
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            }
+            if since.elapsed() > self.config.timeout {
+                let limit = format!("after {:?} without progress", self.config.timeout);
+                return Err(self.left_running(&pid, state, &limit));
+            }
         }
+    }
+
+    /// Whether replay has passed the end of what was copied: the server then takes the start of
+    /// the backup out of `pg_control`. Where it admits connections it says so in its pid file;
+    /// without hot standby only `pg_control` tells.
+    fn is_consistent(&self, pid: &PostmasterPid) -> bool {
+        let Ok(control) = self.directory.control() else {
+            return false;
+        };
+        let replayed = control.file.state == ClusterState::InArchiveRecovery
+            && !control.file.backup_start_point.is_valid()
+            && !self.directory.has("backup_label");
+        replayed && matches!(pid.status.as_deref(), Some("ready" | "standby"))
+    }
+
+    /// Whether one of the postmaster's children is a WAL receiver that streams, by its title.
+    fn streams(&self, children: &[String]) -> bool {
+        let settings = settings::read(self.directory, self.config.config_file.as_deref());
+        let updated = settings.ok().and_then(|s| s.get("update_process_title").map(str::to_owned));
+        // A title that is never updated says only that the process is there.
+        let fixed = matches!(updated.as_deref(), Some("off" | "false" | "no" | "0"));
+        children
+            .iter()
+            .any(|title| title.contains("walreceiver") && (fixed || title.contains("streaming")))
+    }
+
+    fn left_running(&self, pid: &PostmasterPid, state: &str, when: &str) -> RewindError {
+        self.not_started(&format!("{state} {when}; the server is left running (pid {})", pid.pid))
+    }
+
+    fn not_started(&self, why: &str) -> RewindError {
+        let shown = self.logs().into_iter().map(|log| {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines.get(lines.len().saturating_sub(LOG_LINES)..).unwrap_or_default();
+            format!("the end of {}: {}", log.display(), last.join(" | "))
+        });
+        RewindError::new(
+            Class::Rewound,
+            format!(
+                "the target is rewound and may be started again, but it does not stream: {why}; {}",
+                shown.collect::<Vec<_>>().join("; ")
+            ),
+        )
+    }
+
+    /// What the server writes to: the file it was started with and, if it collects its own logs,
+    /// the one it names.
+    fn logs(&self) -> Vec<PathBuf> {
+        let mut logs = vec![self.log.to_owned()];
+        let named = self.directory.read_if_exists("current_logfiles", 64 << 10).ok().flatten();
+        let named = String::from_utf8_lossy(&named.unwrap_or_default()).into_owned();
+        let files = named.lines().filter_map(|line| line.split_once(' '));
+        // A relative name is below the data directory, and joining keeps an absolute one.
+        logs.extend(files.map(|(_, file)| self.config.target.join(file)));
+        logs
     }
 }
 
-/// Whether a child of the postmaster is a WAL receiver that streams, by its process title.
-fn streams(postmaster: i64) -> bool {
-    let children = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    children.into_iter().any(|entry| {
-        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let parent = rest.split_whitespace().nth(1).and_then(|p| p.parse::<i64>().ok());
-        if parent != Some(postmaster) {
-            return false;
-        }
-        let title = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let title = String::from_utf8_lossy(&title).into_owned();
-        title.contains("walreceiver") && title.contains("streaming")
-    })
+/// Titles of a process's children.
+fn titles_of_children(parent: i64) -> Vec<String> {
+    let mut titles: Vec<String> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let (_, rest) = stat.rsplit_once(')')?;
+            let of = rest.split_whitespace().nth(1)?.parse::<i64>().ok()?;
+            let title = std::fs::read(entry.path().join("cmdline")).ok()?;
+            (of == parent).then(|| String::from_utf8_lossy(&title).replace('\0', " "))
+        })
+        .collect();
+    titles.sort();
+    titles
 }
 
-fn not_started(log: &Path, why: &str) -> RewindError {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    let last = lines.get(lines.len().saturating_sub(LOG_LINES)..).unwrap_or_default().join(" | ");
-    RewindError::new(
-        Class::Rewound,
-        format!(
-            "the target is rewound and may be started, but it does not stream: {why}; the end of \
-             {}: {last}",
-            log.display()
-        ),
-    )
-}
-
-/// A log beside the server's own, outside the data directory's root.
+/// A log that outlives this program: beside the server's own, else in the data directory.
 fn log_file(pgdata: &Path) -> PathBuf {
     let log = pgdata.join("log");
-    let directory = if log.is_dir() { log } else { std::env::temp_dir() };
-    directory.join(format!("pgrejoin-start-{}.log", std::process::id()))
+    let directory = if log.is_dir() { log } else { pgdata.to_owned() };
+    directory.join("pgrejoin-start.log")
 }
 
 /// The program given, or that of the last start, or one of the right major in the usual places.
@@ -107,7 +183,13 @@ pub fn find_pg_ctl(
     major: Major,
 ) -> Result<PathBuf, RewindError> {
     if let Some(path) = &config.pg_ctl {
-        return Ok(path.clone());
+        return match is_program(path) {
+            true => Ok(path.clone()),
+            false => {
+                let message = format!("--pg-ctl {} is no program we may run", path.display());
+                Err(RewindError::new(Class::Preflight, message))
+            }
+        };
     }
     let options = directory.read_if_exists("postmaster.opts", 64 << 10).ok().flatten();
     let server = options.and_then(|text| {
@@ -130,5 +212,5 @@ pub fn find_pg_ctl(
 
 fn is_program(path: &Path) -> bool {
     let access = rustix::fs::access(path, rustix::fs::Access::EXEC_OK).map_err(io::Error::from);
-    access.is_ok()
+    access.is_ok() && path.is_file()
 }

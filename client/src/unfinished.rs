@@ -8,6 +8,7 @@ use data_dir::DataDir;
 
 use crate::apply::disk::{Disk, RealDisk};
 use crate::apply::hold;
+use crate::apply::manifest::Manifest;
 use crate::apply::redo::Redo;
 use crate::apply::state::{self, State};
 use crate::config::Config;
@@ -16,6 +17,16 @@ use crate::inspect;
 use crate::monitor::Monitor;
 use crate::outcome::{Outcome, Result as Ended};
 use crate::rewind::{Stop, blocking};
+
+/// Makes an error say what the marks say: while the target is being changed it is unfinished,
+/// whatever else is wrong.
+pub(crate) fn by_marks<T>(target: &Path, result: Result<T, RewindError>) -> Result<T, RewindError> {
+    result.map_err(|error| match error.class() {
+        Class::Rewound | Class::Unfinished => error,
+        _ if state::is_being_changed(target) => error.unfinished(),
+        _ => error,
+    })
+}
 
 /// Deals with what an earlier run left: finishes it if it had begun to change the target, clears it
 /// away if it had not. A dry run only says so.
@@ -28,27 +39,41 @@ pub(crate) async fn earlier(
     let (disk, state) = disk_of_state(directory)?;
     if config.dry_run {
         return match state {
-            State::None | State::Preparing | State::Sealed(_) => Ok(None),
-            State::Hidden(_) | State::Committed(_) => {
+            State::None | State::Preparing | State::Sealed(_) | State::Cleaning => Ok(None),
+            State::Hidden(_) | State::Exposed(_) | State::Committed(_) => {
                 Ok(Some(Outcome::new(Ended::WouldRewind, describe_state(&state))))
             }
         };
     }
     let (directory, monitor, flag) =
         (Arc::clone(directory), Arc::clone(monitor), Arc::clone(&stop.flag));
-    blocking(move || match state {
-        State::None => Ok(None),
-        State::Preparing | State::Sealed(_) => {
-            clear_away(&*disk, &directory).map_err(state_error)?;
-            Ok(None)
-        }
-        // The node may have run since: it is looked at like any other.
-        State::Committed(_) => finish(&directory, &*disk, &*monitor, &flag).map(|_| None),
-        State::Hidden(_) => {
-            monitor.note(
-                "an earlier rewind was interrupted while it changed the target: finishing it",
-            );
-            finish(&directory, &*disk, &*monitor, &flag).map(Some)
+    blocking(move || {
+        let work = Work { directory: &directory, disk: &*disk, monitor: &*monitor, stop: &flag };
+        match state {
+            State::None => Ok(None),
+            State::Preparing | State::Sealed(_) => {
+                clear_away(&*disk, &directory).map_err(state_error)?;
+                Ok(None)
+            }
+            // If the node has run since, it is looked at like any other.
+            State::Committed(manifest) => {
+                let live = directory.control().map(|control| control.bytes).unwrap_or_default();
+                let never_started = live == manifest.new_control;
+                let outcome = work.clean_up(&manifest)?;
+                Ok(never_started.then_some(outcome))
+            }
+            State::Cleaning => {
+                let never_started = directory.has("backup_label");
+                state::discard(&*disk, &directory).map_err(state_error)?;
+                Ok(never_started.then(|| Outcome::new(Ended::Resumed, "the target is rewound")))
+            }
+            State::Hidden(manifest) => {
+                monitor.note(
+                    "an earlier rewind was interrupted while it changed the target: finishing it",
+                );
+                work.finish(&manifest).map(Some)
+            }
+            State::Exposed(_) => Err(exposed()),
         }
     })
     .await
@@ -59,37 +84,41 @@ pub(crate) fn clear_away(disk: &dyn Disk, directory: &DataDir) -> std::io::Resul
     hold::restore(disk).and_then(|()| state::discard(disk, directory))
 }
 
-/// Finishes what an interrupted run began, without the source.
-fn finish(
-    directory: &DataDir,
-    disk: &dyn Disk,
-    monitor: &dyn Monitor,
-    stop: &AtomicBool,
-) -> Result<Outcome, RewindError> {
-    let state = state::load(disk).map_err(state_error)?;
-    let hidden = matches!(state, State::Hidden(_));
-    let (manifest, committed) = match state {
-        State::Hidden(manifest) => (manifest, false),
-        State::Committed(manifest) => (manifest, true),
-        State::Sealed(manifest) => (manifest, false),
-        State::None | State::Preparing => {
-            let reason = "no rewind is unfinished here: the target is as it was";
-            return Ok(Outcome::new(Ended::NothingToDo, reason));
-        }
-    };
-    // What fails before the redo of a target that is hidden already leaves it unfinished.
-    let begun = |error: RewindError| if hidden { error.unfinished() } else { error };
-    if !committed {
-        hold::take(disk, directory.path()).map_err(begun)?;
+fn exposed() -> RewindError {
+    RewindError::new(
+        Class::Unfinished,
+        "the target is being changed, and somebody put a pg_control back: PostgreSQL would start \
+         from a mixture. Remove global/pg_control and run pgrejoin resume",
+    )
+}
+
+/// What it takes to finish an interrupted run, without the source.
+struct Work<'a> {
+    directory: &'a DataDir,
+    disk: &'a dyn Disk,
+    monitor: &'a dyn Monitor,
+    stop: &'a AtomicBool,
+}
+
+impl Work<'_> {
+    fn redo<'m>(&'m self, manifest: &'m Manifest) -> Redo<'m> {
+        let Self { directory, disk, monitor, stop } = *self;
+        Redo { manifest, disk, directory, stop, monitor }
     }
-    let redo = Redo { manifest: &manifest, disk, directory, stop, monitor };
-    if committed {
-        redo.clean_up()?;
-    } else {
-        redo.check_packs().map_err(begun)?;
-        redo.run()?;
+
+    /// Changes the target as the manifest says; what was done before is done again.
+    fn finish(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
+        hold::take(self.disk, self.directory.path())?;
+        inspect::running::refuse_running(self.directory)?;
+        self.redo(manifest).run()?;
+        Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
     }
-    Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
+
+    /// Only removes what is left over.
+    fn clean_up(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
+        self.redo(manifest).clean_up()?;
+        Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
+    }
 }
 
 /// `pgrejoin resume`
@@ -98,32 +127,75 @@ pub fn resume(
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Outcome, RewindError> {
-    let directory = Arc::new(inspect::lock(target)?);
-    let (disk, state) = disk_of_state(&directory)?;
-    if let State::Sealed(manifest) = state {
-        let control = directory.control()?;
-        if control.bytes != manifest.old_control {
-            clear_away(&*disk, &directory).map_err(state_error)?;
-            let reason = "PostgreSQL was started here since the rewind was prepared: what was \
-                          prepared is discarded, the target was not changed by it";
-            return Ok(Outcome::new(Ended::NothingToDo, reason));
-        }
-    }
-    finish(&directory, &*disk, monitor, stop)
+    by_marks(target, resume_locked(target, monitor, stop))
 }
 
-/// `pgrejoin status`
+fn resume_locked(
+    target: &Path,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Outcome, RewindError> {
+    let directory = Arc::new(inspect::lock_only(target)?);
+    let (disk, state) = disk_of_state(&directory)?;
+    let nothing = |reason: &str| Ok(Outcome::new(Ended::NothingToDo, reason));
+    // PostgreSQL may run again once the target is rewound, and only then.
+    if !matches!(state, State::None | State::Committed(_) | State::Cleaning) {
+        inspect::running::refuse_running(&directory)?;
+    }
+    let work = Work { directory: &directory, disk: &*disk, monitor, stop };
+    match state {
+        State::None => nothing("no rewind is unfinished here: the target is as it was"),
+        State::Preparing => {
+            clear_away(&*disk, &directory).map_err(state_error)?;
+            nothing("nothing was complete yet: it is cleared away, the target is as it was")
+        }
+        State::Sealed(manifest) => {
+            if directory.control()?.bytes == manifest.old_control {
+                return work.finish(&manifest);
+            }
+            clear_away(&*disk, &directory).map_err(state_error)?;
+            nothing(
+                "PostgreSQL was started here since the rewind was prepared: what was prepared is \
+                 discarded, the target was not changed by it",
+            )
+        }
+        State::Hidden(manifest) => work.finish(&manifest),
+        State::Exposed(_) => Err(exposed()),
+        State::Committed(manifest) => work.clean_up(&manifest),
+        State::Cleaning => {
+            state::discard(&*disk, &directory).map_err(state_error)?;
+            nothing("the target is rewound, and the last temporary files are gone")
+        }
+    }
+}
+
+/// `pgrejoin status`: looks and touches nothing, whoever is at work there.
 pub fn status(target: &Path) -> Result<String, RewindError> {
-    let directory = Arc::new(inspect::lock(target)?);
-    Ok(describe_state(&disk_of_state(&directory)?.1).to_owned())
+    by_marks(target, look(target))
+}
+
+fn look(target: &Path) -> Result<String, RewindError> {
+    let directory = Arc::new(DataDir::open(target)?);
+    let disk = RealDisk::new(Arc::clone(&directory), None, true).map_err(state_error)?;
+    let state = state::load(&disk).map_err(state_error)?;
+    let unsynced = matches!(
+        &state,
+        State::Sealed(manifest) | State::Hidden(manifest) | State::Exposed(manifest)
+            if !manifest.sync
+    );
+    let warning = match unsynced {
+        true => " It was begun with --no-sync: after a power failure it cannot be relied on.",
+        false => "",
+    };
+    Ok(format!("{}{warning}", describe_state(&state)))
 }
 
 fn describe_state(state: &State) -> &'static str {
     match state {
         State::None => "no rewind is under way",
         State::Preparing => {
-            "a rewind was being prepared and did not finish; the data directory is unchanged. Run \
-             pgrejoin rewind again"
+            "a rewind is being prepared, or was and did not finish; the data directory is \
+             unchanged. Run pgrejoin rewind again"
         }
         State::Sealed(_) => {
             "a rewind is prepared and has changed nothing yet. Run pgrejoin resume to go on \
@@ -133,7 +205,12 @@ fn describe_state(state: &State) -> &'static str {
             "a rewind is changing this data directory and has not finished. Do not start \
              PostgreSQL: run pgrejoin resume"
         }
-        State::Committed(_) => {
+        State::Exposed(_) => {
+            "a rewind is changing this data directory and has not finished, and somebody put a \
+             pg_control back. Do not start PostgreSQL: remove global/pg_control and run pgrejoin \
+             resume"
+        }
+        State::Committed(_) | State::Cleaning => {
             "the data directory is rewound; only temporary files are left. Start PostgreSQL, or \
              run pgrejoin resume to remove them"
         }
@@ -145,12 +222,13 @@ fn disk_of_state(directory: &Arc<DataDir>) -> Result<(Arc<dyn Disk>, State), Rew
     let plain = RealDisk::new(Arc::clone(directory), None, true).map_err(state_error)?;
     let state = state::load(&plain).map_err(state_error)?;
     let (staging, sync) = match &state {
-        State::Sealed(manifest) | State::Hidden(manifest) | State::Committed(manifest) => {
-            (manifest.staging_dir.clone(), manifest.sync)
-        }
-        State::None | State::Preparing => (None, true),
+        State::Sealed(manifest)
+        | State::Hidden(manifest)
+        | State::Exposed(manifest)
+        | State::Committed(manifest) => (manifest.staging.clone(), manifest.sync),
+        State::None | State::Preparing | State::Cleaning => (None, true),
     };
-    let disk = RealDisk::new(Arc::clone(directory), staging.as_deref(), sync);
+    let disk = RealDisk::new(Arc::clone(directory), staging, sync);
     Ok((Arc::new(disk.map_err(state_error)?), state))
 }
 

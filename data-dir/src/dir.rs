@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use pg_format::relation::is_oid;
 use pg_format::{DataPath, FormatError};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use crate::confined::open_below;
 
@@ -48,6 +48,8 @@ pub struct DataDir {
     path: PathBuf,
     root: OwnedFd,
     linked_wal: Option<OwnedFd>,
+    /// Whether `pg_wal` is reached through a link or is a mount of its own.
+    wal_is_elsewhere: bool,
     linked_tablespaces: BTreeMap<String, (PathBuf, OwnedFd)>,
 }
 
@@ -62,6 +64,7 @@ impl DataDir {
             return Err(OpenError::NotADataDirectory { path: path.to_owned() });
         }
         let linked_wal = open_link(&root, "pg_wal").map_err(io)?.map(|(_, fd)| fd);
+        let wal_is_elsewhere = linked_wal.is_some() || is_mount(&root, "pg_wal").map_err(io)?;
         let mut linked_tablespaces = BTreeMap::new();
         for name in names_in(&root, "pg_tblspc").map_err(io)? {
             if !is_oid(&name) {
@@ -71,7 +74,7 @@ impl DataDir {
                 linked_tablespaces.insert(name, opened);
             }
         }
-        Ok(Self { path: path.to_owned(), root, linked_wal, linked_tablespaces })
+        Ok(Self { path: path.to_owned(), root, linked_wal, wal_is_elsewhere, linked_tablespaces })
     }
 
     /// Where it was opened; for messages, not for opening files.
@@ -94,6 +97,12 @@ impl DataDir {
     /// The handle of `pg_wal`'s real directory if it is a symbolic link.
     pub fn linked_wal(&self) -> Option<BorrowedFd<'_>> {
         self.linked_wal.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether files cannot be renamed between `pg_wal` and the data directory's root: it is a link
+    /// or a mount.
+    pub fn wal_is_elsewhere(&self) -> bool {
+        self.wal_is_elsewhere
     }
 
     /// The handle from which `path` is reached without a symbolic link, and the rest of the path;
@@ -162,7 +171,7 @@ impl DataDir {
 
     /// Whether anything has this name at the top level, a dangling link included.
     pub fn has(&self, name: &str) -> bool {
-        rustix::fs::statat(&self.root, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        rustix::fs::statat(&self.root, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
     /// Names in a directory, unordered.
@@ -176,6 +185,13 @@ impl DataDir {
         Ok((metadata.uid(), metadata.mode() & 0o7777))
     }
 
+    /// A name for this directory that no other one on this machine has now. After a reboot the same
+    /// directory may have another.
+    pub fn name_on_this_machine(&self) -> io::Result<String> {
+        let stat = rustix::fs::fstat(&self.root)?;
+        Ok(format!("pgrejoin-{:x}-{:x}", stat.st_dev, stat.st_ino))
+    }
+
     /// Makes everything any process wrote to the data directory's file systems durable. Fails if a
     /// write that was still pending could not be written (Linux 5.8 and later report it).
     pub fn sync_file_systems(&self) -> io::Result<()> {
@@ -184,6 +200,32 @@ impl DataDir {
             rustix::fs::syncfs(fd)?;
         }
         Ok(())
+    }
+}
+
+/// What a file must share with another for a rename between them: device and mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mount {
+    device: (u32, u32),
+    /// 0 where the kernel does not tell (before 5.8): the device must do.
+    number: u64,
+}
+
+/// The mount on which `name` in `directory` is.
+pub fn mount_of(directory: impl AsFd, name: &str) -> io::Result<Mount> {
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+    let stat = rustix::fs::statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, wanted)?;
+    let known = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+    let number = if known { stat.stx_mnt_id } else { 0 };
+    Ok(Mount { device: (stat.stx_dev_major, stat.stx_dev_minor), number })
+}
+
+/// Whether `name` is on another mount than `directory`; a name that is not there is on none.
+fn is_mount(directory: &OwnedFd, name: &str) -> io::Result<bool> {
+    match mount_of(directory, name) {
+        Ok(there) => Ok(there != mount_of(directory, ".")?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -12,10 +12,30 @@ pub struct PostmasterPid {
     pub port: Option<u16>,
     /// First Unix socket directory.
     pub socket_directory: Option<String>,
-    /// System V shared memory id.
-    pub shared_memory_id: Option<i64>,
+    /// System V shared memory.
+    pub shared_memory: Option<SharedMemory>,
     /// `starting`, `stopping`, `ready` or `standby`.
     pub status: Option<String>,
+}
+
+/// A System V shared memory segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedMemory {
+    /// Its key, 32 bits, made from the data directory's inode.
+    pub key: u32,
+    /// Its id, which another segment may have after a reboot.
+    pub id: i64,
+}
+
+impl SharedMemory {
+    /// Reads key and id; the key is printed as a signed number in some places and as an unsigned
+    /// one of 64 bits in others.
+    pub fn parse(key: &str, id: &str) -> Option<Self> {
+        let wide =
+            key.parse::<i64>().ok().or_else(|| key.parse::<u64>().ok().map(u64::cast_signed))?;
+        let key = u32::try_from(wide & 0xFFFF_FFFF).ok()?;
+        Some(Self { key, id: id.parse().ok()? })
+    }
 }
 
 impl PostmasterPid {
@@ -30,9 +50,9 @@ impl PostmasterPid {
             start_time: line(3).and_then(|text| text.parse().ok()),
             port: line(4).and_then(|text| text.parse().ok()),
             socket_directory: line(5).map(|text| (*text).to_owned()),
-            shared_memory_id: line(7)
-                .and_then(|text| text.split_whitespace().nth(1))
-                .and_then(|text| text.parse().ok()),
+            shared_memory: line(7)
+                .and_then(|text| text.split_once(char::is_whitespace))
+                .and_then(|(key, id)| SharedMemory::parse(key, id.trim())),
             status: line(8).map(|text| (*text).to_owned()),
         })
     }
@@ -46,7 +66,13 @@ mod tests {
     fn reads_what_a_postmaster_writes() {
         let text = "123\n/data\n1700000000\n5433\n/tmp\n127.0.0.1\n  5433001    360448\nready   \n";
         let pid = PostmasterPid::parse(text).unwrap();
-        assert_eq!((pid.pid, pid.port, pid.shared_memory_id), (123, Some(5433), Some(360_448)));
+        let shared_memory = SharedMemory { key: 5_433_001, id: 360_448 };
+        assert_eq!((pid.pid, pid.port), (123, Some(5433)));
+        assert_eq!(pid.shared_memory, Some(shared_memory));
+        // A negative key: as the kernel's table and as the file have it.
+        let as_table = SharedMemory::parse("-2", "7");
+        assert!(as_table.is_some());
+        assert_eq!(as_table, SharedMemory::parse("18446744073709551614", "7"));
         assert_eq!(pid.status.as_deref(), Some("ready"));
         assert_eq!(PostmasterPid::parse("-77\n").unwrap().pid, -77);
         assert_eq!(PostmasterPid::parse("\n"), None);

@@ -10,13 +10,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use data_dir::DataDir;
 use data_dir::confined::open_below;
 use pg_format::DataPath;
 use rustix::fs::{AtFlags, Mode, OFlags};
+
+use super::manifest::Staging;
 
 /// Files kept open between writes, so that a page costs one system call.
 const OPEN_FILES_MAX: usize = 128;
@@ -28,14 +29,16 @@ pub trait Disk: fmt::Debug + Send + Sync {
     fn create_directory(&self, path: &DataPath) -> io::Result<()>;
     /// Makes an empty file; one that exists loses its content.
     fn create_file(&self, path: &DataPath) -> io::Result<()>;
-    /// Makes an empty file; one that exists is an error.
-    fn create_new(&self, path: &DataPath) -> io::Result<()>;
     /// Writes bytes of an existing file.
     fn write_at(&self, path: &DataPath, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Cuts or extends a file; the new part reads as zeros.
     fn set_length(&self, path: &DataPath, bytes: u64) -> io::Result<()>;
     /// Gives a file or directory these permission bits.
     fn set_mode(&self, path: &DataPath, mode: u32) -> io::Result<()>;
+    /// The permission bits of a file that is no link; `None` if there is none.
+    fn mode(&self, path: &DataPath) -> io::Result<Option<u32>>;
+    /// Gives a file a second name; a file that has the name is an error.
+    fn link(&self, from: &DataPath, to: &DataPath) -> io::Result<()>;
     /// Gives a file another name; a file that has the name is replaced.
     fn rename(&self, from: &DataPath, to: &DataPath) -> io::Result<()>;
     /// Makes a symbolic link.
@@ -65,7 +68,7 @@ pub struct RealDisk {
     directory: Arc<DataDir>,
     /// Where packs and WAL are staged, if not in the state directory: a directory the operator
     /// named, and our own one inside it. Nothing else in there is ours.
-    staging: Option<(OwnedFd, String)>,
+    staging: Option<(OwnedFd, Staging)>,
     file_mode: Mode,
     directory_mode: Mode,
     sync: bool,
@@ -75,15 +78,16 @@ pub struct RealDisk {
 impl RealDisk {
     /// The disk of a locked target. New files follow the mode of the data directory, as
     /// PostgreSQL's do: group access is all or nothing.
-    pub fn new(directory: Arc<DataDir>, staging: Option<&Path>, sync: bool) -> io::Result<Self> {
+    pub fn new(directory: Arc<DataDir>, staging: Option<Staging>, sync: bool) -> io::Result<Self> {
         let (_, mode) = directory.owner_and_mode()?;
         let group = mode & 0o050 == 0o050;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::fstat(directory.root())?;
-        let own = format!("pgrejoin-{:x}-{:x}", root.st_dev, root.st_ino);
-        let opened =
-            staging.map(|path| rustix::fs::open(path, flags, Mode::empty())).transpose()?;
-        let staging = opened.map(|fd| (fd, own));
+        let staging = match staging {
+            Some(staging) => {
+                Some((rustix::fs::open(&staging.directory, flags, Mode::empty())?, staging))
+            }
+            None => None,
+        };
         Ok(Self {
             directory,
             staging,
@@ -96,9 +100,9 @@ impl RealDisk {
 
     /// The handle and our directory's name, if `path` is staged elsewhere.
     fn staged(&self, path: &DataPath) -> Option<(&OwnedFd, &str)> {
-        let (fd, own) = self.staging.as_ref()?;
+        let (fd, staging) = self.staging.as_ref()?;
         let inside = super::state::STAGED_DIRECTORIES.iter().any(|staged| path.is_within(staged));
-        inside.then_some((fd, own.as_str()))
+        inside.then_some((fd, staging.name.as_str()))
     }
 
     fn resolve<'p>(&self, path: &'p DataPath) -> (BorrowedFd<'_>, Cow<'p, str>) {
@@ -169,19 +173,16 @@ impl Disk for RealDisk {
             Err(errno) => return Err(errno.into()),
         }
         // The umask must not decide who may read a database.
-        self.set_mode(path, self.directory_mode.as_raw_mode())
+        self.set_mode(path, self.directory_mode.as_raw_mode())?;
+        if self.sync && self.staged(path).is_some() {
+            rustix::fs::fsync(&parent)?;
+        }
+        Ok(())
     }
 
     fn create_file(&self, path: &DataPath) -> io::Result<()> {
         self.forget(path);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC;
-        let file = self.open_with(path, flags)?;
-        rustix::fs::fchmod(&file, self.file_mode)?;
-        Ok(())
-    }
-
-    fn create_new(&self, path: &DataPath) -> io::Result<()> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let file = self.open_with(path, flags)?;
         rustix::fs::fchmod(&file, self.file_mode)?;
         Ok(())
@@ -199,6 +200,28 @@ impl Disk for RealDisk {
         let (parent, name) = self.parent(path)?;
         let file = open_below(&parent, &name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
         Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?)
+    }
+
+    fn mode(&self, path: &DataPath) -> io::Result<Option<u32>> {
+        let (parent, name) = match self.parent(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            found => found?,
+        };
+        match rustix::fs::statat(&parent, &*name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => {
+                let file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+                Ok(file.then_some(stat.st_mode & 0o7777))
+            }
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn link(&self, from: &DataPath, to: &DataPath) -> io::Result<()> {
+        let (old_parent, old_name) = self.parent(from)?;
+        let (new_parent, new_name) = self.parent(to)?;
+        let none = AtFlags::empty();
+        Ok(rustix::fs::linkat(&old_parent, old_name, &new_parent, new_name, none)?)
     }
 
     fn rename(&self, from: &DataPath, to: &DataPath) -> io::Result<()> {
@@ -232,7 +255,7 @@ impl Disk for RealDisk {
 
     fn reopen(&self, directory: &Arc<DataDir>) -> io::Result<Box<dyn Disk>> {
         let staging = match &self.staging {
-            Some((fd, own)) => Some((fd.try_clone()?, own.clone())),
+            Some((fd, staging)) => Some((fd.try_clone()?, staging.clone())),
             None => None,
         };
         Ok(Box::new(Self {
@@ -315,10 +338,13 @@ pub fn remove_tree(disk: &dyn Disk, path: &DataPath) -> io::Result<()> {
 }
 
 /// Puts a small file in place so that after a crash either the old or the new one is there: it is
-/// written beside, made durable and renamed.
+/// written beside, made durable and renamed. It keeps the mode of the one it replaces.
 pub fn replace_file(disk: &dyn Disk, path: &DataPath, bytes: &[u8]) -> io::Result<()> {
     let beside = DataPath::new(format!("{path}.pgrejoin-new")).map_err(io::Error::other)?;
     disk.create_file(&beside)?;
+    if let Some(mode) = disk.mode(path)? {
+        disk.set_mode(&beside, mode)?;
+    }
     disk.write_at(&beside, 0, bytes)?;
     disk.sync_file(&beside)?;
     disk.rename(&beside, path)?;

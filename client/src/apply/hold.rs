@@ -14,6 +14,9 @@ const PID_FILE: &str = "postmaster.pid";
 /// A stale file that was found, kept to be put back if the target stays as it was.
 const STALE: &str = ".pgrejoin/postmaster.pid.stale";
 
+/// Ours before it has its name.
+const NEW: &str = ".pgrejoin/postmaster.pid.new";
+
 #[expect(clippy::expect_used, reason = "the names are constants of ours")]
 fn path(name: &str) -> DataPath {
     DataPath::new(name).expect("our own paths are plain")
@@ -35,8 +38,16 @@ pub fn take(disk: &dyn Disk, pgdata: &std::path::Path) -> Result<(), RewindError
     let us = rustix::process::getpid().as_raw_nonzero().get();
     let started = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
     let text = format!("-{us}\n{}\n{}\n", pgdata.display(), started.unwrap_or_default().as_secs());
-    match disk.create_new(&pid_file) {
-        Ok(()) => disk.write_at(&pid_file, 0, text.as_bytes()).map_err(failed),
+    // It appears whole or not at all: an empty one would keep the server from starting for ever.
+    let new = path(NEW);
+    disk.create_file(&new)
+        .and_then(|()| disk.write_at(&new, 0, text.as_bytes()))
+        .and_then(|()| disk.sync_file(&new))
+        .map_err(failed)?;
+    let taken = disk.link(&new, &pid_file);
+    disk.remove_file(&new).map_err(failed)?;
+    match taken {
+        Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(RewindError::new(
             Class::Target,
             "a server is just starting in the target's data directory: stop it first",

@@ -15,6 +15,8 @@ const HEADER_BYTES: usize = 16;
 /// A pack as it was when it was sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackDigest {
+    /// Its name.
+    pub name: String,
     /// Its length.
     pub bytes: u64,
     /// CRC-32C of its content.
@@ -45,6 +47,15 @@ pub struct WalChanges {
     pub write: Vec<SmallFile>,
 }
 
+/// Our own directory inside one the operator named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staging {
+    /// The operator's, as an absolute path: whoever resumes may stand elsewhere.
+    pub directory: std::path::PathBuf,
+    /// Ours. Written down, because what it was made from may be another after a reboot.
+    pub name: String,
+}
+
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -57,10 +68,10 @@ pub struct Manifest {
     pub new_control: Vec<u8>,
     /// The target's files.
     pub files: Vec<PlannedFile>,
-    /// The packs, by number.
+    /// The packs.
     pub packs: Vec<PackDigest>,
-    /// Directory of the packs, if not the state directory.
-    pub staging_dir: Option<std::path::PathBuf>,
+    /// Where packs and WAL are staged, if not in the state directory.
+    pub staging: Option<Staging>,
     /// Files that were shorter on the source when they were read than when they were listed: index
     /// and bytes.
     pub shorter: Vec<(usize, u64)>,
@@ -84,7 +95,7 @@ pub struct Manifest {
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// It is not one.
-    #[error("it is damaged ({0}); the target was not changed by it")]
+    #[error("it is damaged ({0})")]
     Damaged(&'static str),
     /// Another release wrote it.
     #[error(

@@ -36,6 +36,7 @@ pub enum PackError {
 #[derive(Debug)]
 pub struct PackWriter {
     disk: Arc<dyn Disk>,
+    name: String,
     path: DataPath,
     bytes: u64,
     synced: u64,
@@ -44,9 +45,10 @@ pub struct PackWriter {
 
 impl PackWriter {
     /// An empty pack.
-    pub fn create(disk: Arc<dyn Disk>, path: DataPath) -> io::Result<Self> {
+    pub fn create(disk: Arc<dyn Disk>, name: String) -> io::Result<Self> {
+        let path = super::state::pack(&name);
         disk.create_file(&path)?;
-        Ok(Self { disk, path, bytes: 0, synced: 0, crc: 0 })
+        Ok(Self { disk, name, path, bytes: 0, synced: 0, crc: 0 })
     }
 
     /// Appends a frame that was checked.
@@ -74,7 +76,7 @@ impl PackWriter {
     /// Makes it durable; what it is from now on.
     pub fn finish(&self) -> io::Result<PackDigest> {
         self.disk.sync_file(&self.path)?;
-        Ok(PackDigest { bytes: self.bytes, crc: self.crc })
+        Ok(PackDigest { name: self.name.clone(), bytes: self.bytes, crc: self.crc })
     }
 }
 

@@ -1,18 +1,18 @@
 //! Checks before anything is fetched: room on every file system, and permission for every change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use data_dir::DataDir;
 use data_dir::confined::open_below;
+use data_dir::dir::mount_of;
 use pg_format::DataPath;
-use rustix::fs::{Access, AtFlags, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 
 use crate::error::{Class, RewindError};
 use crate::plan::input::{TargetFiles, file_bytes};
-use crate::plan::report::Totals;
 use crate::plan::{FileAction, Plan};
 
 /// Kept free beyond what is needed: the file system's own metadata and the server's first minutes.
@@ -26,27 +26,58 @@ struct Need {
     free: u64,
 }
 
-/// Refuses a plan for which there is no room. Staged pages are compressed; half of their size is
-/// what rows that compress badly need.
-pub fn check_space(
+/// The room a rewind takes.
+#[derive(Debug)]
+pub struct Room<'a> {
+    /// The target.
+    pub directory: &'a DataDir,
+    /// `--staging-dir`
+    pub staging: Option<&'a Path>,
+    /// Bytes of data still to be staged.
+    pub staged_bytes: u64,
+    /// Bytes of WAL still to be staged.
+    pub wal_bytes: u64,
+}
+
+impl Room<'_> {
+    /// Refuses a plan for which there is no room.
+    pub fn check(&self, plan: &Plan, target: &TargetFiles) -> Result<(), RewindError> {
+        let Self { directory, staging, staged_bytes, wal_bytes } = *self;
+        let mut needs: BTreeMap<u64, Need> = BTreeMap::new();
+        let staged = staged_bytes.saturating_add(wal_bytes);
+        let staging_device = match staging {
+            Some(path) => {
+                let opened = std::fs::File::open(path).map_err(|error| {
+                    let message = format!("could not open staging directory {}", path.display());
+                    RewindError::because(Class::Usage, message, error)
+                })?;
+                add(&mut needs, opened, &path.display().to_string(), staged)?
+            }
+            None => {
+                let name = directory.path().display().to_string();
+                add(&mut needs, directory.root(), &name, staged)?
+            }
+        };
+        // Staged WAL is renamed into place, or copied where that cannot be.
+        let wal = DataPath::new("pg_wal")
+            .map_err(|error| RewindError::because(Class::Other, "pg_wal", error))?;
+        let wal = directory.open_directory(&wal).map_err(|e| unwritable(&wal, e))?;
+        let wal_device = add(&mut needs, &wal, "pg_wal", 0)?;
+        if wal_device != staging_device {
+            add(&mut needs, &wal, "pg_wal", wal_bytes)?;
+        }
+        changed_files(directory, plan, target, &mut needs)?;
+        refuse_short(&needs)
+    }
+}
+
+/// What the changed files take beside those they replace.
+fn changed_files(
     directory: &DataDir,
-    staging: Option<&Path>,
     plan: &Plan,
     target: &TargetFiles,
-    wal_bytes: u64,
+    needs: &mut BTreeMap<u64, Need>,
 ) -> Result<(), RewindError> {
-    let mut needs: BTreeMap<u64, Need> = BTreeMap::new();
-    let staged = Totals::of(plan).bytes() / 2 + wal_bytes;
-    match staging {
-        Some(path) => {
-            let opened = std::fs::File::open(path).map_err(|error| {
-                let message = format!("could not open staging directory {}", path.display());
-                RewindError::because(Class::Usage, message, error)
-            })?;
-            add(&mut needs, opened, &path.display().to_string(), staged)?;
-        }
-        None => add(&mut needs, directory.root(), &directory.path().display().to_string(), staged)?,
-    }
     for file in &plan.files {
         let bytes = match file.action {
             // The old file stays until the new one is in place.
@@ -59,9 +90,13 @@ pub fn check_space(
         if bytes > 0 {
             let (base, _) = directory.resolve(&file.path);
             let name = file.path.components().take(2).collect::<Vec<_>>().join("/");
-            add(&mut needs, base, &name, bytes)?;
+            add(needs, base, &name, bytes)?;
         }
     }
+    Ok(())
+}
+
+fn refuse_short(needs: &BTreeMap<u64, Need>) -> Result<(), RewindError> {
     for need in needs.values() {
         if need.bytes.saturating_add(SPARE_BYTES) > need.free {
             let message = format!(
@@ -80,7 +115,7 @@ fn add(
     directory: impl AsFd,
     path: &str,
     bytes: u64,
-) -> Result<(), RewindError> {
+) -> Result<u64, RewindError> {
     let failed = |error: std::io::Error| {
         RewindError::because(Class::Preflight, format!("could not look at {path}"), error)
     };
@@ -93,12 +128,35 @@ fn add(
         path.clone_into(&mut need.path);
     }
     need.bytes = need.bytes.saturating_add(bytes);
+    Ok(device)
+}
+
+/// Refuses a plan with files on mounts inside the data directory that are not `pg_wal`: nothing can
+/// be renamed between them and the rest.
+pub fn check_mounts(directory: &DataDir, plan: &Plan) -> Result<(), RewindError> {
+    let parents: BTreeSet<DataPath> = plan.files.iter().filter_map(|f| f.path.parent()).collect();
+    for parent in parents {
+        let (base, rest) = directory.resolve(&parent);
+        let Ok(opened) = directory.open_directory(&parent) else {
+            // Made by the plan itself.
+            continue;
+        };
+        let mounts = mount_of(base, ".").and_then(|base| Ok((base, mount_of(&opened, ".")?)));
+        let (base, here) = mounts.map_err(|error| unwritable(&parent, error))?;
+        if base != here && !rest.is_empty() {
+            let message = format!(
+                "{parent} on the target is on a mount of its own: only pg_wal and tablespaces may \
+                 be"
+            );
+            return Err(RewindError::new(Class::Preflight, message));
+        }
+    }
     Ok(())
 }
 
 /// Refuses a plan that would stop half way at something it may not write.
 pub fn check_permissions(directory: &DataDir, plan: &Plan) -> Result<(), RewindError> {
-    let mut parents = std::collections::BTreeSet::new();
+    let mut parents = BTreeSet::new();
     for file in &plan.files {
         if let FileAction::Patch { .. } = file.action {
             // Opening for writing changes nothing and finds what permission bits do not show, as
@@ -106,6 +164,8 @@ pub fn check_permissions(directory: &DataDir, plan: &Plan) -> Result<(), RewindE
             let (base, rest) = directory.resolve(&file.path);
             let opened = open_below(base, rest, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty());
             opened.map_err(|error| unwritable(&file.path, error))?;
+        } else {
+            refuse_immutable(directory, &file.path)?;
         }
         parents.insert(file.path.parent());
     }
@@ -130,6 +190,22 @@ pub fn check_permissions(directory: &DataDir, plan: &Plan) -> Result<(), RewindE
         }
     }
     Ok(())
+}
+
+/// An immutable file cannot even be replaced or removed.
+fn refuse_immutable(directory: &DataDir, path: &DataPath) -> Result<(), RewindError> {
+    let (base, rest) = directory.resolve(path);
+    let name = if rest.is_empty() { "." } else { rest };
+    let stat = rustix::fs::statx(base, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS);
+    let immutable = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+    match stat {
+        Ok(stat) if stat.stx_attributes.intersects(immutable) => {
+            let error = std::io::Error::from(rustix::io::Errno::PERM);
+            Err(unwritable(path, error))
+        }
+        // Not there yet, or not told.
+        _ => Ok(()),
+    }
 }
 
 fn writable(directory: impl AsFd) -> std::io::Result<()> {

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use data_dir::DataDir;
-use pg_format::file_class::OWN_DIRECTORY;
 use pg_format::{BLOCK_BYTES, DataPath};
 use proto::fetch::{Item, ItemBody, PageContent};
 
@@ -51,6 +50,8 @@ fn wal_path(name: &str) -> io::Result<DataPath> {
 impl Redo<'_> {
     /// Hides `pg_control`, changes everything, commits, cleans up.
     pub fn run(&self) -> Result<(), RewindError> {
+        // Staged data that cannot be read back must be found while the target is as it was.
+        self.check_packs()?;
         if self.has("global/pg_control").map_err(failed("could not look at pg_control"))? {
             self.refuse_other_control()?;
             state::hide(self.disk).map_err(failed("could not hide pg_control"))?;
@@ -127,21 +128,27 @@ impl Redo<'_> {
         self.clean_up()
     }
 
+    /// After the commit nothing can make the target unfinished again.
+    fn left(what: &'static str) -> impl FnOnce(io::Error) -> RewindError {
+        move |error| {
+            let message = format!("the target is rewound, but {what}: run pgrejoin resume");
+            RewindError::because(Class::Rewound, message, error)
+        }
+    }
+
     /// Removes everything the rewind needed, after the commit.
     pub fn clean_up(&self) -> Result<(), RewindError> {
+        state::mark_committed(self.disk).map_err(Self::left("the mark that says so is missing"))?;
         super::hold::release(self.disk)
             .and_then(|()| state::discard(self.disk, self.directory))
-            .map_err(|error| {
-                let message =
-                    format!("the target is rewound, but {OWN_DIRECTORY} could not be removed");
-                RewindError::because(Class::Rewound, message, error)
-            })
+            .map_err(Self::left("temporary files in .pgrejoin are left"))
     }
 
     /// Reads all packs and checks them, before anything depends on them.
-    pub fn check_packs(&self) -> Result<(), RewindError> {
-        for (number, digest) in self.manifest.packs.iter().enumerate() {
-            let name = state::pack(number);
+    fn check_packs(&self) -> Result<(), RewindError> {
+        for digest in &self.manifest.packs {
+            self.go_on_before_the_change()?;
+            let name = state::pack(&digest.name);
             let file = self.disk.open(&name).map_err(pack::PackError::Io);
             file.and_then(|file| pack::read(file, digest, &mut |_| Ok(()))).map_err(|error| {
                 let message = format!("what was staged is damaged on this node's disk ({name})");
@@ -154,6 +161,15 @@ impl Redo<'_> {
     fn has(&self, path: &str) -> io::Result<bool> {
         let path = DataPath::new(path).map_err(io::Error::other)?;
         Ok(self.disk.is_directory(&path)?.is_some())
+    }
+
+    fn go_on_before_the_change(&self) -> Result<(), RewindError> {
+        let unchanged = self.has("global/pg_control").unwrap_or(false);
+        if unchanged && self.stop.load(Ordering::Relaxed) {
+            let message = "stopped by a signal; the target is as it was";
+            return Err(RewindError::new(Class::Interrupted, message));
+        }
+        self.go_on()
     }
 
     fn go_on(&self) -> Result<(), RewindError> {
@@ -184,6 +200,7 @@ impl Redo<'_> {
 
     fn remove(&self) -> Result<(), RewindError> {
         for (index, file) in self.manifest.files.iter().enumerate() {
+            self.go_on()?;
             let goes = matches!(file.action, FileAction::Remove | FileAction::RemoveTree);
             if goes || self.is_gone(index) {
                 let trash = state::trash(self.directory, &file.path, index);
@@ -198,6 +215,7 @@ impl Redo<'_> {
         let mut directories: Vec<_> = self.manifest.files.iter().enumerate().collect();
         directories.sort_by_key(|(_, file)| &file.path);
         for (index, file) in directories {
+            self.go_on()?;
             let made = match &file.action {
                 FileAction::MakeDirectory { link: None } => self.disk.create_directory(&file.path),
                 FileAction::MakeDirectory { link: Some(_) } => Ok(()),
@@ -218,8 +236,8 @@ impl Redo<'_> {
     fn write(&self) -> Result<(), RewindError> {
         let total: u64 = self.manifest.packs.iter().map(|pack| pack.bytes).sum();
         let mut done = 0;
-        for (number, digest) in self.manifest.packs.iter().enumerate() {
-            let name = state::pack(number);
+        for digest in &self.manifest.packs {
+            let name = state::pack(&digest.name);
             let unreadable = failed(format!("could not read {name}"));
             let file = self.disk.open(&name).map_err(unreadable)?;
             let read = pack::read(file, digest, &mut |item| {
@@ -273,6 +291,7 @@ impl Redo<'_> {
     fn complete(&self) -> Result<(), RewindError> {
         let mut written = Vec::new();
         for (index, file) in self.manifest.files.iter().enumerate() {
+            self.go_on()?;
             if self.is_gone(index) {
                 continue;
             }
@@ -297,8 +316,7 @@ impl Redo<'_> {
         let mut directories: BTreeSet<Option<DataPath>> = BTreeSet::new();
         for (index, file) in self.manifest.files.iter().enumerate() {
             if let (FileAction::Replace { .. }, false) = (&file.action, self.is_gone(index)) {
-                let from = state::temporary(self.directory, &file.path, index);
-                let renamed = self.disk.rename(&from, &file.path);
+                let renamed = self.put_in_place(&file.path, index);
                 renamed.map_err(failed(format!("could not put {} in place", file.path)))?;
             }
             directories.insert(file.path.parent());
@@ -321,6 +339,15 @@ impl Redo<'_> {
         Ok(())
     }
 
+    /// Renames a new file to its place; one that it replaces hands its mode on.
+    fn put_in_place(&self, path: &DataPath, index: usize) -> io::Result<()> {
+        let from = state::temporary(self.directory, path, index);
+        if let Some(mode) = self.disk.mode(path)? {
+            self.disk.set_mode(&from, mode)?;
+        }
+        self.disk.rename(&from, path)
+    }
+
     fn sync_files(&self, paths: &[DataPath]) -> Result<(), RewindError> {
         let waiting = Mutex::new(paths.iter());
         let fault: Mutex<Option<RewindError>> = Mutex::new(None);
@@ -330,6 +357,9 @@ impl Redo<'_> {
                     loop {
                         let next = waiting.lock().ok().and_then(|mut waiting| waiting.next());
                         let Some(path) = next else { return };
+                        if self.stop.load(Ordering::Relaxed) {
+                            return;
+                        }
                         if let Err(error) = self.disk.sync_file(path)
                             && let Ok(mut fault) = fault.lock()
                         {
@@ -340,7 +370,16 @@ impl Redo<'_> {
                 });
             }
         });
-        fault.into_inner().ok().flatten().map_or(Ok(()), Err)
+        self.go_on()?;
+        if let Some(fault) = fault.into_inner().ok().flatten() {
+            return Err(fault);
+        }
+        // A write that failed after its file was closed shows here alone.
+        if self.manifest.sync {
+            let synced = self.directory.sync_file_systems();
+            synced.map_err(failed("could not make the target's file systems durable"))?;
+        }
+        Ok(())
     }
 
     fn wal(&self) -> io::Result<()> {
@@ -372,8 +411,16 @@ impl Redo<'_> {
             replace_file(self.disk, &file.path, &file.bytes)?;
         }
         if let Some(fork) = &changes.keep_as {
-            let place = state::diverged(self.directory, fork, "x");
-            self.disk.sync_directory(place.parent().as_ref())?;
+            // Every directory made for them, from the innermost out.
+            let mut place = state::diverged(self.directory, fork, "x").parent();
+            while let Some(directory) = place {
+                self.disk.sync_directory(Some(&directory))?;
+                place = directory.parent();
+            }
+        }
+        let summaries = DataPath::new("pg_wal/summaries").map_err(io::Error::other)?;
+        if self.disk.is_directory(&summaries)? == Some(true) {
+            self.disk.sync_directory(Some(&summaries))?;
         }
         self.disk.sync_directory(Some(&status))?;
         let wal = DataPath::new("pg_wal").map_err(io::Error::other)?;

@@ -14,6 +14,8 @@ pub const STAGED_DIRECTORIES: [&str; 2] = [".pgrejoin/packs", ".pgrejoin/wal"];
 
 const SEALED: &str = ".pgrejoin/sealed";
 const HIDDEN: &str = ".pgrejoin/hidden";
+/// Everything but the new `pg_control` is in place and durable: from here on a live one is ours.
+const REDONE: &str = ".pgrejoin/redone";
 const COMMITTED: &str = ".pgrejoin/committed";
 /// The target's `pg_control` while it is hidden.
 const SAVED_CONTROL: &str = ".pgrejoin/pg_control.saved";
@@ -33,9 +35,10 @@ pub fn staged_wal(name: &str) -> DataPath {
     own(format!("{OWN_DIRECTORY}/wal/{name}"))
 }
 
-/// Where the pack of a connection is.
-pub fn pack(number: usize) -> DataPath {
-    own(format!("{OWN_DIRECTORY}/packs/{number:04}"))
+/// Where the pack of a connection is. Each attempt has names of its own: what a thread of an earlier
+/// one still writes must not land in it.
+pub fn pack(name: &str) -> DataPath {
+    own(format!("{OWN_DIRECTORY}/packs/{name}"))
 }
 
 /// The state directory of the file system that holds `path`: renames must not leave it.
@@ -47,7 +50,7 @@ fn beside(directory: &DataDir, path: &DataPath) -> String {
         {
             format!("pg_tblspc/{oid}/{OWN_DIRECTORY}")
         }
-        ["pg_wal", ..] if directory.linked_wal().is_some() => format!("pg_wal/{OWN_DIRECTORY}"),
+        ["pg_wal", ..] if directory.wal_is_elsewhere() => format!("pg_wal/{OWN_DIRECTORY}"),
         _ => OWN_DIRECTORY.to_owned(),
     }
 }
@@ -71,7 +74,7 @@ pub fn diverged(directory: &DataDir, fork: &str, name: &str) -> DataPath {
 /// Every state directory of the target: its own, and one on each file system it links to.
 pub fn state_directories(directory: &DataDir) -> Vec<DataPath> {
     let mut all = vec![own(OWN_DIRECTORY)];
-    if directory.linked_wal().is_some() {
+    if directory.wal_is_elsewhere() {
         all.push(own(format!("pg_wal/{OWN_DIRECTORY}")));
     }
     for (oid, ..) in directory.linked_tablespaces() {
@@ -91,8 +94,13 @@ pub enum State {
     Sealed(Box<Manifest>),
     /// The target is being changed.
     Hidden(Box<Manifest>),
+    /// The target is being changed, and somebody put a `pg_control` back: PostgreSQL would start
+    /// from a mixture.
+    Exposed(Box<Manifest>),
     /// The target is rewound; only clean-up is left.
     Committed(Box<Manifest>),
+    /// The same, and the clean-up had almost finished.
+    Cleaning,
 }
 
 /// Why the state cannot be told.
@@ -119,6 +127,9 @@ fn read(disk: &dyn Disk, path: &str) -> io::Result<Vec<u8>> {
 /// Reads the marks of a locked target.
 pub fn load(disk: &dyn Disk) -> Result<State, StateError> {
     if !exists(disk, SEALED)? {
+        if exists(disk, COMMITTED)? {
+            return Ok(State::Cleaning);
+        }
         // `diverged` alone is what a finished rewind leaves.
         let names = match exists(disk, OWN_DIRECTORY)? {
             true => disk.names(&own(OWN_DIRECTORY))?,
@@ -131,15 +142,21 @@ pub fn load(disk: &dyn Disk) -> Result<State, StateError> {
     if exists(disk, COMMITTED)? {
         return Ok(State::Committed(manifest));
     }
-    if exists(disk, "global/pg_control")? {
-        let live = read(disk, "global/pg_control")?;
-        // Once it was hidden only the commit puts one back; a server started since has changed it.
-        if exists(disk, HIDDEN)? && live != manifest.old_control {
-            return Ok(State::Committed(manifest));
-        }
-        return Ok(State::Sealed(manifest));
+    match (exists(disk, "global/pg_control")?, exists(disk, HIDDEN)?, exists(disk, REDONE)?) {
+        (false, ..) => Ok(State::Hidden(manifest)),
+        // The commit's rename came before its mark; a server may have run since and changed it.
+        (true, _, true) => Ok(State::Committed(manifest)),
+        (true, true, false) => Ok(State::Exposed(manifest)),
+        (true, false, false) => Ok(State::Sealed(manifest)),
     }
-    Ok(State::Hidden(manifest))
+}
+
+/// Whether a data directory is being changed, told by names alone: also where nothing in it can be
+/// read, whoever asks must not be told that it is as it was.
+pub fn is_being_changed(pgdata: &std::path::Path) -> bool {
+    let has = |name: &str| pgdata.join(name).symlink_metadata().is_ok();
+    let open = has(SEALED) && !has(COMMITTED);
+    open && (!has("global/pg_control") || has(HIDDEN) && !has(REDONE))
 }
 
 /// Makes an empty state directory, throwing away what an unsealed attempt left.
@@ -152,8 +169,11 @@ pub fn prepare(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
     for path in STAGED_DIRECTORIES {
         disk.create_directory(&own(path))?;
     }
-    disk.sync_directory(Some(&own(OWN_DIRECTORY)))?;
-    disk.sync_directory(None)
+    for path in state_directories(directory) {
+        disk.sync_directory(Some(&path))?;
+        disk.sync_directory(path.parent().as_ref())?;
+    }
+    Ok(())
 }
 
 /// Removes everything but the WAL of lost transactions; the directories too if they are then empty.
@@ -162,9 +182,15 @@ pub fn discard(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
         if disk.is_directory(&path)? != Some(true) {
             continue;
         }
-        // The marks go last: until then the state is told rightly.
+        // The marks go last, the one that says most last of all: until then the state is told
+        // rightly.
         let mut names = disk.names(&path)?;
-        names.sort_by_key(|name| matches!(name.as_str(), "committed" | "hidden" | "sealed"));
+        names.sort_by_key(|name| match name.as_str() {
+            "hidden" | "redone" => 1,
+            "sealed" => 2,
+            "committed" => 3,
+            _ => 0,
+        });
         let mut kept = false;
         for name in names {
             if name == DIVERGED {
@@ -208,13 +234,14 @@ pub fn commit(disk: &dyn Disk, control: &[u8]) -> io::Result<()> {
     disk.create_file(&new)?;
     disk.write_at(&new, 0, control)?;
     disk.sync_file(&new)?;
+    replace_file(disk, &own(REDONE), b"redone\n")?;
     disk.rename(&new, &own("global/pg_control"))?;
-    disk.sync_directory(Some(&own("global")))?;
-    mark_committed(disk)
+    disk.sync_directory(Some(&own("global")))
 }
 
-/// Writes the mark that says so.
+/// Makes a commit durable once more and writes the mark that says so.
 pub fn mark_committed(disk: &dyn Disk) -> io::Result<()> {
+    disk.sync_directory(Some(&own("global")))?;
     replace_file(disk, &own(COMMITTED), b"committed\n")
 }
 
@@ -241,7 +268,7 @@ mod tests {
             new_control: b"new".to_vec(),
             files: Vec::new(),
             packs: Vec::new(),
-            staging_dir: None,
+            staging: None,
             shorter: Vec::new(),
             vanished: Vec::new(),
             wal: WalChanges::default(),
@@ -257,10 +284,23 @@ mod tests {
         assert!(matches!(load(&disk).unwrap(), State::Sealed(_)));
         hide(&disk).unwrap();
         assert!(matches!(load(&disk).unwrap(), State::Hidden(_)));
+        assert!(is_being_changed(home.path()));
+        // Somebody helps with a copy: whatever it is, the directory is a mixture.
+        for meddled in [&b"old"[..], b"of pg_resetwal"] {
+            control(meddled).unwrap();
+            assert!(matches!(load(&disk).unwrap(), State::Exposed(_)));
+            assert!(is_being_changed(home.path()));
+        }
+        std::fs::remove_file(home.path().join("global/pg_control")).unwrap();
         // The commit's rename, then a crash before its mark.
-        control(b"new").unwrap();
+        commit(&disk, b"new").unwrap();
         assert!(matches!(load(&disk).unwrap(), State::Committed(_)));
+        assert!(!is_being_changed(home.path()));
         control(b"new, and the server has run").unwrap();
         assert!(matches!(load(&disk).unwrap(), State::Committed(_)));
+        mark_committed(&disk).unwrap();
+        assert!(matches!(load(&disk).unwrap(), State::Committed(_)));
+        std::fs::remove_file(home.path().join(SEALED)).unwrap();
+        assert!(matches!(load(&disk).unwrap(), State::Cleaning));
     }
 }

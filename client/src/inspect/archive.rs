@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use data_dir::wal::{LocalWal, Segments};
@@ -128,24 +128,18 @@ pub fn nameless_file() -> io::Result<File> {
 }
 
 /// Runs `restore_command` for one segment. It writes to a private temporary directory that is
-/// removed at once; a command that fails says that it does not have the segment.
+/// removed at once. It may take as long as it needs, as under the server: archives on tape do. A command that fails says that it does not have the segment.
 fn restore(command: &str, name: &str, pgdata: &Path) -> io::Result<Option<File>> {
-    let home = std::env::temp_dir().join(format!("pgrejoin-restore-{}", std::process::id()));
-    match std::fs::create_dir(&home) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    let path = home.join(name);
+    // Nobody else may put a file, or a link to one of ours, where the command writes.
+    let home = tempfile::Builder::new().prefix("pgrejoin-restore-").tempdir()?;
+    let path = home.path().join(name);
     let text = expand(command, name, &path.to_string_lossy());
     // The command runs where the server would run it, in the data directory.
-    let status = Command::new("/bin/sh").arg("-c").arg(&text).current_dir(pgdata).status();
-    let file = match status {
-        Ok(status) if status.success() => open_if_exists(&path),
-        Ok(_) => Ok(None),
-        Err(error) => Err(error),
-    };
-    drop(std::fs::remove_dir_all(&home));
-    file
+    let mut shell = Command::new("/bin/sh");
+    shell.arg("-c").arg(&text).current_dir(pgdata).stdin(Stdio::null());
+    // What it says must not mix with our results, nor our secrets with its environment.
+    shell.stdout(io::stderr()).env_remove("PGREJOIN_PRIMARY_CONNINFO");
+    if shell.status()?.success() { open_if_exists(&path) } else { Ok(None) }
 }
 
 /// Replaces `%f`, `%p`, `%r` and `%%` as the server does (`BuildRestoreCommand`).

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
 use data_dir::DataDir;
+use pg_format::postmaster_pid::SharedMemory;
 
 use crate::error::{Class, RewindError};
 
@@ -23,11 +24,12 @@ pub fn refuse_running(directory: &DataDir) -> Result<(), RewindError> {
     let pid_file = directory.postmaster_pid().map_err(|error| {
         RewindError::because(Class::Target, "could not read the target's postmaster.pid", error)
     })?;
-    if let Some(shared) = pid_file.as_ref().and_then(|pid| pid.shared_memory_id) {
+    if let Some(shared) = pid_file.as_ref().and_then(|pid| pid.shared_memory) {
         let attached = attached_to(shared);
         if attached > 0 {
+            let id = shared.id;
             return refuse(format!(
-                "{attached} processes are attached to its shared memory (id {shared}): stop the \
+                "{attached} processes are attached to its shared memory (id {id}): stop the \
                  server, or end its backends if the postmaster is dead"
             ));
         }
@@ -40,12 +42,13 @@ pub fn refuse_running(directory: &DataDir) -> Result<(), RewindError> {
     Ok(())
 }
 
-/// Number of processes attached to a System V shared memory segment.
-fn attached_to(id: i64) -> u64 {
+/// Number of processes attached to a System V shared memory segment. Ids begin anew at every boot, so
+/// the key, which PostgreSQL makes from the directory's inode, must be the same too.
+fn attached_to(shared: SharedMemory) -> u64 {
     let table = std::fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
     let row = table.lines().skip(1).find_map(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();
-        let found = columns.get(1)?.parse::<i64>().ok()? == id;
+        let found = SharedMemory::parse(columns.first()?, columns.get(1)?)? == shared;
         found.then(|| columns.get(6)?.parse().ok()).flatten()
     });
     row.unwrap_or(0)

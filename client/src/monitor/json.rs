@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{Monitor, Step};
+use super::{Monitor, Step, print_out};
 use crate::plan::report::Change;
 
 /// Progress lines come no closer together.
@@ -17,10 +17,9 @@ pub struct Json {
     last: Mutex<Option<Instant>>,
 }
 
-#[expect(clippy::print_stdout, reason = "this is the room that prints")]
 impl Monitor for Json {
     fn step(&self, step: Step) {
-        println!("{}", json!({"event": "step", "step": step.to_string()}));
+        print_out(&json!({"event": "step", "step": step.to_string()}).to_string());
     }
 
     fn progress(&self, done: u64, total: u64) {
@@ -30,7 +29,9 @@ impl Monitor for Json {
             }
             *last = Some(Instant::now());
         }
-        println!("{}", json!({"event": "progress", "done_bytes": done, "total_bytes": total}));
+        print_out(
+            &json!({"event": "progress", "done_bytes": done, "total_bytes": total}).to_string(),
+        );
     }
 
     fn planned(&self, change: &Change<'_>) {
@@ -42,14 +43,14 @@ impl Monitor for Json {
             "blocks": blocks,
             "bytes": change.bytes,
         });
-        println!("{line}");
+        print_out(&line.to_string());
     }
 
     fn note(&self, message: &str) {
-        println!("{}", json!({"event": "note", "message": message}));
+        print_out(&json!({"event": "note", "message": message}).to_string());
     }
 
     fn warning(&self, message: &str) {
-        println!("{}", json!({"event": "warning", "message": message}));
+        print_out(&json!({"event": "warning", "message": message}).to_string());
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Monitor, Step};
+use super::{Monitor, Step, print_err};
 use crate::plan::report::Change;
 
 /// Progress lines come no closer together: a log is read by people.
@@ -33,33 +33,32 @@ impl Lines {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "this is the room that prints")]
 impl Monitor for Lines {
     fn step(&self, step: Step) {
         if self.progress {
-            eprintln!("pgrejoin: {step}");
+            print_err(&format!("pgrejoin: {step}"));
         }
     }
 
     fn progress(&self, done: u64, total: u64) {
         if self.progress && (done == total || self.is_due()) {
             let percent = done.saturating_mul(100).checked_div(total).unwrap_or(100);
-            eprintln!("pgrejoin: {done} of {total} bytes ({percent}%)");
+            print_err(&format!("pgrejoin: {done} of {total} bytes ({percent}%)"));
         }
     }
 
     fn planned(&self, change: &Change<'_>) {
         if self.progress {
             let (action, path, bytes) = (change.action, change.path, change.bytes);
-            eprintln!("pgrejoin: would {action} {path}, {bytes} bytes to fetch");
+            print_err(&format!("pgrejoin: would {action} {path}, {bytes} bytes to fetch"));
         }
     }
 
     fn note(&self, message: &str) {
-        eprintln!("pgrejoin: {message}");
+        print_err(&format!("pgrejoin: {message}"));
     }
 
     fn warning(&self, message: &str) {
-        eprintln!("pgrejoin: warning: {message}");
+        print_err(&format!("pgrejoin: warning: {message}"));
     }
 }

@@ -340,7 +340,11 @@ fn remove_what_the_source_lacks(context: &Context<'_>, plan: &mut Plan) {
                     removed = Some(path.clone());
                 }
             }
-            EntryKind::File { .. } | EntryKind::Link { .. } => {
+            // A link is the operator's own arrangement, and a source that keeps its configuration
+            // elsewhere lists none.
+            EntryKind::Link { .. } => {}
+            EntryKind::File { .. } if FileClass::of(path) == FileClass::Configuration => {}
+            EntryKind::File { .. } => {
                 let gone = match context.treatment(path) {
                     Treatment::Keep => false,
                     Treatment::Discard => true,
