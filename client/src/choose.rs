@@ -64,12 +64,14 @@ pub fn choose<'a>(
     if wanted == StrategyArg::Compare {
         return Ok(compare("it was asked for".to_owned()));
     }
+    // What another way of asking avoids, and what nothing can: WAL that is gone.
+    let gone = |why: String| (why, Class::Rebuild);
     let possible = match (&analysis.rewindable, analysis.fork, forbid_fork) {
-        (_, _, Some(why)) => Err(why.to_owned()),
-        (Err(why), ..) => Err(why.clone()),
-        (Ok(_), None, None) => Err("the fork point is not proven".to_owned()),
+        (_, _, Some(why)) => Err((why.to_owned(), Class::Preflight)),
+        (Err(why), ..) => Err(gone(why.clone())),
+        (Ok(_), None, None) => Err(gone("the fork point is not proven".to_owned())),
         (Ok(found), Some(fork), None) => {
-            wal_since(source, history, fork.lsn).map(|()| (found, fork.lsn))
+            wal_since(source, history, fork.lsn).map(|()| (found, fork.lsn)).map_err(gone)
         }
     };
     match (possible, wanted) {
@@ -83,11 +85,11 @@ pub fn choose<'a>(
                 found.window.start, found.window.end
             ),
         }),
-        (Err(why), StrategyArg::Fork) => Err(RewindError::new(
-            Class::Rebuild,
+        (Err((why, class)), StrategyArg::Fork) => Err(RewindError::new(
+            class,
             format!("strategy fork is not possible: {why}; use --strategy auto or compare"),
         )),
-        (Err(why), StrategyArg::Auto | StrategyArg::Compare) => Ok(compare(why)),
+        (Err((why, _)), StrategyArg::Auto | StrategyArg::Compare) => Ok(compare(why)),
     }
 }
 

@@ -247,13 +247,13 @@ impl Run {
         forbid_fork: Option<String>,
     ) -> Result<Attempt, RewindError> {
         let config = &self.config;
-        let (session, source) = Session::open(
-            config.source.clone(),
-            config.connections,
-            config.timeout,
-            config.max_rate,
-        )
-        .await?;
+        let (address, limit) = (&config.source, config.timeout);
+        let (connections, rate) = (config.connections, config.max_rate);
+        let opened = match number {
+            1 => Session::open(address.clone(), connections, limit, rate).await,
+            _ => Session::open_again(address, connections, limit, rate).await,
+        };
+        let (session, source) = opened?;
         let mut source = source;
         source.wal_segments.sort_unstable();
         compat::check(&self.target, &source)?;

@@ -87,7 +87,11 @@ impl Sealing<'_> {
         steps.begin(Step::Fetch);
         let mut follower = self.follower()?;
         // WAL first: the source may recycle it.
-        let now = self.session.seal().await?.end;
+        let now = self.session.seal().await?;
+        if let Some(again) = self.changed(&now) {
+            return Ok(again);
+        }
+        let now = now.end;
         follower.advance_to(now).await?;
         let early = self.replay(follower.staged(), now, &[])?;
         if let Some(again) = self.hazards(&early.hazards).await? {
@@ -96,9 +100,8 @@ impl Sealing<'_> {
         let staged = self.fetch(&mut follower).await?;
         steps.begin(Step::Seal);
         let sealed = self.session.seal().await?;
-        if !sealed.node.same_life(&self.source.node) {
-            let why = "the source was restarted, promoted or stopped while it was read".to_owned();
-            return Ok(Attempt::Again { why, without_fork: None });
+        if let Some(again) = self.changed(&sealed) {
+            return Ok(again);
         }
         self.check_end(&sealed)?;
         follower.advance_to(sealed.end).await?;
@@ -130,6 +133,13 @@ impl Sealing<'_> {
         let oldest = self.oldest_segment().await;
         let outcome = self.outcome(&sealed, &staged, (&follower, &manifest, oldest));
         Ok(Attempt::Sealed(Box::new(SealedRun { manifest, outcome })))
+    }
+
+    /// R8: another life of the source, or another node at its address, is planned for anew.
+    fn changed(&self, now: &Sealed) -> Option<Attempt> {
+        let why = "the source was restarted, promoted or stopped while it was read".to_owned();
+        let same = now.node.same_life(&self.source.node);
+        (!same).then_some(Attempt::Again { why, without_fork: None })
     }
 
     fn fork_segment(&self) -> u64 {

@@ -12,7 +12,6 @@ use pg_format::{ClusterState, Major};
 
 use crate::config::Config;
 use crate::error::{Class, RewindError};
-use crate::inspect::settings;
 
 /// How often the node is looked at.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -70,9 +69,9 @@ impl Waiting<'_> {
                 }
                 return Err(self.not_started("the server stopped"));
             };
-            let children = titles_of_children(pid.pid);
+            let children = children(pid.pid);
             let consistent = self.is_consistent(&pid);
-            if consistent && self.streams(&children) {
+            if consistent && children.iter().any(Child::streams) {
                 return Ok(());
             }
             let state = match consistent {
@@ -83,7 +82,8 @@ impl Waiting<'_> {
                 return Err(self.left_running(&pid, state, "when it was stopped waiting for"));
             }
             let control = self.directory.control().map(|c| c.bytes).unwrap_or_default();
-            let now = vec![control, children.join("|").into_bytes()];
+            let titles: Vec<_> = children.into_iter().map(|child| child.title).collect();
+            let now = vec![control, titles.join("|").into_bytes()];
             if now != seen {
                 (seen, since) = (now, Instant::now());
             }
@@ -105,17 +105,6 @@ impl Waiting<'_> {
             && !control.file.backup_start_point.is_valid()
             && !self.directory.has("backup_label");
         replayed && matches!(pid.status.as_deref(), Some("ready" | "standby"))
-    }
-
-    /// Whether one of the postmaster's children is a WAL receiver that streams, by its title.
-    fn streams(&self, children: &[String]) -> bool {
-        let settings = settings::read(self.directory, self.config.config_file.as_deref());
-        let updated = settings.ok().and_then(|s| s.get("update_process_title").map(str::to_owned));
-        // A title that is never updated says only that the process is there.
-        let fixed = matches!(updated.as_deref(), Some("off" | "false" | "no" | "0"));
-        children
-            .iter()
-            .any(|title| title.contains("walreceiver") && (fixed || title.contains("streaming")))
     }
 
     fn left_running(&self, pid: &PostmasterPid, state: &str, when: &str) -> RewindError {
@@ -151,22 +140,49 @@ impl Waiting<'_> {
     }
 }
 
-/// Titles of a process's children.
-fn titles_of_children(parent: i64) -> Vec<String> {
-    let mut titles: Vec<String> = std::fs::read_dir("/proc")
+/// A process of the server.
+struct Child {
+    /// Its directory below `/proc`.
+    process: PathBuf,
+    title: String,
+}
+
+impl Child {
+    /// Whether it is a WAL receiver that streams. Its title says so once new WAL came, or never
+    /// where titles are not updated; but what the source sends first is the segment so far, which
+    /// it writes to a file it keeps open.
+    fn streams(&self) -> bool {
+        if !self.title.contains("walreceiver") {
+            return false;
+        }
+        let files = std::fs::read_dir(self.process.join("fd")).into_iter().flatten().flatten();
+        let mut open = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+        let is_segment = |path: PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.len() == 24 && name.bytes().all(|b| b.is_ascii_hexdigit())
+        };
+        self.title.contains("streaming") || open.any(is_segment)
+    }
+}
+
+/// A process's children, always in the same order.
+fn children(parent: i64) -> Vec<Child> {
+    let mut children: Vec<Child> = std::fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| {
-            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let process = entry.path();
+            let stat = std::fs::read_to_string(process.join("stat")).ok()?;
             let (_, rest) = stat.rsplit_once(')')?;
             let of = rest.split_whitespace().nth(1)?.parse::<i64>().ok()?;
-            let title = std::fs::read(entry.path().join("cmdline")).ok()?;
-            (of == parent).then(|| String::from_utf8_lossy(&title).replace('\0', " "))
+            let title = std::fs::read(process.join("cmdline")).ok()?;
+            let title = String::from_utf8_lossy(&title).replace('\0', " ");
+            (of == parent).then_some(Child { process, title })
         })
         .collect();
-    titles.sort();
-    titles
+    children.sort_by(|a, b| a.process.cmp(&b.process));
+    children
 }
 
 /// A log that outlives this program: beside the server's own, else in the data directory.

@@ -17,6 +17,8 @@ use crate::server::{Pki, Server};
 #[derive(Debug)]
 pub struct Rewind {
     command: Command,
+    output: &'static str,
+    timeout: &'static str,
 }
 
 /// How one ended.
@@ -39,11 +41,30 @@ impl Rewind {
     /// Rewinds from any address.
     pub fn to(target: &Node, source: &str, pki: &Pki) -> Self {
         let mut command = target.user.command(program("pgrejoin"));
-        command.args(["rewind", "--output", "json", "--timeout", "20s", "--source", source]);
+        command.args(["rewind", "--source", source]);
         command.arg("-D").arg(&target.data);
         command.arg("--cert").arg(pki.file("client.crt")).arg("--key").arg(pki.file("client.key"));
         command.arg("--ca").arg(pki.file("ca.crt"));
-        Self { command }
+        Self { command, output: "json", timeout: "20s" }
+    }
+
+    /// Prints for people.
+    #[must_use]
+    pub fn for_people(self) -> Self {
+        Self { output: "text", ..self }
+    }
+
+    /// Gives up after so long.
+    #[must_use]
+    pub fn timeout(self, timeout: &'static str) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// The command, for tests that run it in their own way.
+    pub fn into_command(mut self) -> Command {
+        self.command.args(["--output", self.output, "--timeout", self.timeout]);
+        self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.command
     }
 
     /// Writes the connection to `primary` into the target's settings.
@@ -67,9 +88,8 @@ impl Rewind {
     }
 
     /// Starts it.
-    pub fn spawn(mut self) -> Running {
-        self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = self.command.spawn().expect("pgrejoin starts");
+    pub fn spawn(self) -> Running {
+        let mut child = self.into_command().spawn().expect("pgrejoin starts");
         let stdout = Captured::new(child.stdout.take().expect("piped"));
         let stderr = Captured::new(child.stderr.take().expect("piped"));
         Running { child, stdout, stderr }

@@ -14,7 +14,7 @@ impl Snapshot {
     /// Looks at everything below `root`.
     pub fn of(root: &Path) -> Self {
         let mut seen = BTreeMap::new();
-        visit(root, &mut seen);
+        visit(root, true, &mut seen);
         Self(seen)
     }
 
@@ -30,7 +30,7 @@ impl Snapshot {
     }
 }
 
-fn visit(path: &Path, seen: &mut BTreeMap<PathBuf, String>) {
+fn visit(path: &Path, root: bool, seen: &mut BTreeMap<PathBuf, String>) {
     let metadata = fs::symlink_metadata(path).expect("metadata");
     let mut content = DefaultHasher::new();
     if metadata.is_file() {
@@ -45,14 +45,14 @@ fn visit(path: &Path, seen: &mut BTreeMap<PathBuf, String>) {
         metadata.gid(),
         if metadata.is_dir() { 0 } else { metadata.size() },
         // Making and removing the state directory touches the root's time, not its content.
-        if metadata.is_dir() { 0 } else { metadata.mtime() },
-        if metadata.is_dir() { 0 } else { metadata.mtime_nsec() },
+        if root { 0 } else { metadata.mtime() },
+        if root { 0 } else { metadata.mtime_nsec() },
         content.finish()
     );
     seen.insert(path.to_owned(), facts);
     if metadata.is_dir() {
         for entry in fs::read_dir(path).expect("directory").flatten() {
-            visit(&entry.path(), seen);
+            visit(&entry.path(), false, seen);
         }
     }
 }

@@ -12,6 +12,8 @@ pub struct User {
     /// Group id.
     pub gid: u32,
     switch: bool,
+    /// A process whose mounts the commands see instead of ours.
+    mounts_of: Option<u32>,
 }
 
 impl User {
@@ -19,7 +21,12 @@ impl User {
     pub fn unprivileged() -> Self {
         let uid = rustix::process::geteuid().as_raw();
         if uid != 0 {
-            return Self { uid, gid: rustix::process::getegid().as_raw(), switch: false };
+            return Self {
+                uid,
+                gid: rustix::process::getegid().as_raw(),
+                switch: false,
+                mounts_of: None,
+            };
         }
         let users = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd is readable");
         let find = |name: &str| {
@@ -28,13 +35,28 @@ impl User {
             Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
         };
         let (uid, gid) = find("postgres").or_else(|| find("nobody")).expect("a user to run as");
-        Self { uid, gid, switch: true }
+        Self { uid, gid, switch: true, mounts_of: None }
+    }
+
+    /// The same user, who sees the mounts of another process.
+    #[must_use]
+    pub fn with_mounts_of(self, process: u32) -> Self {
+        Self { mounts_of: Some(process), ..self }
     }
 
     /// A command that runs as this user.
     pub fn command(self, program: impl AsRef<Path>) -> Command {
-        let mut command = Command::new(program.as_ref());
-        if self.switch {
+        let mut command = match self.mounts_of {
+            Some(process) => {
+                let mut command = Command::new("nsenter");
+                command.args(["-m", "-t", &process.to_string(), "--wdns=/", "--", "setpriv"]);
+                command.args(["--reuid", &self.uid.to_string(), "--regid", &self.gid.to_string()]);
+                command.arg("--clear-groups").arg("--").arg(program.as_ref());
+                command
+            }
+            None => Command::new(program.as_ref()),
+        };
+        if self.switch && self.mounts_of.is_none() {
             command.uid(self.uid).gid(self.gid);
         }
         command.current_dir("/").env("LC_ALL", "C.UTF-8").stdin(std::process::Stdio::null());
@@ -46,6 +68,40 @@ impl User {
         if self.switch {
             std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid)).expect("chown");
         }
+    }
+}
+
+/// A mount namespace with one directory mounted over another, as long as this value lives. Only root
+/// can make one.
+#[derive(Debug)]
+pub struct Mounted {
+    holder: std::process::Child,
+}
+
+impl Mounted {
+    /// Mounts `what` over `over`, for those who enter alone.
+    pub fn new(what: &Path, over: &Path) -> Self {
+        let script = "mount --bind \"$1\" \"$2\" && echo mounted && exec sleep 600";
+        let mut command = Command::new("unshare");
+        command.args(["-m", "--propagation", "private", "sh", "-c", script, "sh"]);
+        command.arg(what).arg(over).stdout(std::process::Stdio::piped());
+        let mut holder = command.spawn().expect("unshare runs");
+        let mut said = [0; 8];
+        let mut output = holder.stdout.take().expect("piped");
+        std::io::Read::read_exact(&mut output, &mut said).expect("mounted (this takes root)");
+        Self { holder }
+    }
+
+    /// Whose mounts they are.
+    pub fn process(&self) -> u32 {
+        self.holder.id()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        drop(self.holder.kill());
+        drop(self.holder.wait());
     }
 }
 

@@ -274,3 +274,82 @@ fn hints_of_a_promotion_while_a_restartpoint_was_held_are_gone() {
     pair.b.wait("postgres", "(select count(*) from h) = 60");
     oracle::verify(&pair.b, &pair.a);
 }
+
+#[test]
+fn the_fork_lies_on_a_page_boundary() {
+    const PAGE: u64 = 8192;
+    // What a message record has beside the text: its header, that of its data, and its own.
+    const OVERHEAD: u64 = 24 + 5 + 24 + 2;
+    let pair = Pair::new(15, Shape::default());
+    pair.a.sql("update plain set n = 4 where id < 100");
+    let at = || pair.a.sql("select pg_current_wal_insert_lsn()").parse::<pg_format::Lsn>();
+    let message = |bytes: u64| {
+        pair.a.sql(&format!("select pg_logical_emit_message(false, 'p', repeat('x', {bytes}))"));
+    };
+    // A record that ends exactly where its page does.
+    if PAGE - at().expect("LSN").as_u64() % PAGE < 1000 {
+        message(1000);
+    }
+    message(PAGE - at().expect("LSN").as_u64() % PAGE - OVERHEAD);
+    let next = at().expect("LSN").as_u64();
+    assert_eq!(next % PAGE, 24, "the next record does not begin behind a page header");
+    let boundary = pg_format::Lsn::new(next - 24);
+    pair.b.wait("postgres", &format!("pg_last_wal_replay_lsn() = '{boundary}'"));
+    part(&pair);
+    pair.a.stop("fast");
+    let ended = rewound(&pair, &[]);
+    assert_eq!(ended.field("fork_lsn"), boundary.to_string());
+    assert_eq!(ended.field("strategy"), "fork");
+}
+
+/// R8: what was fetched before is not believed, and the rewind plans again.
+#[test]
+fn a_standby_that_is_promoted_while_it_is_read() {
+    let pair = Pair::new(15, Shape::default());
+    pair.b.stop("fast");
+    let c = pair.b.copy(&pair.home.path().join("c"));
+    pair.b.start();
+    part(&pair);
+    integration_tests::cluster::append(
+        &c.data.join("postgresql.auto.conf"),
+        &format!("primary_conninfo = '{}'\n", pair.b.conninfo()),
+    );
+    c.start();
+    pair.b.sql("create table bulk as select g, md5(g::text) from generate_series(1, 40000) g");
+    pair.b.sql("checkpoint");
+    let lsn = pair.b.lsn();
+    c.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
+    c.sql("checkpoint");
+    pair.a.stop("fast");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::with(&c, &pki, 0, &["--max-rate", "1M"]);
+    let mut running = Rewind::new(&pair.a, &server, &pki).following(&c).spawn();
+    running.wait_for("fetch");
+    c.promote();
+    assert!(!running.has_begun("seal"), "the copy was over before the promotion");
+    c.sql("insert into plain values (70002, 'after the promotion', 1)");
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{}", ended.text);
+    assert!(ended.text.contains("planning again"), "{}", ended.text);
+    oracle::verify(&pair.a, &c);
+}
+
+#[test]
+fn a_source_that_is_restarted_while_it_is_read() {
+    let pair = Pair::new(15, Shape::default());
+    part(&pair);
+    pair.b.sql("create table bulk as select g, md5(g::text) from generate_series(1, 40000) g");
+    pair.b.sql("checkpoint");
+    pair.a.stop("fast");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "1M"]);
+    let mut running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
+    running.wait_for("fetch");
+    pair.b.stop("fast");
+    pair.b.start();
+    assert!(!running.has_begun("seal"), "the copy was over before the restart");
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{}", ended.text);
+    assert!(ended.text.contains("planning again"), "{}", ended.text);
+    oracle::verify(&pair.a, &pair.b);
+}

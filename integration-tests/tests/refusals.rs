@@ -326,3 +326,184 @@ fn a_corrupt_page_of_the_source_is_named_and_refused() {
         &format!("block 3 of {path}"),
     );
 }
+
+#[test]
+fn minimal_wal_on_the_source_is_refused_where_it_would_be_replayed() {
+    let refusal = Refusal::new();
+    let b = &refusal.pair.b;
+    let restart_with = |settings: &str| {
+        b.configure(settings);
+        b.stop("fast");
+        b.start();
+    };
+    restart_with("wal_level = minimal\nmax_wal_senders = 0");
+    refusal.refuse(refusal.rewind(), 7, "wal_level is minimal on the source");
+    restart_with("wal_level = replica\nmax_wal_senders = 10");
+    let fork = refusal.rewind().args(["--strategy", "fork"]);
+    refusal.refuse(fork, 7, "wal_level was minimal on the source at");
+    let ended = refusal.rewind().following(b).succeed();
+    assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
+    integration_tests::oracle::verify(&refusal.pair.a, b);
+}
+
+/// A live standby whose restartpoint is older than the record: no start of replay avoids it.
+#[test]
+fn a_file_copy_that_must_be_replayed_is_refused() {
+    let pair = Pair::new(15, Shape::default());
+    pair.b.stop("fast");
+    let c = pair.b.copy(&pair.home.path().join("c"));
+    pair.b.start();
+    pair.b.promote();
+    pair.a.sql("insert into plain values (70001, 'lost', 1)");
+    pair.a.stop("fast");
+    append(
+        &c.data.join("postgresql.auto.conf"),
+        &format!("primary_conninfo = '{}'\n", pair.b.conninfo()),
+    );
+    c.start();
+    let caught_up = || {
+        let lsn = pair.b.lsn();
+        c.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
+    };
+    pair.b.sql("checkpoint");
+    caught_up();
+    c.sql("checkpoint");
+    pair.b.sql("create database copied template second strategy file_copy");
+    caught_up();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&c, &pki);
+    let before = Snapshot::of(&pair.a.data);
+    for strategy in ["fork", "compare", "auto"] {
+        let rewind = Rewind::new(&pair.a, &server, &pki).args(["--strategy", strategy]);
+        rewind.refuse(7, "file by file");
+    }
+    before.assert_same(&Snapshot::of(&pair.a.data));
+    // What the message says helps.
+    pair.b.sql("checkpoint");
+    caught_up();
+    c.sql("checkpoint");
+    let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).succeed();
+    assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
+    integration_tests::oracle::verify(&pair.a, &pair.b);
+}
+
+#[test]
+fn a_source_in_the_middle_of_its_promotion_is_refused() {
+    let pair = Pair::stopped(15, Shape::default(), "");
+    // Between the end of recovery and the first write.
+    pair.b.configure("recovery_end_command = 'sleep 12'");
+    pair.a.start();
+    pair.b.start();
+    pair.catch_up();
+    pair.b.sql("select pg_promote(false)");
+    pair.a.sql("insert into plain values (70001, 'lost', 1)");
+    pair.a.stop("fast");
+    let signal = pair.b.data.join("standby.signal");
+    while signal.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let before = Snapshot::of(&pair.a.data);
+    let rewind = || Rewind::new(&pair.a, &server, &pki);
+    rewind().refuse(5, "neither primary, standby nor cleanly stopped");
+    before.assert_same(&Snapshot::of(&pair.a.data));
+    pair.b.wait("postgres", "not pg_is_in_recovery()");
+    rewind().following(&pair.b).succeed();
+}
+
+#[test]
+fn too_little_room_is_refused_with_numbers() {
+    let refusal = Refusal::new();
+    let (a, b) = (&refusal.pair.a, &refusal.pair.b);
+    // Files as large as the disk, which take no room where they are.
+    let stat = rustix::fs::statvfs(&a.data).unwrap();
+    let free = stat.f_bavail * stat.f_frsize;
+    let directory = b.data.join("base/1");
+    for segment in 0..free / (1 << 30) + 2 {
+        let name = match segment {
+            0 => "4000000000".to_owned(),
+            segment => format!("4000000000.{segment}"),
+        };
+        let file = fs::File::create(directory.join(&name)).unwrap();
+        file.set_len(1 << 30).unwrap();
+        b.user.own(&directory.join(&name));
+    }
+    let before = Snapshot::of(&a.data);
+    let ended = refusal.rewind().refuse(7, "not enough space");
+    before.assert_same(&Snapshot::of(&a.data));
+    let message = ended.field("message");
+    let numbers = message.split(|c: char| !c.is_ascii_digit());
+    let large = numbers.filter_map(|n| n.parse::<u64>().ok()).filter(|n| *n > 1 << 20);
+    assert!(large.count() >= 2, "no numbers: {message}");
+}
+
+#[test]
+fn a_source_that_stalls_in_the_middle_ends_the_run() {
+    let refusal = Refusal::new();
+    let (pair, pki) = (&refusal.pair, &refusal.pki);
+    pair.b.sql("create table bulk as select g, md5(g::text) from generate_series(1, 300000) g");
+    let server = Server::with(&pair.b, pki, 0, &["--max-rate", "2M"]);
+    let before = Snapshot::of(&pair.a.data);
+    let mut running = Rewind::new(&pair.a, &server, pki).timeout("4s").spawn();
+    running.wait_for("fetch");
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    server.signal(rustix::process::Signal::STOP);
+    let ended = running.wait();
+    server.signal(rustix::process::Signal::CONT);
+    assert_eq!(ended.code, 5, "{}", ended.text);
+    before.assert_same(&Snapshot::of(&pair.a.data));
+    assert!(!state_directory(&pair.a.data).exists());
+    refusal.succeed();
+}
+
+/// A server of another release: answers the first call with protocol version 99.
+#[test]
+fn another_protocol_version_is_refused() {
+    let refusal = Refusal::new();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let tls = proto::tls::server_config(&proto::tls::TlsFiles {
+        certificate: refusal.pki.file("server.crt"),
+        key: root_key(&refusal.pki),
+        authority: refusal.pki.file("ca.crt"),
+    });
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let address = format!("https://{}", listener.local_addr().unwrap());
+    runtime.spawn(answer_as_another_version(listener, tls.unwrap()));
+    let rewind = Rewind::to(&refusal.pair.a, &address, &refusal.pki);
+    refusal.refuse(rewind, 1, "it speaks protocol version 99");
+}
+
+/// The server's key in a file that belongs to whoever runs this test.
+fn root_key(pki: &Pki) -> std::path::PathBuf {
+    let own = pki.file("own.key");
+    fs::copy(pki.file("server.key"), &own).expect("copied");
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).expect("chmod");
+    own
+}
+
+async fn answer_as_another_version(
+    listener: tokio::net::TcpListener,
+    tls: tokio_rustls::rustls::ServerConfig,
+) {
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(tls));
+    while let Ok((stream, _)) = listener.accept().await {
+        let stream = acceptor.accept(stream).await.expect("a client");
+        let answer = hyper::service::service_fn(|_request| async {
+            // A gRPC message of two bytes: field 1 is 99.
+            let message = bytes::Bytes::from_static(&[0, 0, 0, 0, 2, 0x08, 99]);
+            let mut trailers = hyper::HeaderMap::new();
+            trailers.insert("grpc-status", hyper::header::HeaderValue::from_static("0"));
+            let frames = [Frame::data(message), Frame::trailers(trailers)];
+            let body =
+                StreamBody::new(tokio_stream::iter(frames.map(Ok::<_, std::convert::Infallible>)));
+            let response = hyper::Response::builder().header("content-type", "application/grpc");
+            response.body(body)
+        });
+        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        connection.serve_connection(TokioIo::new(stream), answer).await.ok();
+    }
+}

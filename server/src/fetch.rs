@@ -35,6 +35,8 @@ use crate::served::Served;
 
 /// Pages read at once.
 const RUN_BLOCKS: u32 = 32;
+/// Pages whose hashes go into one reply.
+const HASHES_AT_ONCE: u32 = 64;
 /// Relation maps have 512 or 524 bytes, two-phase files seldom more than a few thousand.
 const SEALED_FILE_BYTES_MAX: usize = 1 << 20;
 /// Times one with a wrong CRC is read; it is written in microseconds.
@@ -199,16 +201,31 @@ impl Worker {
         let Some(file) = self.open(path)? else {
             return Ok((true, 0));
         };
-        let mut hashes: Vec<PageHash> = Vec::new();
-        self.each_page("hashes", (path, &file), range, &mut |_, _, content| {
-            match content {
-                PageContent::Present(page) | PageContent::Torn(page) => hashes.push(page.hash()),
-                PageContent::BeyondEnd => {}
+        let mut first = range.first;
+        let end = range.first.saturating_add(range.count);
+        // In parts, so that a client sees that a slowed or slow disk goes on.
+        while first < end {
+            let part = BlockRange { first, count: HASHES_AT_ONCE.min(end - first) };
+            let mut hashes: Vec<PageHash> = Vec::new();
+            self.each_page("hashes", (path, &file), part, &mut |_, _, content| {
+                match content {
+                    PageContent::Present(page) | PageContent::Torn(page) => {
+                        hashes.push(page.hash());
+                    }
+                    PageContent::BeyondEnd => {}
+                }
+                Ok(())
+            })?;
+            let whole = hashes.len() == part.count as usize;
+            if !hashes.is_empty() {
+                self.output
+                    .send(Item { unit: id, body: ItemBody::PageHashes { first, hashes } })?;
             }
-            Ok(())
-        })?;
-        self.output
-            .send(Item { unit: id, body: ItemBody::PageHashes { first: range.first, hashes } })?;
+            if !whole {
+                break;
+            }
+            first += part.count;
+        }
         Ok((false, length(path, &file)?))
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Sender;
 use crate::audit::Session;
 
 /// A frame that is not full is sent after so long; far below the client's progress deadline.
-const FRAME_AGE_MAX: Duration = Duration::from_secs(5);
+const FRAME_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// `--max-rate`: what may be sent to all clients together, and read for them.
 #[derive(Debug)]

@@ -44,7 +44,7 @@ pub async fn compare(
         }
     }
     let differences = Arc::new(Mutex::new(differences));
-    let asked = Arc::new(asked);
+    let asked = Arc::new(Mutex::new(asked));
     let carried = pool::run(
         session,
         units,
@@ -64,22 +64,23 @@ pub async fn compare(
 
 struct CompareSink {
     directory: Arc<DataDir>,
-    asked: Arc<HashMap<u64, (DataPath, BlockRange)>>,
+    /// What is still to come of each unit.
+    asked: Arc<Mutex<HashMap<u64, (DataPath, BlockRange)>>>,
     differences: Arc<Mutex<Differences>>,
 }
 
 impl CompareSink {
-    /// Blocks of `range` whose hash here is another than the source's, or which it did not send.
+    /// Blocks from `first` on whose hash here is another than the source's.
     fn differing(
         &self,
         path: &DataPath,
-        range: BlockRange,
+        first: u32,
         hashes: &[PageHash],
     ) -> std::io::Result<Vec<u32>> {
         let file = self.directory.open_file(path)?;
         let mut buffer = vec![0; RUN_PAGES * BLOCK_SIZE];
         let mut different = Vec::new();
-        let mut block = range.first;
+        let mut block = first;
         for run in hashes.chunks(RUN_PAGES) {
             let wanted = buffer.get_mut(..run.len() * BLOCK_SIZE).unwrap_or_default();
             let bytes = read_at(&file, wanted, u64::from(block) * BLOCK_BYTES)?;
@@ -91,8 +92,6 @@ impl CompareSink {
                 block += 1;
             }
         }
-        // The source's file has become shorter since it was listed.
-        different.extend(block..range.first + range.count);
         Ok(different)
     }
 }
@@ -100,20 +99,32 @@ impl CompareSink {
 impl Sink for CompareSink {
     fn receive(&mut self, _frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
         for item in items {
-            let hashes: &[PageHash] = match &item.body {
-                ItemBody::PageHashes { hashes, .. } => hashes,
-                // Gone since it was listed: nothing of it is the same.
-                ItemBody::End { vanished: true, .. } => &[],
+            let left = {
+                let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some((path, range)) = asked.get_mut(&item.unit) else {
+                    continue;
+                };
+                let left = (path.clone(), *range);
+                if let ItemBody::PageHashes { hashes, .. } = &item.body {
+                    let count = u32::try_from(hashes.len()).unwrap_or(range.count);
+                    range.first += count.min(range.count);
+                    range.count -= count.min(range.count);
+                }
+                left
+            };
+            let (path, range) = left;
+            let different = match &item.body {
+                ItemBody::PageHashes { hashes, .. } => {
+                    self.differing(&path, range.first, hashes).map_err(|error| {
+                        RewindError::because(Class::Target, format!("could not read {path}"), error)
+                    })?
+                }
+                // Gone, or shorter than it was listed: what did not come is not the same.
+                ItemBody::End { .. } => (range.first..range.first + range.count).collect(),
                 _ => continue,
             };
-            let Some((path, range)) = self.asked.get(&item.unit) else {
-                continue;
-            };
-            let different = self.differing(path, *range, hashes).map_err(|error| {
-                RewindError::because(Class::Target, format!("could not read {path}"), error)
-            })?;
             let mut all = self.differences.lock().unwrap_or_else(PoisonError::into_inner);
-            let set = all.entry(path.clone()).or_default();
+            let set = all.entry(path).or_default();
             different.into_iter().for_each(|block| set.insert(block));
         }
         Ok(())

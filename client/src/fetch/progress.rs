@@ -72,8 +72,11 @@ impl Outstanding {
             (kind, ItemBody::End { vanished, .. }) => {
                 let missing = match kind {
                     UnitKind::Blocks { ranges, .. } => !ranges.is_empty(),
-                    UnitKind::Hashes { range, .. } => range.count > 0,
-                    UnitKind::File { .. } | UnitKind::Wal { .. } | UnitKind::Proof { .. } => false,
+                    // Fewer come where the file has become shorter.
+                    UnitKind::Hashes { .. }
+                    | UnitKind::File { .. }
+                    | UnitKind::Wal { .. }
+                    | UnitKind::Proof { .. } => false,
                 };
                 if missing && !vanished {
                     return Err(fault("it ends before all of it came"));
@@ -87,11 +90,12 @@ impl Outstanding {
                 }
             }
             (UnitKind::Hashes { range, .. }, ItemBody::PageHashes { first, hashes }) => {
-                if *first != range.first || hashes.len() > range.count as usize {
+                let count = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
+                if *first != range.first || count == 0 || count > range.count {
                     return Err(fault("hashes of other pages"));
                 }
-                // One reply is all: what it does not name, the source does not have.
-                range.count = 0;
+                range.first += count;
+                range.count -= count;
             }
             (
                 UnitKind::File { offset, length, .. } | UnitKind::Wal { offset, length, .. },

@@ -53,6 +53,26 @@ impl Session {
         Ok((Self { source, connections, patience, control, rate, first }, description))
     }
 
+    /// The same for a run that has begun: a source between two roles is waited for.
+    pub async fn open_again(
+        source: &SourceAddress,
+        connections: usize,
+        patience: Duration,
+        max_rate: Option<u64>,
+    ) -> Result<(Self, Description), RewindError> {
+        let since = Instant::now();
+        loop {
+            let opened = Self::open(source.clone(), connections, patience, max_rate).await;
+            match opened {
+                Err(error) if error.class() == Class::Transient && since.elapsed() < patience => {
+                    tracing::debug!(error = %error.chain(), "source not ready, trying again");
+                    tokio::time::sleep(BACKOFF_MIN).await;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
     /// Number of data connections.
     pub fn connections(&self) -> usize {
         self.connections
@@ -113,8 +133,8 @@ impl Session {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let again = matches!(error, CallError::Broken(_)) && since.elapsed() < self.patience;
-            if !again {
+            // Broken, or between two roles: a source that was restarted is back in a moment.
+            if !error.is_transient() || since.elapsed() > self.patience {
                 return Err(error.into());
             }
             tracing::debug!(%error, "control connection lost");

@@ -1,0 +1,119 @@
+//! Tablespaces and mounts: what lies where on either node.
+
+use std::fs;
+use std::path::Path;
+
+use integration_tests::client::Rewind;
+use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::oracle;
+use integration_tests::server::{Pki, Server};
+use integration_tests::snapshot::Snapshot;
+use integration_tests::steps::{part, rewound};
+use integration_tests::user::{Mounted, run};
+
+fn place(pair: &Pair, name: &str) -> String {
+    let path = pair.home.path().join(name);
+    fs::create_dir_all(&path).expect("directory");
+    pair.a.user.own(&path);
+    path.display().to_string()
+}
+
+fn new_tablespace(source: &Node, location: &str) {
+    source.sql(&format!("create tablespace fresh location '{location}'"));
+    source.sql("create table in_it tablespace fresh as select g from generate_series(1, 5000) g");
+    source.sql("checkpoint");
+}
+
+#[test]
+fn tablespaces_in_place_stay_in_place() {
+    let pair = Pair::with(15, Shape::default(), "allow_in_place_tablespaces = on");
+    pair.a.sql("create tablespace here location ''");
+    pair.a.sql("create table inside tablespace here as select g from generate_series(1, 3000) g");
+    pair.catch_up();
+    part(&pair);
+    pair.a.sql("delete from inside where g % 2 = 0");
+    pair.b.sql("delete from inside where g % 3 = 0");
+    pair.b.sql("create tablespace later location ''");
+    pair.b.sql("create table in_later tablespace later as select g from generate_series(1, 900) g");
+    pair.a.kill();
+    let ended = rewound(&pair, &[]);
+    assert_eq!(ended.field("strategy"), "fork", "{}", ended.text);
+    for entry in fs::read_dir(pair.a.data.join("pg_tblspc")).expect("dir").flatten() {
+        assert!(entry.file_type().expect("type").is_dir(), "{}", entry.path().display());
+    }
+}
+
+#[test]
+fn a_new_tablespace_without_a_place_is_refused() {
+    let pair = Pair::new(15, Shape::default());
+    let (theirs, ours) = (place(&pair, "their-space"), place(&pair, "our-space"));
+    part(&pair);
+    new_tablespace(&pair.b, &theirs);
+    pair.a.stop("fast");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let before = Snapshot::of(&pair.a.data);
+    let rewind = || Rewind::new(&pair.a, &server, &pki);
+    // On this machine the source's own files are there.
+    rewind().args(["--strategy", "fork"]).refuse(7, "which is not empty here");
+    rewind().refuse(7, "--tablespace-mapping");
+    let mapping = format!("{theirs}={ours}");
+    let mapped = ["--strategy", "fork", "--tablespace-mapping", &mapping];
+    rewind().args(mapped).refuse(7, "strategy fork is not possible");
+    before.assert_same(&Snapshot::of(&pair.a.data));
+    let args = ["--strategy", "compare", "--tablespace-mapping", &mapping];
+    rewind().following(&pair.b).args(args).succeed();
+    oracle::verify(&pair.a, &pair.b);
+}
+
+/// The source runs where its tablespace's path is another directory than here: as on two machines.
+#[test]
+fn a_new_tablespace_with_its_own_empty_place_is_replayed() {
+    let pair = Pair::new(15, Shape::default());
+    let (literal, theirs) = (place(&pair, "space"), place(&pair, "their-machine"));
+    pair.b.stop("fast");
+    let mounted = Mounted::new(Path::new(&theirs), Path::new(&literal));
+    let b = Node { user: pair.b.user.with_mounts_of(mounted.process()), ..pair.b.clone() };
+    b.start();
+    pair.catch_up();
+    part(&pair);
+    new_tablespace(&b, &literal);
+    pair.a.stop("fast");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&b, &pki);
+    let ended =
+        Rewind::new(&pair.a, &server, &pki).following(&b).args(["--strategy", "fork"]).succeed();
+    assert_eq!(ended.field("strategy"), "fork", "{}", ended.text);
+    oracle::verify_running(&pair.a, &b);
+    assert!(fs::read_dir(&literal).expect("place").next().is_some(), "nothing is in its place");
+    assert_eq!(pair.a.sql("select count(*) from in_it"), "5000");
+    b.stop("fast");
+    pair.a.stop("fast");
+    oracle::checksums(&pair.a);
+}
+
+#[test]
+fn pg_wal_is_a_mount_of_its_own() {
+    let pair = Pair::new(15, Shape::default());
+    part(&pair);
+    pair.a.stop("fast");
+    let volume = place(&pair, "volume");
+    let wal = pair.a.data.join("pg_wal");
+    run(pair.a.user.command("/bin/cp").arg("-a").arg(wal.join(".")).arg(&volume));
+    let mounted = Mounted::new(Path::new(&volume), &wal);
+    // What is hidden below the mount must not be used.
+    for entry in fs::read_dir(&wal).expect("dir").flatten() {
+        let path = entry.path();
+        if path.is_file() {
+            fs::remove_file(path).expect("removed");
+        }
+    }
+    let a = Node { user: pair.a.user.with_mounts_of(mounted.process()), ..pair.a.clone() };
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let ended = Rewind::new(&a, &server, &pki).following(&pair.b).succeed();
+    assert_eq!(ended.field("result"), "rewound", "{}", ended.text);
+    oracle::verify_running(&a, &pair.b);
+    assert!(Path::new(&volume).join(".pgrejoin/diverged").is_dir(), "{}", ended.text);
+    a.stop("fast");
+}
