@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 MINUTES ?= 10
+FUZZ_SECONDS ?= 60
 
-.PHONY: demo test check torture postgres bins
+.PHONY: demo test check torture fuzz bench postgres bins
 
 postgres:
 	scripts/get-postgres.sh
@@ -34,3 +35,13 @@ check:
 torture: postgres
 	cargo build --workspace --bins
 	PGREJOIN_TORTURE_MINUTES=$(MINUTES) cargo test -p integration-tests --test torture -- --nocapture
+
+# Every reader of bytes from a disk or a peer, FUZZ_SECONDS each, from the seeds in fuzz/corpus.
+fuzz:
+	scripts/fuzz.sh $(FUZZ_SECONDS)
+
+# Beside pg_rewind over TLS and pg_waldump, in one run; prints a table.
+bench:
+	scripts/get-postgres.sh 15
+	cargo build --release --workspace --bins
+	cargo bench -p integration-tests --bench rewind

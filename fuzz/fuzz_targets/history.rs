@@ -8,7 +8,7 @@ fuzz_target!(|input: &[u8]| {
     let [first, second, text @ ..] = input else { return };
     let cut = usize::from(*second).min(text.len());
     let parse = |number: u8, text: &[u8]| {
-        TimelineHistory::parse(TimelineId::new(u32::from(number))?, text).ok()
+        TimelineHistory::parse(TimelineId::new(u32::from(number)).ok()?, text).ok()
     };
     let (a, b) = (parse(*first, &text[..cut]), parse(*second, &text[cut..]));
     for history in [&a, &b].into_iter().flatten() {
