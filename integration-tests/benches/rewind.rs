@@ -1,4 +1,4 @@
-//! `make bench`: a rewind beside pg_rewind over TLS, and a WAL scan beside pg_waldump, in one run.
+//! `make bench`: a rewind beside `pg_rewind` over TLS, and a WAL scan beside `pg_waldump`, in one run.
 //!
 //! Over the loopback. Every tool gets a fresh copy of the same stopped target; the tools take turns
 //! and the medians are shown. Bytes on the wire are counted by a proxy in a run of their own, so that
@@ -118,7 +118,7 @@ fn measure(name: &str, part: &dyn Fn(&Pair)) {
     }
 }
 
-/// The source also listens on TCP with TLS, for pg_rewind.
+/// The source also listens on TCP with TLS, for `pg_rewind`.
 fn listen_with_tls(source: &Node, pki: &Pki) {
     source.configure(&format!(
         "listen_addresses = '127.0.0.1'\nport = {PORT}\nssl = on\nssl_cert_file = '{}'\nssl_key_file = '{}'",

@@ -54,8 +54,37 @@ fn workload(node: &Node) {
     );
 }
 
-/// A line for each record: position, then every block reference as `pg_waldump` shows them.
-fn ours(node: &Node, control: &ControlFile, from: Lsn) -> (Vec<String>, Lsn) {
+/// Crashes tried to have a record cut off by one; every other one does it.
+const CRASHES_MAX: u32 = 15;
+
+/// Page images in every compression this server was built with.
+fn every_compression(node: &Node) {
+    let values = "select v from (select unnest(enumvals) v from pg_settings where name = 'wal_compression') x \
+                  where v not in ('off', 'on', 'true', 'false', 'yes', 'no', '1', '0')";
+    for value in node.sql(values).lines() {
+        node.sql(&format!("alter system set wal_compression = '{value}'"));
+        node.sql("select pg_reload_conf()");
+        node.wait("postgres", &format!("current_setting('wal_compression') = '{value}'"));
+        node.sql("checkpoint");
+        node.sql("update plain set n = n + 1 where id < 4000");
+    }
+}
+
+fn control(node: &Node) -> ControlFile {
+    let bytes = fs::read(node.data.join("global/pg_control")).expect("read");
+    ControlFile::parse(&bytes).expect("parsed")
+}
+
+/// What our decoder made of a node's WAL.
+struct Read {
+    /// A line for each record: position, then every block reference as `pg_waldump` shows them.
+    lines: Vec<String>,
+    end: Lsn,
+    /// Records that gave up one a crash had cut off.
+    overwritten: u32,
+}
+
+fn ours(node: &Node, control: &ControlFile, from: Lsn) -> Read {
     let directory = DataDir::open(&node.data).expect("data directory");
     let history = TimelineHistory::first(control.timeline());
     let context = WalContext {
@@ -64,7 +93,7 @@ fn ours(node: &Node, control: &ControlFile, from: Lsn) -> (Vec<String>, Lsn) {
         segment_size: control.wal_segment_size,
     };
     let wal = LocalWal { directory: &directory, history: &history, context };
-    let mut lines = Vec::new();
+    let (mut lines, mut overwritten) = (Vec::new(), 0);
     let scanned = scan(&wal, context, Start::Record(from), &mut |record, body| {
         let mut line = format!("{:X}", record.lsn.as_u64());
         for reference in &body.blocks {
@@ -85,6 +114,10 @@ fn ours(node: &Node, control: &ControlFile, from: Lsn) -> (Vec<String>, Lsn) {
             Effect::Truncate { relation, blocks, .. } => {
                 write!(line, " truncate {relation} to {blocks}")
             }
+            Effect::OverwriteContrecord => {
+                overwritten += 1;
+                Ok(())
+            }
             _ => Ok(()),
         }
         .expect("fits");
@@ -92,7 +125,7 @@ fn ours(node: &Node, control: &ControlFile, from: Lsn) -> (Vec<String>, Lsn) {
         ControlFlow::Continue(())
     })
     .expect("scanned");
-    (lines, scanned.end)
+    Read { lines, end: scanned.end, overwritten }
 }
 
 fn hex(text: &str) -> u64 {
@@ -157,8 +190,10 @@ fn wal_is_read_like_pg_waldump(major: u32) {
     let start: Lsn =
         pair.a.sql("select redo_lsn from pg_control_checkpoint()").parse().expect("LSN");
     workload(&pair.a);
-    // A record that a crash cut off is given up at the next start.
-    for _ in 0..3 {
+    every_compression(&pair.a);
+    // A record that a crash cut off is given up at the next start, where one was cut off.
+    let mut overwritten = 0;
+    for _ in 0..CRASHES_MAX {
         let mut busy = pair.a.background(
             "insert into grow select g, repeat('q', 900) from generate_series(1, 400000) g",
         );
@@ -166,12 +201,16 @@ fn wal_is_read_like_pg_waldump(major: u32) {
         pair.a.kill();
         drop(busy.wait());
         pair.a.start();
+        pair.a.stop("fast");
+        overwritten = ours(&pair.a, &control(&pair.a), start).overwritten;
+        if overwritten > 0 {
+            break;
+        }
+        pair.a.start();
     }
-    pair.a.stop("fast");
-    let control =
-        ControlFile::parse(&fs::read(pair.a.data.join("global/pg_control")).expect("read"))
-            .expect("parsed");
-    let (our_lines, our_end) = ours(&pair.a, &control, start);
+    assert!(overwritten > 0, "no record was cut off in {CRASHES_MAX} crashes");
+    let control = control(&pair.a);
+    let Read { lines: our_lines, end: our_end, .. } = ours(&pair.a, &control, start);
     let (their_lines, their_end) = theirs(&pair.a, major, start);
     let segments =
         control.wal_segment_size.segment_of(our_end) - control.wal_segment_size.segment_of(start);
@@ -181,6 +220,13 @@ fn wal_is_read_like_pg_waldump(major: u32) {
     }
     assert_eq!(our_lines.len(), their_lines.len());
     assert_eq!(our_end.as_u64(), their_end);
+}
+
+/// Seconds since 1970 as PostgreSQL's tools print them.
+fn date(seconds: i64) -> String {
+    let mut command = Command::new("date");
+    command.args(["-u", "-d", &format!("@{seconds}"), "+%a %b %e %H:%M:%S %Y"]).env("LC_ALL", "C");
+    run(&mut command).trim().to_owned()
 }
 
 /// Every field, under the name `pg_controldata` gives it.
@@ -205,6 +251,8 @@ fn named_fields(control: &ControlFile) -> Vec<(&'static str, String)> {
         ("Latest checkpoint's NextOID", number(u64::from(checkpoint.next_oid))),
         ("Latest checkpoint's NextMultiXactId", number(u64::from(checkpoint.next_multi))),
         ("Latest checkpoint's NextMultiOffset", number(checkpoint.next_multi_offset)),
+        ("Time of latest checkpoint", date(checkpoint.time)),
+        ("pg_control last modified", date(control.time)),
         ("Latest checkpoint's oldestXID", number(u64::from(checkpoint.oldest_xid))),
         ("Latest checkpoint's oldestActiveXID", number(u64::from(checkpoint.oldest_active_xid))),
         ("Latest checkpoint's oldestMultiXid", number(u64::from(checkpoint.oldest_multi))),
@@ -241,7 +289,7 @@ fn named_fields(control: &ControlFile) -> Vec<(&'static str, String)> {
 fn control_is_read_like_pg_controldata(major: u32) {
     let pair = Pair::stopped(major, Shape::default(), "");
     let mut command = pair.a.user.command(own_tool(major, "pg_controldata"));
-    let text = run(command.arg("-D").arg(&pair.a.data).env("LC_ALL", "C"));
+    let text = run(command.arg("-D").arg(&pair.a.data).env("LC_ALL", "C").env("TZ", "UTC"));
     let said: BTreeMap<&str, &str> = text
         .lines()
         .filter_map(|line| line.split_once(':'))

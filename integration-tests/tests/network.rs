@@ -224,11 +224,26 @@ fn a_transfer_spans_a_reload_and_a_removed_name_is_refused() {
 fn the_server_drains_on_sigterm() {
     let pair = large_fork();
     let pki = Pki::new(pair.home.path());
-    let mut server = Server::start(&pair.b, &pki);
-    Rewind::new(&pair.a, &server, &pki).args(["-n"]).succeed();
+    let mut server = Server::with(&pair.b, &pki, 0, &["--max-rate", "3M"]);
+    let port = server.port;
+    let mut running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
+    running.wait_for("fetch");
+    sleep(Duration::from_millis(500));
     server.signal(Signal::TERM);
     assert!(server.wait());
-    assert!(server.log_text().contains("drained"), "{}", server.log_text());
+    let log = server.log_text();
+    assert!(log.contains("drained"), "{log}");
+    // What was being sent was sent, and every session has its line: who, what, how much.
+    let session = log.lines().find(|line| line.contains("session ended") && line.contains("wal="));
+    let session = session.unwrap_or_else(|| panic!("no session with data: {log}"));
+    for words in ["peer=\"client\"", "fingerprint=", "address=127.0.0.1:", "sent_bytes="] {
+        assert!(session.contains(words), "{words} is not in: {session}");
+    }
+    let server = Server::with(&pair.b, &pki, port, &[]);
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{}", ended.text);
+    drop(server);
+    oracle::verify(&pair.a, &pair.b);
 }
 
 #[test]

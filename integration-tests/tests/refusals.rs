@@ -106,10 +106,15 @@ fn root_is_refused() {
         // Only root can try; CI does.
         return;
     }
-    let program = integration_tests::binaries::program("pgrejoin");
-    let output = Command::new(program).args(["status", "-D", "/tmp"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be run as root"));
+    let client = &["status", "-D", "/tmp"][..];
+    let server =
+        &["--pgdata", "/tmp", "--cert", "a", "--key", "b", "--client-ca", "c", "--allow", "d"][..];
+    for (name, args) in [("pgrejoin", client), ("pgrejoin-server", server)] {
+        let program = integration_tests::binaries::program(name);
+        let output = Command::new(program).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be run as root"));
+    }
 }
 
 #[test]
