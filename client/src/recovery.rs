@@ -165,5 +165,7 @@ pub fn write_alone(config: &Config, target: &Target, disk: &dyn Disk) -> Result<
     }
     let recovery = DataPath::new("recovery.signal")
         .map_err(|error| RewindError::because(Class::Other, "recovery.signal", error))?;
-    remove_tree(disk, &recovery).map_err(|error| failed(&recovery, error))
+    remove_tree(disk, &recovery)
+        .and_then(|()| disk.sync_directory(None))
+        .map_err(|error| failed(&recovery, error))
 }

@@ -128,7 +128,11 @@ async fn rewind_locked(
     let target = Arc::new(target);
     let (checked, checked_config) = (Arc::clone(&target), config.clone());
     let told = Arc::clone(&monitor);
-    blocking(move || recovery::check_target(&checked_config, &checked, &*told)).await?;
+    let checking = blocking(move || recovery::check_target(&checked_config, &checked, &*told));
+    tokio::select! {
+        checked = checking => checked?,
+        () = stop.cancelled.cancelled() => return Err(interrupted()),
+    }
     let run = Run {
         config,
         target,
@@ -392,7 +396,7 @@ impl Run {
         if end > fork.lsn {
             return Ok(None);
         }
-        if let Some(name) = self.foreign_history(source)? {
+        if let Some(name) = self.foreign_history(source, history)? {
             self.monitor.note(&format!(
                 "the target has not diverged, but its pg_wal has {name}, which the source does not \
                  know: resynchronising"
@@ -412,15 +416,25 @@ impl Run {
         );
         let mut outcome = Outcome::new(Ended::NothingToDo, reason);
         outcome.fork = Some((fork.lsn, fork.timeline));
+        self.pg_ctl = self.find_pg_ctl()?;
         self.follow_without_rewind()?;
         outcome.times = self.steps.end();
         Ok(Some(outcome))
     }
 
     /// A history file of a branch the source is not on: recovery would look for that branch.
-    fn foreign_history(&self, source: &Description) -> Result<Option<String>, RewindError> {
+    /// Not every node has the files of all its ancestors.
+    fn foreign_history(
+        &self,
+        source: &Description,
+        history: &TimelineHistory,
+    ) -> Result<Option<String>, RewindError> {
         let ours = self.directory.history_files()?;
-        let foreign = ours.iter().find(|own| !source.node.histories.contains(own));
+        let theirs = &source.node.histories;
+        let foreign = ours.into_iter().find(|(timeline, text)| {
+            let same = theirs.iter().find(|(other, _)| other == timeline);
+            !history.contains(*timeline) || same.is_some_and(|(_, other)| other != text)
+        });
         Ok(foreign.map(|(timeline, _)| timeline.history_file_name()))
     }
 
@@ -499,12 +513,14 @@ impl Run {
         let wal_bytes = segments.saturating_mul(size.bytes());
         preflight::check_permissions(&self.directory, plan)?;
         preflight::check_mounts(&self.directory, plan)?;
+        let copied = staging.is_some() || self.directory.wal_is_elsewhere();
         let room = preflight::Room {
             directory: &self.directory,
             staging,
             // Staged pages are compressed; half of their size is what rows that compress badly need.
             staged_bytes: Totals::of(plan).bytes() / 2,
             wal_bytes,
+            copied_wal_bytes: if copied { wal_bytes } else { 0 },
         };
         room.check(plan, &self.target.files)
     }

@@ -262,10 +262,11 @@ impl Sealing<'_> {
         let size = self.source.node.control.wal_segment_size;
         let staging = self.config.staging_dir.as_deref();
         let directory = &self.target.directory;
-        let mut room = Room { directory, staging, staged_bytes: 0, wal_bytes: 0 };
+        let mut room =
+            Room { directory, staging, staged_bytes: 0, wal_bytes: 0, copied_wal_bytes: 0 };
         // What is staged already takes room no more, unless it must be copied to be put in place.
         if staging.is_some() || directory.wal_is_elsewhere() {
-            room.wal_bytes = size.bytes().saturating_mul(wal.len() as u64);
+            room.copied_wal_bytes = size.bytes().saturating_mul(wal.len() as u64);
         }
         let plan = Plan { files: manifest.files.clone(), ..Plan::default() };
         room.check(&plan, &self.target.files)

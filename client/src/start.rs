@@ -60,7 +60,7 @@ impl Waiting<'_> {
     /// Waits as long as the node makes progress, and no longer than the time-out without any.
     fn until_it_streams(&self) -> Result<(), RewindError> {
         let began = Instant::now();
-        let (mut seen, mut since) = (Vec::new(), Instant::now());
+        let (mut reached, mut since) = (Reached::default(), Instant::now());
         loop {
             std::thread::sleep(PAUSE);
             let Some(pid) = self.directory.postmaster_pid().ok().flatten() else {
@@ -81,11 +81,8 @@ impl Waiting<'_> {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(self.left_running(&pid, state, "when it was stopped waiting for"));
             }
-            let control = self.directory.control().map(|c| c.bytes).unwrap_or_default();
-            let titles: Vec<_> = children.into_iter().map(|child| child.title).collect();
-            let now = vec![control, titles.join("|").into_bytes()];
-            if now != seen {
-                (seen, since) = (now, Instant::now());
+            if reached.advance(self.directory, &children) {
+                since = Instant::now();
             }
             if since.elapsed() > self.config.timeout {
                 let limit = format!("after {:?} without progress", self.config.timeout);
@@ -137,6 +134,30 @@ impl Waiting<'_> {
         // A relative name is below the data directory, and joining keeps an absolute one.
         logs.extend(files.map(|(_, file)| self.config.target.join(file)));
         logs
+    }
+}
+
+/// How far replay has come, by what only grows: processes come and go without any progress.
+#[derive(Default)]
+struct Reached {
+    recovery_point: u64,
+    /// Name of the segment being replayed, without its timeline.
+    segment: String,
+}
+
+impl Reached {
+    /// Looks again; whether it is farther than before.
+    fn advance(&mut self, directory: &DataDir, children: &[Child]) -> bool {
+        let point = directory.control().map_or(0, |c| c.file.min_recovery_point.as_u64());
+        let replayed = children.iter().filter_map(|child| child.title.split_once("recovering "));
+        let segment = replayed.filter_map(|(_, name)| name.trim().get(8..24)).max();
+        let segment = segment.unwrap_or_default();
+        let farther = point > self.recovery_point || segment > self.segment.as_str();
+        self.recovery_point = self.recovery_point.max(point);
+        if segment > self.segment.as_str() {
+            segment.clone_into(&mut self.segment);
+        }
+        farther
     }
 }
 

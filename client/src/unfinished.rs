@@ -81,7 +81,9 @@ pub(crate) async fn earlier(
 
 /// Leaves a target that was not changed as it was found.
 pub(crate) fn clear_away(disk: &dyn Disk, directory: &DataDir) -> std::io::Result<()> {
-    hold::restore(disk).and_then(|()| state::discard(disk, directory))
+    state::unseal(disk)?;
+    hold::restore(disk)?;
+    state::discard(disk, directory)
 }
 
 fn exposed() -> RewindError {

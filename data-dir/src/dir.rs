@@ -199,6 +199,10 @@ impl DataDir {
         for fd in self.linked_wal.iter().chain(self.linked_tablespaces.values().map(|(_, fd)| fd)) {
             rustix::fs::syncfs(fd)?;
         }
+        if self.wal_is_elsewhere && self.linked_wal.is_none() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            rustix::fs::syncfs(open_below(&self.root, "pg_wal", flags, Mode::empty())?)?;
+        }
         Ok(())
     }
 }

@@ -169,6 +169,8 @@ fn stock(target: &Node, source: &Node, wire: &Wire) -> (Run, u64) {
         .arg(&target.data)
         .arg("--source-server")
         .arg(format!("host=127.0.0.1 port={port} user=postgres dbname=postgres sslmode=require"));
+    // libpq looks for certificates at home, which may be root's.
+    command.env("HOME", &target.socket);
     let postmaster = fs::read_to_string(source.data.join("postmaster.pid")).expect("running");
     let postmaster = postmaster.lines().next().and_then(|line| line.parse().ok()).expect("pid");
     let measured = timed(command, &|| backend_peak(postmaster));
@@ -194,14 +196,16 @@ fn ours(target: &Node, pair: &Pair, pki: &Pki, strategy: &str, wire: &Wire) -> (
 fn timed(mut command: Command, server_peak: &dyn Fn() -> u64) -> Run {
     let since = Instant::now();
     let mut child: Child =
-        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the tool starts");
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the tool starts");
     let mut measured = Run::default();
     loop {
         measured.client_kb = measured.client_kb.max(peak_kb(child.id()));
         measured.server_kb = measured.server_kb.max(server_peak());
         if let Some(status) = child.try_wait().expect("status") {
-            assert!(status.success(), "the tool failed: {status}");
             measured.seconds = since.elapsed().as_secs_f64();
+            let mut said = String::new();
+            child.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
+            assert!(status.success(), "the tool failed with {status}: {said}");
             return measured;
         }
         std::thread::sleep(Duration::from_millis(5));

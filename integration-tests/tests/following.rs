@@ -93,7 +93,8 @@ fn settings_are_written_as_postgres_reads_them() {
         &auto,
         "# kept\nprimary_conninfo = 'old'\nwork_mem = '5MB'\n",
     );
-    fs::set_permissions(&auto, fs::Permissions::from_mode(0o640)).expect("chmod");
+    // Read-only keeps ALTER SYSTEM out, not us.
+    fs::set_permissions(&auto, fs::Permissions::from_mode(0o440)).expect("chmod");
     let odd = format!("{} application_name='o\\\\n\\'e two'", pair.b.conninfo());
     let file = pair.home.path().join("conninfo");
     integration_tests::cluster::write(&file, format!("{odd}\n"));
@@ -104,7 +105,7 @@ fn settings_are_written_as_postgres_reads_them() {
     assert!(text.contains("# kept\nwork_mem = '5MB'\n"), "{text}");
     assert_eq!(text.matches("primary_conninfo").count(), 1, "{text}");
     let mode = fs::metadata(&auto).expect("metadata").permissions().mode() & 0o777;
-    assert_eq!(mode, 0o640, "the mode was not kept");
+    assert_eq!(mode, 0o440, "the mode was not kept");
     pair.a.start();
     assert_eq!(pair.a.sql("show primary_conninfo"), odd);
     pair.a.wait("postgres", "exists(select from pg_stat_wal_receiver where status = 'streaming')");

@@ -44,7 +44,8 @@ pub struct Cli {
     #[arg(long, value_name = "FILE")]
     pub allow_file: Option<PathBuf>,
 
-    /// Bytes a second sent to all clients together; k, M and G multiply by 1024
+    /// Bytes a second sent to all clients together, and as many read for them from disk; k, M and G
+    /// multiply by 1024
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub max_rate: Option<u64>,
 }

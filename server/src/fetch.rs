@@ -36,7 +36,7 @@ use crate::served::Served;
 /// Pages read at once.
 const RUN_BLOCKS: u32 = 32;
 /// Pages whose hashes go into one reply.
-const HASHES_AT_ONCE: u32 = 64;
+const HASHES_AT_ONCE: u32 = 16;
 /// Relation maps have 512 or 524 bytes, two-phase files seldom more than a few thousand.
 const SEALED_FILE_BYTES_MAX: usize = 1 << 20;
 /// Times one with a wrong CRC is read; it is written in microseconds.

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use data_dir::{Entry, EntryKind};
-use pg_format::relation::tablespace_version_directory;
+use pg_format::relation::{is_oid, tablespace_version_directory};
 use pg_format::{DataPath, FileClass};
 use proto::limits::LIST_BATCH_ENTRIES;
 use proto::model::FileEntry;
@@ -36,6 +36,8 @@ pub(crate) fn list(
                 // looked at by their names alone, so this is none of them.
                 Err(_) => return Ok(()),
             },
+            // A tablespace made since this listing began: the client sees that it does not know it.
+            EntryKind::Link { .. } if is_tablespace(&entry.path) => None,
             // Left out it would count as absent, and the client would remove its own.
             EntryKind::Link { .. } | EntryKind::Other if is_databases_own(&entry.path) => {
                 let message = format!(
@@ -67,6 +69,10 @@ pub(crate) fn list(
     let gone = |_| Refusal::new(Reason::InvalidRequest, "client is gone");
     batches.blocking_send(Ok(ListPart::Entries(batch))).map_err(gone)?;
     batches.blocking_send(Ok(ListPart::Complete)).map_err(gone)
+}
+
+fn is_tablespace(path: &DataPath) -> bool {
+    path.as_str().strip_prefix("pg_tblspc/").is_some_and(is_oid)
 }
 
 /// Whether a path lies where only PostgreSQL keeps things that a rewind makes equal.

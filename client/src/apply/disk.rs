@@ -181,9 +181,12 @@ impl Disk for RealDisk {
     }
 
     fn create_file(&self, path: &DataPath) -> io::Result<()> {
-        self.forget(path);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC;
-        let file = self.open_with(path, flags)?;
+        // One that an interrupted run left may have a mode with which it cannot be opened.
+        match self.remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = self.open_with(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
         rustix::fs::fchmod(&file, self.file_mode)?;
         Ok(())
     }
@@ -342,11 +345,12 @@ pub fn remove_tree(disk: &dyn Disk, path: &DataPath) -> io::Result<()> {
 pub fn replace_file(disk: &dyn Disk, path: &DataPath, bytes: &[u8]) -> io::Result<()> {
     let beside = DataPath::new(format!("{path}.pgrejoin-new")).map_err(io::Error::other)?;
     disk.create_file(&beside)?;
+    disk.write_at(&beside, 0, bytes)?;
+    disk.sync_file(&beside)?;
+    // Last: it may be one with which even its owner cannot write.
     if let Some(mode) = disk.mode(path)? {
         disk.set_mode(&beside, mode)?;
     }
-    disk.write_at(&beside, 0, bytes)?;
-    disk.sync_file(&beside)?;
     disk.rename(&beside, path)?;
     disk.sync_directory(path.parent().as_ref())
 }

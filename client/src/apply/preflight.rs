@@ -8,7 +8,7 @@ use std::path::Path;
 use data_dir::DataDir;
 use data_dir::confined::open_below;
 use data_dir::dir::mount_of;
-use pg_format::DataPath;
+use pg_format::{DataPath, FileClass};
 use rustix::fs::{Access, AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 
 use crate::error::{Class, RewindError};
@@ -37,35 +37,33 @@ pub struct Room<'a> {
     pub staged_bytes: u64,
     /// Bytes of WAL still to be staged.
     pub wal_bytes: u64,
+    /// Bytes of staged WAL that will be copied into `pg_wal`, because it cannot be renamed there.
+    pub copied_wal_bytes: u64,
 }
 
 impl Room<'_> {
     /// Refuses a plan for which there is no room.
     pub fn check(&self, plan: &Plan, target: &TargetFiles) -> Result<(), RewindError> {
-        let Self { directory, staging, staged_bytes, wal_bytes } = *self;
+        let Self { directory, staging, staged_bytes, wal_bytes, copied_wal_bytes } = *self;
         let mut needs: BTreeMap<u64, Need> = BTreeMap::new();
         let staged = staged_bytes.saturating_add(wal_bytes);
-        let staging_device = match staging {
+        match staging {
             Some(path) => {
                 let opened = std::fs::File::open(path).map_err(|error| {
                     let message = format!("could not open staging directory {}", path.display());
                     RewindError::because(Class::Usage, message, error)
                 })?;
-                add(&mut needs, opened, &path.display().to_string(), staged)?
+                add(&mut needs, opened, &path.display().to_string(), staged)?;
             }
             None => {
                 let name = directory.path().display().to_string();
-                add(&mut needs, directory.root(), &name, staged)?
+                add(&mut needs, directory.root(), &name, staged)?;
             }
-        };
-        // Staged WAL is renamed into place, or copied where that cannot be.
+        }
         let wal = DataPath::new("pg_wal")
             .map_err(|error| RewindError::because(Class::Other, "pg_wal", error))?;
         let wal = directory.open_directory(&wal).map_err(|e| unwritable(&wal, e))?;
-        let wal_device = add(&mut needs, &wal, "pg_wal", 0)?;
-        if wal_device != staging_device {
-            add(&mut needs, &wal, "pg_wal", wal_bytes)?;
-        }
+        add(&mut needs, &wal, "pg_wal", copied_wal_bytes)?;
         changed_files(directory, plan, target, &mut needs)?;
         refuse_short(&needs)
     }
@@ -115,7 +113,7 @@ fn add(
     directory: impl AsFd,
     path: &str,
     bytes: u64,
-) -> Result<u64, RewindError> {
+) -> Result<(), RewindError> {
     let failed = |error: std::io::Error| {
         RewindError::because(Class::Preflight, format!("could not look at {path}"), error)
     };
@@ -128,13 +126,14 @@ fn add(
         path.clone_into(&mut need.path);
     }
     need.bytes = need.bytes.saturating_add(bytes);
-    Ok(device)
+    Ok(())
 }
 
 /// Refuses a plan with files on mounts inside the data directory that are not `pg_wal`: nothing can
 /// be renamed between them and the rest.
 pub fn check_mounts(directory: &DataDir, plan: &Plan) -> Result<(), RewindError> {
-    let parents: BTreeSet<DataPath> = plan.files.iter().filter_map(|f| f.path.parent()).collect();
+    let files = plan.files.iter().filter(|file| FileClass::of(&file.path) != FileClass::Discarded);
+    let parents: BTreeSet<DataPath> = files.filter_map(|file| file.path.parent()).collect();
     for parent in parents {
         let (base, rest) = directory.resolve(&parent);
         let Ok(opened) = directory.open_directory(&parent) else {

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use data_dir::DataDir;
-use pg_format::{BLOCK_BYTES, DataPath};
+use pg_format::{BLOCK_BYTES, DataPath, FileClass};
 use proto::fetch::{Item, ItemBody, PageContent};
 
-use super::disk::{Disk, replace_file};
+use super::disk::{Disk, remove_tree, replace_file};
 use super::manifest::{Manifest, WalChanges};
 use super::{pack, state};
 use crate::error::{Class, RewindError};
@@ -52,6 +52,7 @@ impl Redo<'_> {
     pub fn run(&self) -> Result<(), RewindError> {
         // Staged data that cannot be read back must be found while the target is as it was.
         self.check_packs()?;
+        self.check_wal()?;
         if self.has("global/pg_control").map_err(failed("could not look at pg_control"))? {
             self.refuse_other_control()?;
             state::hide(self.disk).map_err(failed("could not hide pg_control"))?;
@@ -109,6 +110,7 @@ impl Redo<'_> {
     }
 
     fn change(&self) -> Result<(), RewindError> {
+        state::unmark_redone(self.disk).map_err(failed("could not mark the target"))?;
         for path in state::state_directories(self.directory) {
             let made = self.disk.create_directory(&path);
             made.map_err(failed(format!("could not make {path}")))?;
@@ -158,6 +160,20 @@ impl Redo<'_> {
         Ok(())
     }
 
+    /// Whether all WAL to be put in place is staged, or in place already.
+    fn check_wal(&self) -> Result<(), RewindError> {
+        for name in &self.manifest.wal.place {
+            let staged = self.disk.is_directory(&state::staged_wal(name));
+            let placed = wal_path(name).and_then(|path| self.disk.is_directory(&path));
+            let there = matches!((staged, placed), (Ok(Some(false)), _) | (_, Ok(Some(false))));
+            if !there {
+                let message = format!("staged WAL segment {name} is missing on this node's disk");
+                return Err(RewindError::new(Class::Other, message));
+            }
+        }
+        Ok(())
+    }
+
     fn has(&self, path: &str) -> io::Result<bool> {
         let path = DataPath::new(path).map_err(io::Error::other)?;
         Ok(self.disk.is_directory(&path)?.is_some())
@@ -195,7 +211,16 @@ impl Redo<'_> {
         if self.disk.is_directory(to)?.is_some() || self.disk.is_directory(path)?.is_none() {
             return Ok(());
         }
-        self.disk.rename(path, to)
+        match self.disk.rename(path, to) {
+            // Files PostgreSQL would throw away itself may lie on a mount of their own.
+            Err(error)
+                if error.kind() == io::ErrorKind::CrossesDevices
+                    && FileClass::of(path) == FileClass::Discarded =>
+            {
+                remove_tree(self.disk, path)
+            }
+            result => result,
+        }
     }
 
     fn remove(&self) -> Result<(), RewindError> {

@@ -144,8 +144,12 @@ pub fn load(disk: &dyn Disk) -> Result<State, StateError> {
     }
     match (exists(disk, "global/pg_control")?, exists(disk, HIDDEN)?, exists(disk, REDONE)?) {
         (false, ..) => Ok(State::Hidden(manifest)),
-        // The commit's rename came before its mark; a server may have run since and changed it.
-        (true, _, true) => Ok(State::Committed(manifest)),
+        // The commit's rename came before its mark; a server may have run since and changed it. Only
+        // the old one is surely no commit.
+        (true, _, true) if read(disk, "global/pg_control")? != manifest.old_control => {
+            Ok(State::Committed(manifest))
+        }
+        (true, _, true) => Ok(State::Exposed(manifest)),
         (true, true, false) => Ok(State::Exposed(manifest)),
         (true, false, false) => Ok(State::Sealed(manifest)),
     }
@@ -178,7 +182,11 @@ pub fn prepare(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
 
 /// Removes everything but the WAL of lost transactions; the directories too if they are then empty.
 pub fn discard(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
-    for path in state_directories(directory) {
+    for staged in STAGED_DIRECTORIES {
+        remove_tree(disk, &own(staged))?;
+    }
+    // The one with the marks last: what it tells holds for all of them.
+    for path in state_directories(directory).into_iter().rev() {
         if disk.is_directory(&path)? != Some(true) {
             continue;
         }
@@ -204,8 +212,14 @@ pub fn discard(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
         }
         disk.sync_directory(path.parent().as_ref())?;
     }
-    for staged in STAGED_DIRECTORIES {
-        remove_tree(disk, &own(staged))?;
+    Ok(())
+}
+
+/// Takes the seal back: from here on what is staged is worth nothing, however much of it is left.
+pub fn unseal(disk: &dyn Disk) -> io::Result<()> {
+    if exists(disk, SEALED)? {
+        disk.remove_file(&own(SEALED))?;
+        disk.sync_directory(Some(&own(OWN_DIRECTORY)))?;
     }
     Ok(())
 }
@@ -236,7 +250,20 @@ pub fn commit(disk: &dyn Disk, control: &[u8]) -> io::Result<()> {
     disk.sync_file(&new)?;
     replace_file(disk, &own(REDONE), b"redone\n")?;
     disk.rename(&new, &own("global/pg_control"))?;
-    disk.sync_directory(Some(&own("global")))
+    disk.sync_directory(Some(&own("global"))).inspect_err(|_| {
+        // It is not known whether the commit would survive: everything is done again.
+        disk.rename(&own("global/pg_control"), &new).ok();
+        unmark_redone(disk).ok();
+    })
+}
+
+/// Takes back that everything is in place.
+pub fn unmark_redone(disk: &dyn Disk) -> io::Result<()> {
+    if exists(disk, REDONE)? {
+        disk.remove_file(&own(REDONE))?;
+        disk.sync_directory(Some(&own(OWN_DIRECTORY)))?;
+    }
+    Ok(())
 }
 
 /// Makes a commit durable once more and writes the mark that says so.
@@ -296,6 +323,8 @@ mod tests {
         commit(&disk, b"new").unwrap();
         assert!(matches!(load(&disk).unwrap(), State::Committed(_)));
         assert!(!is_being_changed(home.path()));
+        control(b"old").unwrap();
+        assert!(matches!(load(&disk).unwrap(), State::Exposed(_)));
         control(b"new, and the server has run").unwrap();
         assert!(matches!(load(&disk).unwrap(), State::Committed(_)));
         mark_committed(&disk).unwrap();
