@@ -311,6 +311,8 @@ fn usage_errors_have_their_own_code() {
         2,
         "must begin with https://",
     );
+    let no_program = ["--start", "--pg-ctl", "/nowhere/pg_ctl"];
+    refusal.refuse(refusal.rewind().args(no_program), 7, "is no program we may run");
     // The template has no primary_conninfo.
     refusal.refuse(refusal.rewind().args(["-R"]), 2, "give --primary-conninfo");
 }

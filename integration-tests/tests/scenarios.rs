@@ -455,3 +455,64 @@ fn damage_in_a_segments_first_page_is_told_from_the_end() {
     assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
     assert!(ended.text.contains("intact records follow"), "{}", ended.text);
 }
+
+/// R10: hints may have gone unlogged in between, whatever is configured now.
+#[test]
+fn hint_logging_that_was_off_in_between_means_comparing() {
+    let shape = Shape { checksums: false, wal_log_hints: true, ..Shape::default() };
+    let pair = Pair::new(15, shape);
+    part(&pair);
+    for on in ["off", "on"] {
+        pair.a.configure(&format!("wal_log_hints = {on}"));
+        pair.a.stop("fast");
+        pair.a.start();
+        pair.a.sql("update plain set n = n + 1 where id < 300; select count(*) from plain");
+    }
+    pair.a.stop("fast");
+    let ended = rewound(&pair, &[]);
+    assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
+    assert!(ended.field("strategy_reason").contains("wal_log_hints"), "{}", ended.text);
+}
+
+/// R6: nothing that PostgreSQL could replay on the old branch, and nothing behind the end.
+#[test]
+fn pg_wal_holds_the_new_history_alone() {
+    let pair = Pair::new(15, Shape::default());
+    part(&pair);
+    pair.a.sql("select pg_switch_wal()");
+    pair.a.sql("update plain set n = 2");
+    let wal = pair.a.data.join("pg_wal");
+    pair.a.stop("fast");
+    integration_tests::cluster::write(&wal.join("000000010000000000000002.partial"), "x");
+    pair.a.user.own(&wal.join("000000010000000000000002.partial"));
+    let ended = rewind(&pair, &pair.a, &pair.b, &[]);
+    let control = control(&pair.a);
+    let size = control.wal_segment_size;
+    let position = |name: &str| ended.field(name).parse::<pg_format::Lsn>().expect("an LSN");
+    let (fork, end) = (position("fork_lsn"), position("replay_to"));
+    let (fork_segment, end_segment) = (size.segment_of(fork), size.segment_of(end));
+    let names = |path: &std::path::Path| -> Vec<String> {
+        let entries = fs::read_dir(path).expect("directory").flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    let status = names(&wal.join("archive_status"));
+    for name in names(&wal) {
+        assert!(!name.ends_with(".partial"), "{name} is left");
+        let Some(segment) = pg_format::wal::SegmentName::parse(&name, size) else { continue };
+        let expected = if segment.number >= fork_segment { 2 } else { 1 };
+        assert_eq!(segment.timeline.get(), expected, "{name}");
+        assert!(segment.number <= end_segment, "{name} lies behind the end");
+        // What is complete need not be archived by us; what is not will be.
+        let placed = segment.number >= fork_segment && segment.number < end_segment;
+        assert_eq!(status.contains(&format!("{name}.done")), placed, "{name} {status:?}");
+    }
+    let last = pg_format::wal::SegmentName { timeline: control.timeline(), number: end_segment };
+    let bytes = fs::read(wal.join(last.file_name(size))).expect("the last segment");
+    let offset = usize::try_from(size.offset_of(end)).expect("fits");
+    assert!(bytes[offset..].iter().all(|byte| *byte == 0), "bytes behind the end");
+    assert!(wal.join("00000002.history").exists());
+    let kept = pair.a.data.join(format!(".pgrejoin/diverged/1-{:X}", fork.as_u64()));
+    let kept = names(&kept);
+    assert!(kept.len() >= 2 && kept.iter().all(|name| name.starts_with("00000001")), "{kept:?}");
+    oracle::verify(&pair.a, &pair.b);
+}

@@ -1,0 +1,100 @@
+//! Runs that end in the middle of changing the target: PostgreSQL must not start, and a second run or
+//! `resume` finishes. (All moments, power cuts and disk errors have tests of their own to come.)
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use integration_tests::client::{Rewind, state_command};
+use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::oracle;
+use integration_tests::server::{Pki, Server};
+use rustix::process::Signal;
+
+/// Rounds tried to meet the fraction of a second in which the target is being changed.
+const ROUNDS_MAX: u64 = 60;
+
+fn fork_with_much_to_change() -> Pair {
+    let pair = Pair::new(15, Shape::default());
+    pair.b.promote();
+    pair.a.sql("update plain set n = 5");
+    pair.b.sql("create table bulk as select g id, md5(g::text) a, md5((g * 3)::text) b from generate_series(1, 150000) g");
+    // Many files, each of which is waited for.
+    let many: String =
+        (0..400).map(|i| format!("create table many_{i} as select {i} g;")).collect();
+    pair.b.script("postgres", &many);
+    pair.b.sql("checkpoint");
+    pair.a.stop("fast");
+    pair
+}
+
+/// Sends `signal` while a fresh copy of the target is being changed, as often as it takes to find it
+/// unfinished; the copy and the exit code.
+fn interrupted(pair: &Pair, server: &Server, pki: &Pki, signal: Signal) -> (Node, i32) {
+    for round in 0..ROUNDS_MAX {
+        let copy = pair.a.copy(&pair.home.path().join(format!("round-{round}")));
+        let mut running = Rewind::new(&copy, server, pki).following(&pair.b).spawn();
+        running.wait_for("apply");
+        sleep(Duration::from_millis((round * 37 + 20) % 300));
+        running.signal(signal);
+        let ended = running.wait();
+        let marked = copy.data.join(".pgrejoin/hidden").exists();
+        if marked && state_command("status", &copy).text.contains("has not finished") {
+            return (copy, ended.code);
+        }
+        fs::remove_dir_all(&copy.socket).expect("removed");
+    }
+    unreachable!("the target was never found unfinished in {ROUNDS_MAX} rounds");
+}
+
+fn assert_does_not_start(node: &Node) {
+    assert!(!node.data.join("global/pg_control").exists());
+    assert!(!node.try_start(), "PostgreSQL started in the middle of a rewind");
+}
+
+#[test]
+fn a_run_killed_while_it_changes_the_target_is_finished_without_the_source() {
+    let pair = fork_with_much_to_change();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let (target, _) = interrupted(&pair, &server, &pki, Signal::KILL);
+    assert_does_not_start(&target);
+    drop(server);
+    let resumed = state_command("resume", &target);
+    assert_eq!(resumed.code, 0, "{}", resumed.text);
+    assert!(!target.data.join(".pgrejoin/sealed").exists());
+    oracle::verify(&target, &pair.b);
+}
+
+#[test]
+fn a_run_terminated_while_it_changes_the_target_says_so_and_the_next_one_finishes() {
+    let pair = fork_with_much_to_change();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let (target, code) = interrupted(&pair, &server, &pki, Signal::TERM);
+    assert_eq!(code, 8);
+    assert_does_not_start(&target);
+    let ended = Rewind::new(&target, &server, &pki).following(&pair.b).succeed();
+    assert_eq!(ended.field("result"), "resumed", "{}", ended.text);
+    oracle::verify(&target, &pair.b);
+}
+
+/// An operator's helping hand: with the old `pg_control` back PostgreSQL would start from a mixture.
+#[test]
+fn a_control_file_put_back_is_found_and_nothing_is_thrown_away() {
+    let pair = fork_with_much_to_change();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let (target, _) = interrupted(&pair, &server, &pki, Signal::KILL);
+    let control = target.data.join("global/pg_control");
+    fs::copy(pair.a.data.join("global/pg_control"), &control).expect("copied");
+    target.user.own(&control);
+    let status = state_command("status", &target);
+    assert!(status.text.contains("somebody put a pg_control back"), "{}", status.text);
+    Rewind::new(&target, &server, &pki).refuse(8, "remove global/pg_control");
+    assert_eq!(state_command("resume", &target).code, 8);
+    fs::remove_file(&control).expect("removed");
+    let resumed = state_command("resume", &target);
+    assert_eq!(resumed.code, 0, "{}", resumed.text);
+    oracle::verify(&target, &pair.b);
+}
