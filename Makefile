@@ -17,9 +17,10 @@ demo: bins
 	scripts/get-postgres.sh 15
 	scripts/demo.sh
 
+# Programs and tests are built in one go: apart, cargo would build what they share twice.
 test: postgres
 	scripts/need-nextest.sh
-	cargo build --workspace --bins
+	cargo build --workspace --bins --tests
 	cargo nextest run --workspace
 	cargo test --workspace --doc
 
@@ -27,14 +28,14 @@ check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
-	cargo test -p integration-tests --test tidy
+	cargo test --workspace --test tidy
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
 	else echo "cargo-deny is not installed: licences, bans and sources were NOT checked"; fi
 
 # Random forks without end; PGREJOIN_SEED=n repeats one.
 torture: postgres
-	cargo build --workspace --bins
-	PGREJOIN_TORTURE_MINUTES=$(MINUTES) cargo test -p integration-tests --test torture -- --nocapture
+	cargo build --workspace --bins --tests
+	PGREJOIN_TORTURE_MINUTES=$(MINUTES) cargo test --workspace --test torture -- --nocapture
 
 # Every reader of bytes from a disk or a peer, FUZZ_SECONDS each, from the seeds in fuzz/corpus.
 fuzz:

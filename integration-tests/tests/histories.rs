@@ -322,7 +322,7 @@ fn a_standby_that_is_promoted_while_it_is_read() {
     c.sql("checkpoint");
     pair.a.stop("fast");
     let pki = Pki::new(pair.home.path());
-    let server = Server::with(&c, &pki, 0, &["--max-rate", "1M"]);
+    let server = Server::with(&c, &pki, 0, &["--max-rate", "2M"]);
     let mut running = Rewind::new(&pair.a, &server, &pki).following(&c).spawn();
     running.wait_for("fetch");
     c.promote();
@@ -342,7 +342,7 @@ fn a_source_that_is_restarted_while_it_is_read() {
     pair.b.sql("checkpoint");
     pair.a.stop("fast");
     let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "1M"]);
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "2M"]);
     let mut running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
     running.wait_for("fetch");
     pair.b.stop("fast");

@@ -28,7 +28,7 @@ fn loaded_source(major: u32, strategy: &str) {
     // No faster than the slowed copy: what it writes has to be carried too.
     let load = pair.b.load_every(Duration::from_millis(250), &work("n", 3));
     let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "1M"]);
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "2M"]);
     let mut running = Rewind::new(&pair.a, &server, &pki)
         .following(&pair.b)
         .args(["--strategy", strategy])

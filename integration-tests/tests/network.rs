@@ -114,7 +114,7 @@ fn established(port: u16) -> usize {
 fn every_connection_carries_its_share() {
     let pair = large_fork();
     let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "8M"]);
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "5M"]);
     let running =
         Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--connections", "5"]).spawn();
     let mut most = 0;

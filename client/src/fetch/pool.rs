@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Session;
+use super::connect::Connection;
 use super::progress::{Outstanding, cost, is_finished};
 use crate::error::{Class, RewindError};
 use crate::monitor::Monitor;
@@ -101,10 +102,12 @@ pub async fn run(
         frames: AtomicU64::new(0),
         monitor,
     });
+    let mut opened = open_all(session, &shared).await?;
     let mut workers = JoinSet::new();
     for number in 0..session.connections() {
         let worker = Worker {
             session: session.clone(),
+            first: opened.pop(),
             shared: Arc::clone(&shared),
             outstanding: Arc::default(),
             payload_bytes: 0,
@@ -127,6 +130,26 @@ pub async fn run(
     Ok(carried)
 }
 
+/// Opens every connection before the first unit is asked for: one that came late would find that
+/// the others have taken its share.
+async fn open_all(session: &Session, shared: &Shared) -> Result<Vec<Connection>, RewindError> {
+    let mut opened = Vec::new();
+    if shared.waiting().is_empty() {
+        return Ok(opened);
+    }
+    let mut opening = JoinSet::new();
+    for _ in 0..session.connections() {
+        let session = session.clone();
+        opening.spawn(async move { session.reconnect().await });
+    }
+    while let Some(connection) = opening.join_next().await {
+        opened.push(connection.map_err(|error| {
+            RewindError::because(Class::Other, "a connection's task failed", error)
+        })??);
+    }
+    Ok(opened)
+}
+
 type SharedOutstanding = Arc<Mutex<Outstanding>>;
 
 fn lock(outstanding: &SharedOutstanding) -> std::sync::MutexGuard<'_, Outstanding> {
@@ -135,6 +158,8 @@ fn lock(outstanding: &SharedOutstanding) -> std::sync::MutexGuard<'_, Outstandin
 
 struct Worker {
     session: Session,
+    /// The connection it begins with.
+    first: Option<Connection>,
     shared: Arc<Shared>,
     outstanding: SharedOutstanding,
     payload_bytes: u64,
@@ -150,7 +175,10 @@ impl Worker {
     /// Works until no unit is waiting; returns the payload bytes received.
     async fn work(mut self, mut sink: Box<dyn Sink>) -> Result<u64, RewindError> {
         while !self.shared.waiting().is_empty() {
-            let connection = self.session.reconnect().await?;
+            let connection = match self.first.take() {
+                Some(connection) => connection,
+                None => self.session.reconnect().await?,
+            };
             let (sender, receiver) = mpsc::channel(FRAMES_QUEUED);
             let checker = self.checker(sink, receiver);
             let ended = self.stream(connection.client, sender).await;
