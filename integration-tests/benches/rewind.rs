@@ -17,13 +17,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use client::inspect::wal_context;
 use data_dir::DataDir;
 use data_dir::wal::{LocalWal, scan};
 use integration_tests::client::Rewind;
 use integration_tests::cluster::{Install, Node, Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::user::run;
-use pg_format::wal::{Start, WalContext};
+use pg_format::wal::Start;
 
 const MAJOR: u32 = 15;
 /// Timed runs of each tool on each fork.
@@ -302,11 +303,7 @@ fn our_scan(data: &Path, start: &str) -> f64 {
     let directory = DataDir::open(data).expect("data directory");
     let control = directory.control().expect("pg_control").file;
     let history = directory.history(control.timeline()).expect("history");
-    let context = WalContext {
-        format: control.major.wal_format(),
-        system_identifier: control.system_identifier,
-        segment_size: control.wal_segment_size,
-    };
+    let context = wal_context(&control);
     let wal = LocalWal { directory: &directory, history: &history, context };
     let start = Start::Record(start.parse().expect("LSN"));
     let since = Instant::now();

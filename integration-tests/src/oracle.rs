@@ -5,10 +5,11 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use client::inspect::wal_context;
 use data_dir::DataDir;
 use data_dir::wal::{LocalWal, scan};
 use pg_format::page::Page;
-use pg_format::wal::{Start, WalContext};
+use pg_format::wal::Start;
 use pg_format::{BLOCK_SIZE, DataPath, FileClass, Fork, Lsn, RelationSegment};
 use serde_json::Value;
 
@@ -236,11 +237,7 @@ fn first_references(node: &Node, start: Lsn) -> BTreeMap<(RelationSegment, u32),
     let directory = DataDir::open(&node.data).expect("data directory");
     let control = control(node);
     let history = directory.history(control.timeline()).expect("history");
-    let context = WalContext {
-        format: control.major.wal_format(),
-        system_identifier: control.system_identifier,
-        segment_size: control.wal_segment_size,
-    };
+    let context = wal_context(&control);
     let wal = LocalWal { directory: &directory, history: &history, context };
     let mut first = BTreeMap::new();
     let scanned = scan(&wal, context, Start::Record(start), &mut |_, body| {

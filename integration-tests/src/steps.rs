@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::client::{Ended, Rewind};
-use crate::cluster::{Node, Pair};
+use crate::cluster::{Node, Pair, append};
 use crate::oracle;
 use crate::server::{Pki, Server};
 
@@ -40,4 +40,10 @@ pub fn write_signal(node: &Node) {
     let path = node.data.join("standby.signal");
     fs::File::create(&path).expect("signal");
     node.user.own(&path);
+}
+
+/// Makes a stopped standby follow another primary from its next start on.
+pub fn follow_instead(node: &Node, primary: &Node) {
+    let settings = format!("primary_conninfo = '{}'\n", primary.conninfo());
+    append(&node.data.join("postgresql.auto.conf"), &settings);
 }

@@ -6,12 +6,13 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::process::Command;
 
+use client::inspect::wal_context;
 use data_dir::DataDir;
 use data_dir::wal::{LocalWal, scan};
 use integration_tests::cluster::{Install, Node, Pair, Shape};
 use integration_tests::user::run;
 use pg_format::wal::effect::effect;
-use pg_format::wal::{Decoder, Effect, Progress, Start, WalContext};
+use pg_format::wal::{Decoder, Effect, Progress, Start};
 use pg_format::{ControlFile, Fork, Lsn, TimelineHistory};
 
 /// A program of a major that must be its own: WAL is read by no other.
@@ -87,11 +88,7 @@ struct Read {
 fn ours(node: &Node, control: &ControlFile, from: Lsn) -> Read {
     let directory = DataDir::open(&node.data).expect("data directory");
     let history = TimelineHistory::first(control.timeline());
-    let context = WalContext {
-        format: control.major.wal_format(),
-        system_identifier: control.system_identifier,
-        segment_size: control.wal_segment_size,
-    };
+    let context = wal_context(control);
     let wal = LocalWal { directory: &directory, history: &history, context };
     let (mut lines, mut overwritten) = (Vec::new(), 0);
     let scanned = scan(&wal, context, Start::Record(from), &mut |record, body| {
@@ -333,11 +330,7 @@ fn no_flipped_bit_is_taken_for_a_record() {
     let control =
         ControlFile::parse(&fs::read(pair.a.data.join("global/pg_control")).expect("read"))
             .expect("parsed");
-    let context = WalContext {
-        format: control.major.wal_format(),
-        system_identifier: control.system_identifier,
-        segment_size: control.wal_segment_size,
-    };
+    let context = wal_context(&control);
     let number =
         pg_format::wal::SegmentName::parse(&name, context.segment_size).expect("a name").number;
     let start = context.segment_size.start_of(number);

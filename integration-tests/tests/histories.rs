@@ -4,7 +4,7 @@ use integration_tests::client::Rewind;
 use integration_tests::cluster::{Pair, Shape};
 use integration_tests::oracle;
 use integration_tests::server::{Pki, Server};
-use integration_tests::steps::{part, rewind, rewound, write_signal};
+use integration_tests::steps::{follow_instead, part, rewind, rewound, write_signal};
 
 #[test]
 fn on_the_same_timeline_there_is_nothing_to_do() {
@@ -91,10 +91,7 @@ fn a_live_standby_is_a_source_and_then_cascades() {
     pair.b.start();
     part(&pair);
     // c follows the new primary and is served.
-    integration_tests::cluster::append(
-        &c.data.join("postgresql.auto.conf"),
-        &format!("primary_conninfo = '{}'\n", pair.b.conninfo()),
-    );
+    follow_instead(&c, &pair.b);
     c.start();
     pair.b.sql("checkpoint");
     let lsn = pair.b.lsn();
@@ -108,10 +105,7 @@ fn a_live_standby_is_a_source_and_then_cascades() {
     pair.a.wait("postgres", "to_regclass('marker_before') is not null");
     c.stop("fast");
     pair.a.stop("fast");
-    integration_tests::cluster::append(
-        &pair.a.data.join("postgresql.auto.conf"),
-        &format!("primary_conninfo = '{}'\n", pair.b.conninfo()),
-    );
+    follow_instead(&pair.a, &pair.b);
     oracle::verify(&pair.a, &pair.b);
 }
 
@@ -310,10 +304,7 @@ fn a_standby_that_is_promoted_while_it_is_read() {
     let c = pair.b.copy(&pair.home.path().join("c"));
     pair.b.start();
     part(&pair);
-    integration_tests::cluster::append(
-        &c.data.join("postgresql.auto.conf"),
-        &format!("primary_conninfo = '{}'\n", pair.b.conninfo()),
-    );
+    follow_instead(&c, &pair.b);
     c.start();
     pair.b.sql("create table bulk as select g, md5(g::text) from generate_series(1, 40000) g");
     pair.b.sql("checkpoint");

@@ -8,6 +8,7 @@ use integration_tests::client::{Rewind, state_directory};
 use integration_tests::cluster::{Node, Pair, Shape, append, write};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Snapshot;
+use integration_tests::steps::follow_instead;
 use integration_tests::user::User;
 
 /// A diverged pair with a stopped target, and everything to rewind it.
@@ -363,10 +364,7 @@ fn a_file_copy_that_must_be_replayed_is_refused() {
     pair.b.promote();
     pair.a.sql("insert into plain values (70001, 'lost', 1)");
     pair.a.stop("fast");
-    append(
-        &c.data.join("postgresql.auto.conf"),
-        &format!("primary_conninfo = '{}'\n", pair.b.conninfo()),
-    );
+    follow_instead(&c, &pair.b);
     c.start();
     let caught_up = || {
         let lsn = pair.b.lsn();
