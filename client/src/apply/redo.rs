@@ -160,13 +160,17 @@ impl Redo<'_> {
         Ok(())
     }
 
-    /// Whether all WAL to be put in place is staged, or in place already.
+    /// Whether all WAL to be put in place is staged or, once the target is being changed, in place
+    /// already: before that a file of the same name there is the target's own.
     fn check_wal(&self) -> Result<(), RewindError> {
+        let changing = !self.has("global/pg_control").unwrap_or(true);
+        let is_file = |path: io::Result<DataPath>| {
+            matches!(path.and_then(|path| self.disk.is_directory(&path)), Ok(Some(false)))
+        };
         for name in &self.manifest.wal.place {
-            let staged = self.disk.is_directory(&state::staged_wal(name));
-            let placed = wal_path(name).and_then(|path| self.disk.is_directory(&path));
-            let there = matches!((staged, placed), (Ok(Some(false)), _) | (_, Ok(Some(false))));
-            if !there {
+            let staged = is_file(Ok(state::staged_wal(name)));
+            let placed = changing && is_file(wal_path(name));
+            if !staged && !placed {
                 let message = format!("staged WAL segment {name} is missing on this node's disk");
                 return Err(RewindError::new(Class::Other, message));
             }
