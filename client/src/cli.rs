@@ -28,6 +28,8 @@ pub enum Command {
     Rewind(Box<RewindArgs>),
     /// Finish an interrupted rewind from what is on local disk, without the source
     Resume(StateArgs),
+    /// Take an interrupted rewind back: the data directory becomes what it was, without the source
+    Rollback(StateArgs),
     /// Say in which state a data directory is and what to do
     Status(StateArgs),
 }
@@ -166,6 +168,10 @@ pub struct RewindArgs {
     /// Directory for fetched data, if not inside the target
     #[arg(long, value_name = "DIR", help_heading = "Target files")]
     pub staging_dir: Option<PathBuf>,
+    /// Save no images of what is overwritten: less is written and less room is taken, but a rewind
+    /// that was interrupted while it changed the target can then only be finished, not taken back
+    #[arg(long, help_heading = "Target files")]
+    pub no_undo: bool,
     /// Keep the WAL of lost transactions in .pgrejoin/diverged
     #[arg(long, value_enum, default_value = "yes", help_heading = "Target files")]
     pub keep_diverged: YesNo,

@@ -69,6 +69,8 @@ pub struct Config {
     pub pg_ctl: Option<PathBuf>,
     /// Where fetched data goes.
     pub staging_dir: Option<PathBuf>,
+    /// Save what is overwritten, so that an interrupted rewind can be taken back.
+    pub undo: bool,
     /// Keep the WAL of lost transactions.
     pub keep_diverged: bool,
     /// Places for new tablespaces.
@@ -132,6 +134,7 @@ impl Config {
             start: args.start,
             pg_ctl: args.pg_ctl,
             staging_dir,
+            undo: !args.no_undo,
             keep_diverged: args.keep_diverged == YesNo::Yes,
             tablespace_mapping: args.tablespace_mapping,
             config_from_source: args.config_files == ConfigFilesArg::Source,

@@ -17,6 +17,7 @@ use pg_format::wal::WalContext;
 use pg_format::{ControlFile, DataPath, FileClass, TimelineHistory};
 use rustix::fs::FlockOperation;
 
+use crate::apply::disk::Disk;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
 use settings::Settings;
@@ -70,15 +71,17 @@ pub fn lock_only(path: &Path) -> Result<DataDir, RewindError> {
 }
 
 /// Looks at a locked target and refuses one that cannot be rewound.
-pub fn inspect(directory: &Arc<DataDir>, config: &Config) -> Result<Target, RewindError> {
+pub fn inspect(
+    directory: &Arc<DataDir>,
+    disk: &dyn Disk,
+    config: &Config,
+) -> Result<Target, RewindError> {
     let refuse = |message: String| Err(RewindError::new(Class::Target, message));
-    if config.sync {
-        // R16: what a killed server left in the kernel's cache must survive before it is built on.
-        directory.sync_file_systems().map_err(|error| {
-            let message = "could not make the target's files durable";
-            RewindError::because(Class::Target, message, error)
-        })?;
-    }
+    // R16: what a killed server left in the kernel's cache must survive before it is built on.
+    disk.sync_all().map_err(|error| {
+        let message = "could not make the target's files durable";
+        RewindError::because(Class::Target, message, error)
+    })?;
     let control = directory.control()?;
     let backup = control.file.backup_start_point;
     if directory.has("backup_label") || backup.is_valid() {

@@ -1,9 +1,10 @@
 //! `pgrejoin`: parses, runs until done or told to stop, exits with a documented code.
 
 use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser as _;
 use client::cli::{Cli, Command, OutputArg};
@@ -68,21 +69,27 @@ fn run(command: Command) -> Result<(), (RewindError, u8)> {
                 print_out(outcome.text().trim_end());
             }
         }
-        Command::Resume(args) => {
-            let target = args.target_pgdata;
-            let outcome = until_stopped(stop.clone(), async move {
-                let flag = Arc::clone(&stop.flag);
-                let work = move || unfinished::resume(&target, &Lines::new(true), &flag);
-                tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-                    Err(RewindError::because(Class::Unfinished, "a worker failed", error))
-                })
-            })?;
-            print_out(outcome.text().trim_end());
-        }
+        Command::Resume(args) => end(stop, args.target_pgdata, unfinished::resume)?,
+        Command::Rollback(args) => end(stop, args.target_pgdata, unfinished::rollback)?,
         Command::Status(args) => {
             print_out(&unfinished::status(&args.target_pgdata).map_err(plain)?);
         }
     }
+    Ok(())
+}
+
+/// One of the two ways an interrupted rewind ends.
+type Ending = fn(&Path, &dyn Monitor, &AtomicBool) -> Result<client::Outcome, RewindError>;
+
+fn end(stop: Stop, target: PathBuf, ending: Ending) -> Result<(), (RewindError, u8)> {
+    let outcome = until_stopped(stop.clone(), async move {
+        let flag = Arc::clone(&stop.flag);
+        let work = move || ending(&target, &Lines::new(true), &flag);
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+            Err(RewindError::because(Class::Unfinished, "a worker failed", error))
+        })
+    })?;
+    print_out(outcome.text().trim_end());
     Ok(())
 }
 

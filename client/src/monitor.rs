@@ -34,6 +34,8 @@ pub enum Step {
     Apply,
     /// Make it a rewound node.
     Commit,
+    /// Take a target that was being changed back to what it was.
+    Rollback,
     /// Start PostgreSQL and wait.
     Start,
 }
@@ -52,6 +54,7 @@ impl fmt::Display for Step {
             Self::Seal => "seal",
             Self::Apply => "apply",
             Self::Commit => "commit",
+            Self::Rollback => "rollback",
             Self::Start => "start",
         })
     }

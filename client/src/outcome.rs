@@ -27,6 +27,8 @@ pub enum Result {
     Rewound,
     /// An interrupted rewind was finished.
     Resumed,
+    /// An interrupted rewind was taken back.
+    RolledBack,
 }
 
 /// Bytes that travelled, before and after compression.
@@ -44,6 +46,8 @@ pub struct Carriage {
     pub frames: u64,
     /// Connections lost and made again.
     pub reconnects: u64,
+    /// Bytes of undo images on this node's disk, after compression.
+    pub undo: u64,
 }
 
 /// See the module.
@@ -94,6 +98,7 @@ impl Outcome {
             Result::WouldRewind => "would_rewind",
             Result::Rewound => "rewound",
             Result::Resumed => "resumed",
+            Result::RolledBack => "rolled_back",
         }
     }
 
@@ -176,6 +181,7 @@ impl Outcome {
             "pages_received": self.carriage.pages,
             "frames": self.carriage.frames,
             "reconnects": self.carriage.reconnects,
+            "bytes_undo": self.carriage.undo,
             "replay_from": self.replay.map(|(start, _)| start.to_string()),
             "replay_to": self.replay.map(|(_, end)| end.to_string()),
             "source_oldest_wal": self.source_oldest_wal,

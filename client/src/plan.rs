@@ -6,6 +6,7 @@ pub mod input;
 pub mod page_map;
 pub mod replay;
 pub mod report;
+pub mod undo;
 pub mod wal;
 pub mod window;
 

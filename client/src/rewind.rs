@@ -14,6 +14,7 @@ use crate::apply::disk::{Disk, RealDisk};
 use crate::apply::manifest::Staging;
 use crate::apply::redo::Redo;
 use crate::apply::state;
+use crate::apply::undo::Gate;
 use crate::apply::{hold, preflight};
 use crate::choose::{Choice, choose, new_tablespaces, tablespaces_against_fork};
 use crate::cli::StrategyArg;
@@ -26,6 +27,7 @@ use crate::outcome::{Outcome, Result as Ended};
 use crate::plan::decide::{build, comparisons};
 use crate::plan::input::{Choices, Facts};
 use crate::plan::report::{Totals, changes};
+use crate::plan::undo::{bytes_of, images};
 use crate::plan::{Plan, SourceFiles};
 use crate::seal::{Attempt, Sealing};
 use crate::unfinished::{by_marks, clear_away, earlier, state_error};
@@ -120,7 +122,8 @@ async fn rewind_locked(
     let disk = disk_of(&directory, &config)?;
     let looked = Arc::clone(&directory);
     let looked_config = config.clone();
-    let looking = blocking(move || inspect::inspect(&looked, &looked_config));
+    let looked_disk = Arc::clone(&disk);
+    let looking = blocking(move || inspect::inspect(&looked, &*looked_disk, &looked_config));
     let target = tokio::select! {
         target = looking => target?,
         () = stop.cancelled.cancelled() => return Err(interrupted()),
@@ -134,6 +137,8 @@ async fn rewind_locked(
         () = stop.cancelled.cancelled() => return Err(interrupted()),
     }
     let run = Run {
+        undo: config.undo,
+        gate: Arc::default(),
         config,
         target,
         directory,
@@ -190,6 +195,10 @@ struct Run {
     prepared: bool,
     /// What the node is started with.
     pg_ctl: Option<std::path::PathBuf>,
+    /// Whether there is room for undo images.
+    undo: bool,
+    /// Of the attempt under way.
+    gate: Arc<Gate>,
 }
 
 impl Run {
@@ -238,6 +247,7 @@ impl Run {
         if !std::mem::take(&mut self.prepared) {
             return;
         }
+        std::mem::take(&mut self.gate).close();
         if let Err(error) = clear_away(&*self.disk, &self.directory) {
             self.monitor.warning(&format!(
                 "the target is unchanged, but .pgrejoin could not be removed: {error}"
@@ -288,7 +298,7 @@ impl Run {
             forbid_fork.or_else(|| tablespaces_against_fork(&self.target, &source, mapping));
         let choice = choose(wanted, &analysis, &source, &history, forbid_fork.as_deref())?;
         let (plan, hash_bytes) = self.plan(&session, &source, &files, &choice).await?;
-        self.check(&plan, &source, &choice)?;
+        self.undo = self.check(&plan, &source, &choice)?;
         self.pg_ctl = self.find_pg_ctl()?;
         if self.config.dry_run {
             changes(&plan).iter().for_each(|change| self.monitor.planned(change));
@@ -313,6 +323,7 @@ impl Run {
             hash_bytes,
             plan,
             kept,
+            undo: self.undo.then(|| Arc::clone(&self.gate)),
         };
         sealing.run(&mut self.steps).await
     }
@@ -500,12 +511,13 @@ impl Run {
         Ok((build(&facts, &differences)?, carried.total()))
     }
 
+    /// Refuses a plan that would fail half way. Whether there is room for undo images too.
     fn check(
         &self,
         plan: &Plan,
         source: &Description,
         choice: &Choice<'_>,
-    ) -> Result<(), RewindError> {
+    ) -> Result<bool, RewindError> {
         let newest = source.wal_segments.iter().map(|name| name.number).max().unwrap_or(0);
         let size = source.node.control.wal_segment_size;
         let segments = newest.saturating_sub(size.segment_of(choice.start.redo)).saturating_add(1);
@@ -514,15 +526,27 @@ impl Run {
         preflight::check_permissions(&self.directory, plan)?;
         preflight::check_mounts(&self.directory, plan)?;
         let copied = staging.is_some() || self.directory.wal_is_elsewhere();
-        let room = preflight::Room {
-            directory: &self.directory,
-            staging,
+        let mut room = preflight::Room {
             // Staged pages are compressed; half of their size is what rows that compress badly need.
             staged_bytes: Totals::of(plan).bytes() / 2,
             wal_bytes,
             copied_wal_bytes: if copied { wal_bytes } else { 0 },
+            ..preflight::Room::on(&self.directory, staging)
         };
-        room.check(plan, &self.target.files)
+        room.check(plan, &self.target.files)?;
+        if !self.config.undo {
+            return Ok(false);
+        }
+        room.undo_bytes = bytes_of(&images(plan, &self.target.files));
+        let short = room.check(plan, &self.target.files).err();
+        if let Some(short) = &short {
+            self.monitor.warning(&format!(
+                "no undo images are saved, an interrupted rewind can be finished but not taken \
+                 back: {}",
+                short.chain()
+            ));
+        }
+        Ok(short.is_none())
     }
 
     fn kept(&self, plan: &Plan) -> Vec<String> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use data_dir::wal::{LocalWal, Segments as _};
+use data_dir::{Entry, EntryKind};
 use pg_format::backup_label::backup_label;
 use pg_format::control_file::control_file_for_recovery;
 use pg_format::wal::SegmentName;
@@ -14,10 +15,11 @@ use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::model::{Description, Role, Sealed};
 
 use crate::analysis::{Analysis, source_start};
-use crate::apply::disk::Disk;
-use crate::apply::manifest::{Manifest, Staging, WalChanges};
+use crate::apply::disk::{Disk, FileStat};
+use crate::apply::manifest::{Manifest, OldFile, PackDigest, Staging, Undo, WalChanges};
 use crate::apply::preflight::Room;
-use crate::apply::state;
+use crate::apply::undo::{Gate, Image};
+use crate::apply::{state, undo};
 use crate::choose::{Choice, check_place};
 use crate::cli::StrategyArg;
 use crate::config::Config;
@@ -30,10 +32,11 @@ use crate::outcome::{Outcome, Result as Ended, utc_now};
 use crate::plan::cut::to_be_emptied;
 use crate::plan::replay::Hazard;
 use crate::plan::report::Totals;
+use crate::plan::undo::{bytes_of, cut_images, images};
 use crate::plan::wal::{WalFacts, changes};
 use crate::plan::{FileAction, Plan, PlannedFile, SourceFiles, Strategy};
 use crate::recovery;
-use crate::rewind::{Steps, Stop};
+use crate::rewind::{Steps, Stop, blocking};
 use crate::stage::{self, FutureWal, Replayed, Staged};
 
 /// How an attempt ended.
@@ -76,6 +79,20 @@ pub(crate) struct Sealing<'a> {
     pub(crate) hash_bytes: u64,
     pub(crate) plan: Plan,
     pub(crate) kept: Vec<String>,
+    /// Whether what is overwritten is saved, and who may stop that.
+    pub(crate) undo: Option<Arc<Gate>>,
+}
+
+/// Longest settings or history file that is saved for the way back.
+const SMALL_FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// A regular file as it was when the target was looked at.
+fn stat_of(entry: &Entry) -> Option<FileStat> {
+    let EntryKind::File { bytes } = entry.kind else {
+        return None;
+    };
+    let Entry { mode, inode, modified, .. } = *entry;
+    Some(FileStat { bytes, mode, inode, modified })
 }
 
 fn staging(error: std::io::Error) -> RewindError {
@@ -85,6 +102,7 @@ fn staging(error: std::io::Error) -> RewindError {
 impl Sealing<'_> {
     pub(crate) async fn run(mut self, steps: &mut Steps) -> Result<Attempt, RewindError> {
         steps.begin(Step::Fetch);
+        let files = &self.target.files;
         let mut follower = self.follower()?;
         // WAL first: the source may recycle it.
         let now = self.session.seal().await?;
@@ -97,7 +115,9 @@ impl Sealing<'_> {
         if let Some(again) = self.hazards(&early.hazards).await? {
             return Ok(again);
         }
-        let staged = self.fetch(&mut follower).await?;
+        // The old pages are saved while the new ones travel.
+        let planned = self.images("planned", images(&self.plan, files));
+        let (staged, mut images) = tokio::try_join!(self.fetch(&mut follower), planned)?;
         steps.begin(Step::Seal);
         let sealed = self.session.seal().await?;
         if let Some(again) = self.changed(&sealed) {
@@ -120,7 +140,9 @@ impl Sealing<'_> {
         }
         self.check_replay(&replayed, &sealed, &torn)?;
         let auto_conf = self.source_auto_conf().await?;
-        let manifest = self.manifest(&sealed, &staged, follower.staged(), auto_conf)?;
+        let mut manifest = self.manifest(&sealed, &staged, follower.staged(), auto_conf)?;
+        images.extend(self.images("cut", cut_images(&manifest, files)).await?);
+        manifest.undo = self.way_back(&manifest, images)?;
         self.check_room(&manifest, follower.staged())?;
         let bytes = manifest.encode().map_err(|error| {
             RewindError::because(Class::Other, "the manifest cannot be written", error)
@@ -133,6 +155,56 @@ impl Sealing<'_> {
         let oldest = self.oldest_segment().await;
         let outcome = self.outcome(&sealed, &staged, (&follower, &manifest, oldest));
         Ok(Attempt::Sealed(Box::new(SealedRun { manifest, outcome })))
+    }
+
+    /// Saves images of what will be overwritten, if the way back is wanted.
+    async fn images(&self, when: &str, images: Vec<Image>) -> Result<Vec<PackDigest>, RewindError> {
+        let Some(gate) = self.undo.clone().filter(|_| !images.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let disk = Arc::clone(self.disk);
+        let bytes = bytes_of(&images);
+        let name = format!("{}-{when}", self.attempt);
+        blocking(move || {
+            undo::save(&disk, &name, &images, &gate).map_err(|error| {
+                let message = format!("could not save the {bytes} bytes that will be overwritten");
+                RewindError::because(Class::Preflight, message, error)
+            })
+        })
+        .await
+    }
+
+    /// What it takes to go back, once all is known that will change.
+    fn way_back(
+        &self,
+        manifest: &Manifest,
+        images: Vec<PackDigest>,
+    ) -> Result<Option<Undo>, RewindError> {
+        if self.undo.is_none() {
+            return Ok(None);
+        }
+        let written = manifest.wal.write.iter().chain(&manifest.settings).map(|file| &file.path);
+        let label = DataPath::new("backup_label").map_err(|e| staging(std::io::Error::other(e)))?;
+        let mut small = Vec::new();
+        for path in written.chain(&manifest.remove).chain([&label]) {
+            small.push(self.old_file(path)?);
+        }
+        Ok(Some(Undo { images, small }))
+    }
+
+    fn old_file(&self, path: &DataPath) -> Result<OldFile, RewindError> {
+        let content = match self.disk.stat(path) {
+            Ok(None) => Ok(None),
+            Ok(Some(stat)) => {
+                let read = self.target.directory.read(path, SMALL_FILE_BYTES_MAX);
+                read.map(|bytes| Some((bytes, stat.mode)))
+            }
+            Err(error) => Err(error),
+        };
+        let content = content.map_err(|error| {
+            RewindError::because(Class::Target, format!("could not read {path}"), error)
+        })?;
+        Ok(OldFile { path: path.clone(), content })
     }
 
     /// R8: another life of the source, or another node at its address, is planned for anew.
@@ -262,8 +334,7 @@ impl Sealing<'_> {
         let size = self.source.node.control.wal_segment_size;
         let staging = self.config.staging_dir.as_deref();
         let directory = &self.target.directory;
-        let mut room =
-            Room { directory, staging, staged_bytes: 0, wal_bytes: 0, copied_wal_bytes: 0 };
+        let mut room = Room::on(directory, staging);
         // What is staged already takes room no more, unless it must be copied to be put in place.
         if staging.is_some() || directory.wal_is_elsewhere() {
             room.copied_wal_bytes = size.bytes().saturating_mul(wal.len() as u64);
@@ -478,10 +549,12 @@ impl Sealing<'_> {
             }),
             None => None,
         };
+        let before = files.iter().map(|file| stat_of(self.target.files.get(&file.path)?));
         Ok(Manifest {
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             old_control: self.target.control.bytes.clone(),
             new_control: new_control.map_err(fault)?,
+            before: before.collect(),
             files,
             packs: staged.packs.clone(),
             staging,
@@ -491,6 +564,7 @@ impl Sealing<'_> {
             settings: recovery::files(self.config, self.target, auto_conf)?,
             remove: remove.map_err(fault)?,
             backup_label: backup_label(self.choice.start, size, &utc_now()).into_bytes(),
+            undo: None,
             sync: self.config.sync,
             summary: format!("the target is rewound and follows timeline {}", sealed.node.timeline),
         })
@@ -532,6 +606,11 @@ impl Sealing<'_> {
         outcome.carriage.frames = staged.carried.frames;
         outcome.carriage.pages = staged.notes.pages;
         outcome.carriage.reconnects = staged.carried.reconnects;
+        outcome.carriage.undo = manifest
+            .undo
+            .iter()
+            .flat_map(|undo| undo.images.iter().map(|digest| digest.bytes))
+            .sum();
         outcome.carriage.wal = follower.fetched_bytes();
         outcome.replay = Some((self.choice.start.redo, sealed.end));
         outcome.kept = self.kept.clone();

@@ -9,7 +9,8 @@ use data_dir::DataDir;
 use crate::apply::disk::{Disk, RealDisk};
 use crate::apply::hold;
 use crate::apply::manifest::Manifest;
-use crate::apply::redo::Redo;
+use crate::apply::redo::{Redo, changed_file};
+use crate::apply::rollback::Rollback;
 use crate::apply::state::{self, State};
 use crate::config::Config;
 use crate::error::{Class, RewindError};
@@ -39,8 +40,13 @@ pub(crate) async fn earlier(
     let (disk, state) = disk_of_state(directory)?;
     if config.dry_run {
         return match state {
-            State::None | State::Preparing | State::Sealed(_) | State::Cleaning => Ok(None),
-            State::Hidden(_) | State::Exposed(_) | State::Committed(_) => {
+            State::None
+            | State::Preparing
+            | State::Sealed(_)
+            | State::Cleaning
+            | State::RolledBack(_)
+            | State::CleaningBack => Ok(None),
+            State::Hidden(_) | State::Exposed(_) | State::Committed(_) | State::Undoing(_) => {
                 Ok(Some(Outcome::new(Ended::WouldRewind, describe_state(&state))))
             }
         };
@@ -74,6 +80,18 @@ pub(crate) async fn earlier(
                 work.finish(&manifest).map(Some)
             }
             State::Exposed(_) => Err(exposed()),
+            State::Undoing(manifest) => {
+                monitor.note("a rollback was interrupted: finishing it before anything else");
+                work.take_back(&manifest).map(|_| None)
+            }
+            State::RolledBack(manifest) => {
+                work.rollback(&manifest).clean_up()?;
+                Ok(None)
+            }
+            State::CleaningBack => {
+                state::discard(&*disk, &directory).map_err(state_error)?;
+                Ok(None)
+            }
         }
     })
     .await
@@ -90,8 +108,12 @@ fn exposed() -> RewindError {
     RewindError::new(
         Class::Unfinished,
         "the target is being changed, and somebody put a pg_control back: PostgreSQL would start \
-         from a mixture. Remove global/pg_control and run pgrejoin resume",
+         from a mixture. Remove global/pg_control and run pgrejoin resume or pgrejoin rollback",
     )
+}
+
+fn nothing(reason: &str) -> Result<Outcome, RewindError> {
+    Ok(Outcome::new(Ended::NothingToDo, reason))
 }
 
 /// What it takes to finish an interrupted run, without the source.
@@ -114,6 +136,19 @@ impl Work<'_> {
         inspect::running::refuse_running(self.directory)?;
         self.redo(manifest).run()?;
         Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
+    }
+
+    fn rollback<'m>(&'m self, manifest: &'m Manifest) -> Rollback<'m> {
+        let Self { directory, disk, monitor, stop } = *self;
+        Rollback { manifest, disk, directory, stop, monitor }
+    }
+
+    /// Makes the target what it was before the rewind.
+    fn take_back(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
+        hold::take(self.disk, self.directory.path())?;
+        inspect::running::refuse_running(self.directory)?;
+        self.rollback(manifest).run()?;
+        Ok(Outcome::new(Ended::RolledBack, "the target is as it was before the rewind"))
     }
 
     /// Only removes what is left over.
@@ -139,9 +174,7 @@ fn resume_locked(
 ) -> Result<Outcome, RewindError> {
     let directory = Arc::new(inspect::lock_only(target)?);
     let (disk, state) = disk_of_state(&directory)?;
-    let nothing = |reason: &str| Ok(Outcome::new(Ended::NothingToDo, reason));
-    // PostgreSQL may run again once the target is rewound, and only then.
-    if !matches!(state, State::None | State::Committed(_) | State::Cleaning) {
+    if !state.is_over() {
         inspect::running::refuse_running(&directory)?;
     }
     let work = Work { directory: &directory, disk: &*disk, monitor, stop };
@@ -152,21 +185,70 @@ fn resume_locked(
             nothing("nothing was complete yet: it is cleared away, the target is as it was")
         }
         State::Sealed(manifest) => {
-            if directory.control()?.bytes == manifest.old_control {
+            let same_control = directory.control()?.bytes == manifest.old_control;
+            if same_control && changed_file(&*disk, &manifest).map_err(state_error)?.is_none() {
                 return work.finish(&manifest);
             }
             clear_away(&*disk, &directory).map_err(state_error)?;
             nothing(
-                "PostgreSQL was started here since the rewind was prepared: what was prepared is \
-                 discarded, the target was not changed by it",
+                "PostgreSQL was started here, or a file was changed, since the rewind was prepared: \
+                 what was prepared is discarded, the target was not changed by it",
             )
         }
-        State::Hidden(manifest) => work.finish(&manifest),
+        State::Hidden(manifest) | State::Undoing(manifest) => work.finish(&manifest),
         State::Exposed(_) => Err(exposed()),
         State::Committed(manifest) => work.clean_up(&manifest),
         State::Cleaning => {
             state::discard(&*disk, &directory).map_err(state_error)?;
             nothing("the target is rewound, and the last temporary files are gone")
+        }
+        State::RolledBack(_) | State::CleaningBack => Err(RewindError::new(
+            Class::Target,
+            "the rewind was taken back and the target is as it was: there is nothing to resume; \
+             run pgrejoin rollback to remove what is left, or pgrejoin rewind",
+        )),
+    }
+}
+
+/// `pgrejoin rollback`
+pub fn rollback(
+    target: &Path,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Outcome, RewindError> {
+    by_marks(target, rollback_locked(target, monitor, stop))
+}
+
+fn rollback_locked(
+    target: &Path,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Outcome, RewindError> {
+    let directory = Arc::new(inspect::lock_only(target)?);
+    let (disk, state) = disk_of_state(&directory)?;
+    if !state.is_over() {
+        inspect::running::refuse_running(&directory)?;
+    }
+    let work = Work { directory: &directory, disk: &*disk, monitor, stop };
+    match state {
+        State::None => nothing("no rewind is unfinished here: there is nothing to take back"),
+        State::Preparing | State::Sealed(_) => {
+            clear_away(&*disk, &directory).map_err(state_error)?;
+            nothing("the target had not been changed yet: what was prepared is cleared away")
+        }
+        State::Hidden(manifest) | State::Undoing(manifest) => work.take_back(&manifest),
+        State::Exposed(_) => Err(exposed()),
+        State::Committed(_) | State::Cleaning => Err(RewindError::new(
+            Class::Target,
+            "the target is rewound and PostgreSQL may have run on it: that cannot be taken back",
+        )),
+        State::RolledBack(manifest) => {
+            work.rollback(&manifest).clean_up()?;
+            nothing("the target is as it was, and the last temporary files are gone")
+        }
+        State::CleaningBack => {
+            state::discard(&*disk, &directory).map_err(state_error)?;
+            nothing("the target is as it was, and the last temporary files are gone")
         }
     }
 }
@@ -182,14 +264,25 @@ fn look(target: &Path) -> Result<String, RewindError> {
     let state = state::load(&disk).map_err(state_error)?;
     let unsynced = matches!(
         &state,
-        State::Sealed(manifest) | State::Hidden(manifest) | State::Exposed(manifest)
+        State::Sealed(manifest)
+            | State::Hidden(manifest)
+            | State::Exposed(manifest)
+            | State::Undoing(manifest)
             if !manifest.sync
     );
     let warning = match unsynced {
         true => " It was begun with --no-sync: after a power failure it cannot be relied on.",
         false => "",
     };
-    Ok(format!("{}{warning}", describe_state(&state)))
+    let one_way = matches!(
+        &state,
+        State::Hidden(manifest) | State::Exposed(manifest) if manifest.undo.is_none()
+    );
+    let one_way = match one_way {
+        true => " It has no undo images: it can be finished, not taken back.",
+        false => "",
+    };
+    Ok(format!("{}{one_way}{warning}", describe_state(&state)))
 }
 
 fn describe_state(state: &State) -> &'static str {
@@ -197,24 +290,35 @@ fn describe_state(state: &State) -> &'static str {
         State::None => "no rewind is under way",
         State::Preparing => {
             "a rewind is being prepared, or was and did not finish; the data directory is \
-             unchanged. Run pgrejoin rewind again"
+             unchanged. Run pgrejoin rewind to go on, or pgrejoin rollback to clear away what was \
+             fetched"
         }
         State::Sealed(_) => {
             "a rewind is prepared and has changed nothing yet. Run pgrejoin resume to go on \
-             without the source, or pgrejoin rewind to begin again"
+             without the source, or pgrejoin rollback to clear it away"
         }
         State::Hidden(_) => {
             "a rewind is changing this data directory and has not finished. Do not start \
-             PostgreSQL: run pgrejoin resume"
+             PostgreSQL: run pgrejoin resume to finish it or pgrejoin rollback to take it back, \
+             both without the source"
         }
         State::Exposed(_) => {
             "a rewind is changing this data directory and has not finished, and somebody put a \
-             pg_control back. Do not start PostgreSQL: remove global/pg_control and run pgrejoin \
-             resume"
+             pg_control back. Do not start PostgreSQL: remove global/pg_control, then run pgrejoin \
+             resume or pgrejoin rollback"
         }
         State::Committed(_) | State::Cleaning => {
             "the data directory is rewound; only temporary files are left. Start PostgreSQL, or \
              run pgrejoin resume to remove them"
+        }
+        State::Undoing(_) => {
+            "a rewind of this data directory is being taken back and that has not finished. Do not \
+             start PostgreSQL: run pgrejoin rollback to finish, or pgrejoin resume to finish the \
+             rewind after all"
+        }
+        State::RolledBack(_) | State::CleaningBack => {
+            "a rewind was taken back and the data directory is as it was; only temporary files are \
+             left. Run pgrejoin rollback to remove them, or pgrejoin rewind"
         }
     }
 }
@@ -227,8 +331,10 @@ fn disk_of_state(directory: &Arc<DataDir>) -> Result<(Arc<dyn Disk>, State), Rew
         State::Sealed(manifest)
         | State::Hidden(manifest)
         | State::Exposed(manifest)
-        | State::Committed(manifest) => (manifest.staging.clone(), manifest.sync),
-        State::None | State::Preparing | State::Cleaning => (None, true),
+        | State::Committed(manifest)
+        | State::Undoing(manifest)
+        | State::RolledBack(manifest) => (manifest.staging.clone(), manifest.sync),
+        State::None | State::Preparing | State::Cleaning | State::CleaningBack => (None, true),
     };
     let disk = RealDisk::new(Arc::clone(directory), staging, sync);
     Ok((Arc::new(disk.map_err(state_error)?), state))

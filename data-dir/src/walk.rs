@@ -24,6 +24,10 @@ pub struct Entry {
     pub kind: EntryKind,
     /// Permission bits.
     pub mode: u32,
+    /// Its inode.
+    pub inode: u64,
+    /// When it was last modified: seconds and nanoseconds since 1970.
+    pub modified: (i64, u32),
 }
 
 /// What an entry is.
@@ -140,6 +144,7 @@ impl DataDir {
             }
             _ => (EntryKind::Other, None),
         };
-        Ok((Entry { path, kind, mode: mode & 0o7777 }, below))
+        let (inode, modified) = (stat.stx_ino, (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec));
+        Ok((Entry { path, kind, mode: mode & 0o7777, inode, modified }, below))
     }
 }

@@ -30,6 +30,56 @@ impl Snapshot {
     }
 }
 
+/// Path below the root to kind, mode and content: what must be the same after something was changed
+/// and taken back, whatever the clock says.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Content(BTreeMap<PathBuf, (u32, Vec<u8>)>);
+
+impl Content {
+    /// Looks at everything below `root`; links are not followed.
+    pub fn of(root: &Path) -> Self {
+        Self::without(root, &[])
+    }
+
+    /// The same without these names at the top.
+    pub fn without(root: &Path, names: &[&str]) -> Self {
+        let mut seen = BTreeMap::new();
+        let mut waiting = vec![root.to_owned()];
+        while let Some(path) = waiting.pop() {
+            let metadata = fs::symlink_metadata(&path).expect("metadata");
+            let content = if metadata.is_dir() {
+                let entries = fs::read_dir(&path).expect("directory").flatten();
+                waiting.extend(entries.map(|entry| entry.path()));
+                Vec::new()
+            } else if metadata.is_symlink() {
+                fs::read_link(&path).expect("link").into_os_string().into_encoded_bytes()
+            } else {
+                fs::read(&path).expect("content")
+            };
+            let below = path.strip_prefix(root).expect("below").to_owned();
+            if !names.iter().any(|name| below.starts_with(name)) {
+                seen.insert(below, (metadata.mode(), content));
+            }
+        }
+        Self(seen)
+    }
+
+    /// Paths that are not the same.
+    pub fn differences(&self, other: &Self) -> Vec<PathBuf> {
+        let mut different: Vec<PathBuf> = self.0.keys().chain(other.0.keys()).cloned().collect();
+        different.retain(|path| self.0.get(path) != other.0.get(path));
+        different.sort();
+        different.dedup();
+        different
+    }
+
+    /// Fails with the paths that are not the same.
+    pub fn assert_same(&self, later: &Self) {
+        let different = self.differences(later);
+        assert!(different.is_empty(), "changed: {different:?}");
+    }
+}
+
 fn visit(path: &Path, root: bool, seen: &mut BTreeMap<PathBuf, String>) {
     let metadata = fs::symlink_metadata(path).expect("metadata");
     let mut content = DefaultHasher::new();

@@ -9,6 +9,7 @@ use integration_tests::client::{Rewind, state_command};
 use integration_tests::cluster::{Node, Pair, Shape};
 use integration_tests::oracle;
 use integration_tests::server::{Pki, Server};
+use integration_tests::snapshot::Content;
 use rustix::process::Signal;
 
 /// Rounds tried to meet the fraction of a second in which the target is being changed.
@@ -63,6 +64,27 @@ fn a_run_killed_while_it_changes_the_target_is_finished_without_the_source() {
     let resumed = state_command("resume", &target);
     assert_eq!(resumed.code, 0, "{}", resumed.text);
     assert!(!target.data.join(".pgrejoin/sealed").exists());
+    oracle::verify(&target, &pair.b);
+}
+
+#[test]
+fn a_run_killed_while_it_changes_the_target_is_taken_back_without_the_source() {
+    let pair = fork_with_much_to_change();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let before = Content::of(&pair.a.data);
+    let (target, _) = interrupted(&pair, &server, &pki, Signal::KILL);
+    assert_does_not_start(&target);
+    drop(server);
+    let back = state_command("rollback", &target);
+    assert_eq!(back.code, 0, "{}", back.text);
+    before.assert_same(&Content::of(&target.data));
+    // It is what it was: a primary on its old timeline that knows what it had.
+    target.start();
+    assert_eq!(target.sql("select count(*) from plain where n = 5"), "20000");
+    target.stop("fast");
+    let server = Server::start(&pair.b, &pki);
+    Rewind::new(&target, &server, &pki).following(&pair.b).succeed();
     oracle::verify(&target, &pair.b);
 }
 

@@ -15,12 +15,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use data_dir::DataDir;
 use data_dir::confined::open_below;
 use pg_format::DataPath;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
+use serde::{Deserialize, Serialize};
 
 use super::manifest::Staging;
 
 /// Files kept open between writes, so that a page costs one system call.
 const OPEN_FILES_MAX: usize = 128;
+
+/// What tells a regular file from what it may become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStat {
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Its inode.
+    pub inode: u64,
+    /// When it was last modified: seconds and nanoseconds since 1970.
+    pub modified: (i64, u32),
+}
 
 /// Changes to the target. Nothing is durable before it was synced: a file's content by
 /// [`Disk::sync_file`], names by [`Disk::sync_directory`] of their directory.
@@ -35,8 +49,6 @@ pub trait Disk: fmt::Debug + Send + Sync {
     fn set_length(&self, path: &DataPath, bytes: u64) -> io::Result<()>;
     /// Gives a file or directory these permission bits.
     fn set_mode(&self, path: &DataPath, mode: u32) -> io::Result<()>;
-    /// The permission bits of a file that is no link; `None` if there is none.
-    fn mode(&self, path: &DataPath) -> io::Result<Option<u32>>;
     /// Gives a file a second name; a file that has the name is an error.
     fn link(&self, from: &DataPath, to: &DataPath) -> io::Result<()>;
     /// Gives a file another name; a file that has the name is replaced.
@@ -51,9 +63,14 @@ pub trait Disk: fmt::Debug + Send + Sync {
     fn sync_file(&self, path: &DataPath) -> io::Result<()>;
     /// Makes the names in a directory durable; `None` is the data directory itself.
     fn sync_directory(&self, path: Option<&DataPath>) -> io::Result<()>;
+    /// Makes everything any process wrote to the file systems of the target durable. Fails if a
+    /// write that was still pending could not be written.
+    fn sync_all(&self) -> io::Result<()>;
 
     /// The same disk after links of `directory` have changed.
     fn reopen(&self, directory: &Arc<DataDir>) -> io::Result<Box<dyn Disk>>;
+    /// Looks at a regular file; `None` if there is none of that name.
+    fn stat(&self, path: &DataPath) -> io::Result<Option<FileStat>>;
     /// Opens a file for reading.
     fn open(&self, path: &DataPath) -> io::Result<File>;
     /// Names in a directory.
@@ -205,19 +222,25 @@ impl Disk for RealDisk {
         Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?)
     }
 
-    fn mode(&self, path: &DataPath) -> io::Result<Option<u32>> {
+    fn stat(&self, path: &DataPath) -> io::Result<Option<FileStat>> {
         let (parent, name) = match self.parent(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             found => found?,
         };
-        match rustix::fs::statat(&parent, &*name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => {
-                let file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
-                Ok(file.then_some(stat.st_mode & 0o7777))
-            }
-            Err(rustix::io::Errno::NOENT) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let stat = match rustix::fs::statx(&parent, &*name, flags, StatxFlags::BASIC_STATS) {
+            Ok(stat) => stat,
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        let mode = u32::from(stat.stx_mode);
+        let is_file = FileType::from_raw_mode(mode).is_file();
+        Ok(is_file.then_some(FileStat {
+            bytes: stat.stx_size,
+            mode: mode & 0o7777,
+            inode: stat.stx_ino,
+            modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+        }))
     }
 
     fn link(&self, from: &DataPath, to: &DataPath) -> io::Result<()> {
@@ -269,6 +292,10 @@ impl Disk for RealDisk {
         }))
     }
 
+    fn sync_all(&self) -> io::Result<()> {
+        if self.sync { self.directory.sync_file_systems() } else { Ok(()) }
+    }
+
     fn sync_file(&self, path: &DataPath) -> io::Result<()> {
         if self.sync { self.writable(path)?.sync_all() } else { Ok(()) }
     }
@@ -317,8 +344,8 @@ impl Disk for RealDisk {
         };
         match rustix::fs::statat(&parent, &*name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => {
-                let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
-                Ok(Some(kind == rustix::fs::FileType::Directory))
+                let kind = FileType::from_raw_mode(stat.st_mode);
+                Ok(Some(kind == FileType::Directory))
             }
             Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno.into()),
@@ -340,16 +367,21 @@ pub fn remove_tree(disk: &dyn Disk, path: &DataPath) -> io::Result<()> {
     }
 }
 
+/// Where a file is put together before it gets its name.
+pub fn beside(path: &DataPath) -> io::Result<DataPath> {
+    DataPath::new(format!("{path}.pgrejoin-new")).map_err(io::Error::other)
+}
+
 /// Puts a small file in place so that after a crash either the old or the new one is there: it is
 /// written beside, made durable and renamed. It keeps the mode of the one it replaces.
 pub fn replace_file(disk: &dyn Disk, path: &DataPath, bytes: &[u8]) -> io::Result<()> {
-    let beside = DataPath::new(format!("{path}.pgrejoin-new")).map_err(io::Error::other)?;
+    let beside = beside(path)?;
     disk.create_file(&beside)?;
     disk.write_at(&beside, 0, bytes)?;
     disk.sync_file(&beside)?;
     // Last: it may be one with which even its owner cannot write.
-    if let Some(mode) = disk.mode(path)? {
-        disk.set_mode(&beside, mode)?;
+    if let Some(stat) = disk.stat(path)? {
+        disk.set_mode(&beside, stat.mode)?;
     }
     disk.rename(&beside, path)?;
     disk.sync_directory(path.parent().as_ref())

@@ -1,16 +1,11 @@
-//! Everything that is needed to finish a rewind, in one checked file.
+//! Everything that is needed to finish a rewind or to take it back, in one checked file.
 
 use pg_format::DataPath;
 use serde::{Deserialize, Serialize};
 
+use super::disk::FileStat;
+use super::header::{self, HeaderError};
 use crate::plan::PlannedFile;
-
-/// First bytes of the file.
-const MAGIC: &[u8; 8] = b"pgrejoin";
-/// Version of the format of everything in the state directory.
-pub const FORMAT_VERSION: u32 = 1;
-/// Bytes before the body: magic, format version, CRC of the body.
-const HEADER_BYTES: usize = 16;
 
 /// A pack as it was when it was sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +25,24 @@ pub struct SmallFile {
     pub path: DataPath,
     /// What it holds.
     pub bytes: Vec<u8>,
+}
+
+/// A small file as it was before it was written or removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OldFile {
+    /// Where it is.
+    pub path: DataPath,
+    /// Its content and permission bits; `None` if there was none.
+    pub content: Option<(Vec<u8>, u32)>,
+}
+
+/// The way back, but for what lies in the trash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undo {
+    /// Images of what is overwritten or cut.
+    pub images: Vec<PackDigest>,
+    /// Small files that are written or removed.
+    pub small: Vec<OldFile>,
 }
 
 /// What happens in `pg_wal`.
@@ -68,6 +81,8 @@ pub struct Manifest {
     pub new_control: Vec<u8>,
     /// The target's files.
     pub files: Vec<PlannedFile>,
+    /// Each of them as it was when the plan was made; `None` if there was no such file.
+    pub before: Vec<Option<FileStat>>,
     /// The packs.
     pub packs: Vec<PackDigest>,
     /// Where packs and WAL are staged, if not in the state directory.
@@ -85,6 +100,8 @@ pub struct Manifest {
     pub remove: Vec<DataPath>,
     /// Replay begins here; written last before `pg_control`.
     pub backup_label: Vec<u8>,
+    /// The way back; `None` if it was given up.
+    pub undo: Option<Undo>,
     /// Whether the disk is waited for.
     pub sync: bool,
     /// What the operator is told at the end.
@@ -94,15 +111,9 @@ pub struct Manifest {
 /// Why a manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// It is not one.
-    #[error("it is damaged ({0})")]
-    Damaged(&'static str),
-    /// Another release wrote it.
-    #[error(
-        "it has format version {0}, this program knows {FORMAT_VERSION}: finish it with the \
-         pgrejoin release that began it"
-    )]
-    Version(u32),
+    /// It is damaged, or another release wrote it.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
     /// It cannot be encoded or decoded.
     #[error("its content makes no sense")]
     Content(#[from] postcard::Error),
@@ -111,31 +122,27 @@ pub enum ManifestError {
 impl Manifest {
     /// The file's content.
     pub fn encode(&self) -> Result<Vec<u8>, ManifestError> {
-        let body = postcard::to_stdvec(self)?;
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        bytes.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
-        bytes.extend_from_slice(&body);
-        Ok(bytes)
+        Ok(header::seal(&postcard::to_stdvec(self)?))
     }
 
     /// Reads and checks the file.
     pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
-        let word = |at: usize| {
-            let found = bytes.get(at..at + 4).and_then(|word| word.try_into().ok());
-            found.map(u32::from_le_bytes).ok_or(ManifestError::Damaged("too short"))
-        };
-        if bytes.get(..8) != Some(MAGIC) {
-            return Err(ManifestError::Damaged("wrong magic"));
-        }
-        let version = word(8)?;
-        if version != FORMAT_VERSION {
-            return Err(ManifestError::Version(version));
-        }
-        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        if word(12)? != crc32c::crc32c(body) {
-            return Err(ManifestError::Damaged("wrong CRC"));
-        }
-        Ok(postcard::from_bytes(body)?)
+        Ok(postcard::from_bytes(header::open(bytes)?)?)
+    }
+
+    /// The length a planned file has at the end.
+    pub fn final_bytes(&self, index: usize, planned: u64) -> u64 {
+        let shorter = self.shorter.iter().find(|(of, _)| *of == index);
+        shorter.map_or(planned, |(_, shorter)| planned.min(*shorter))
+    }
+
+    /// A planned file as it was; `None` if there was no such file.
+    pub fn before(&self, index: usize) -> Option<&FileStat> {
+        self.before.get(index).and_then(Option::as_ref)
+    }
+
+    /// Whether a planned file was gone on the source when it was read.
+    pub fn is_gone(&self, index: usize) -> bool {
+        self.vanished.contains(&index)
     }
 }

@@ -1,11 +1,13 @@
 //! Packs: the frames of one connection as they came, one file a connection.
 //!
 //! A record is the frame's payload with a header that is enough to check and decode it. Frames are
-//! independent of each other, so a pack is read from start to end without any index.
+//! independent of each other, so a pack is read from start to end without any index, and of one that
+//! was not finished everything up to the first record that does not fit can be used.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read as _};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pg_format::DataPath;
@@ -14,12 +16,15 @@ use proto::frame::{Codec, Frame};
 use proto::limits::FRAME_MESSAGE_BYTES_MAX;
 
 use super::disk::Disk;
+use super::header::{self, HEADER_BYTES, HeaderError};
 use super::manifest::PackDigest;
 
 const MAGIC: u32 = 0x4A52_4750;
-const HEADER_BYTES: usize = 20;
-/// A pack is made durable every so many bytes, so that the seal does not wait for all of it.
+const RECORD_HEADER_BYTES: usize = 20;
+/// A pack is made durable every so many bytes, so that the seal does not wait for all of it,
 const SYNC_BYTES: u64 = 64 << 20;
+/// and after so long, so that a power cut on a slow link loses no more than that.
+const SYNC_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Why a pack cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -27,48 +32,55 @@ pub enum PackError {
     /// The system refused.
     #[error("could not read the pack")]
     Io(#[from] io::Error),
+    /// It is none, or of another release.
+    #[error("the pack cannot be used")]
+    Header(#[from] HeaderError),
     /// It is not what was sealed.
     #[error("the pack is damaged: {0}")]
     Damaged(String),
 }
 
-/// Writes a pack.
+impl PackError {
+    /// The same as an error of the system.
+    pub fn into_io(self) -> io::Error {
+        match self {
+            Self::Io(error) => error,
+            other => io::Error::other(other),
+        }
+    }
+}
+
+/// A file of records that is written from start to end.
 #[derive(Debug)]
-pub struct PackWriter {
+pub struct Appender {
     disk: Arc<dyn Disk>,
     name: String,
     path: DataPath,
     bytes: u64,
     synced: u64,
+    synced_at: Instant,
     crc: u32,
 }
 
-impl PackWriter {
-    /// An empty pack.
-    pub fn create(disk: Arc<dyn Disk>, name: String) -> io::Result<Self> {
-        let path = super::state::pack(&name);
+impl Appender {
+    /// A file with nothing in it but the header.
+    pub fn create(disk: Arc<dyn Disk>, name: String, path: DataPath) -> io::Result<Self> {
         disk.create_file(&path)?;
-        Ok(Self { disk, name, path, bytes: 0, synced: 0, crc: 0 })
+        let mut new =
+            Self { disk, name, path, bytes: 0, synced: 0, synced_at: Instant::now(), crc: 0 };
+        new.append(&header::header())?;
+        Ok(new)
     }
 
-    /// Appends a frame that was checked.
-    pub fn append(&mut self, frame: &Frame) -> io::Result<()> {
-        let length = u32::try_from(frame.payload.len()).map_err(io::Error::other)?;
-        let codec: u32 = match frame.codec {
-            Codec::Plain => 1,
-            Codec::Zstd => 2,
-        };
-        let mut record = Vec::with_capacity(HEADER_BYTES + frame.payload.len());
-        for word in [MAGIC, codec, frame.batch_bytes, length, frame.payload_crc] {
-            record.extend_from_slice(&word.to_le_bytes());
-        }
-        record.extend_from_slice(&frame.payload);
-        self.disk.write_at(&self.path, self.bytes, &record)?;
+    /// Appends a record; now and then all of them are made durable.
+    pub fn append(&mut self, record: &[u8]) -> io::Result<()> {
+        self.disk.write_at(&self.path, self.bytes, record)?;
         self.bytes += record.len() as u64;
-        self.crc = crc32c::crc32c_append(self.crc, &record);
-        if self.bytes - self.synced >= SYNC_BYTES {
+        self.crc = crc32c::crc32c_append(self.crc, record);
+        if self.bytes - self.synced >= SYNC_BYTES || self.synced_at.elapsed() >= SYNC_INTERVAL {
             self.disk.sync_file(&self.path)?;
             self.synced = self.bytes;
+            self.synced_at = Instant::now();
         }
         Ok(())
     }
@@ -80,20 +92,107 @@ impl PackWriter {
     }
 }
 
+/// Writes a pack.
+#[derive(Debug)]
+pub struct PackWriter {
+    file: Appender,
+}
+
+impl PackWriter {
+    /// An empty pack.
+    pub fn create(disk: Arc<dyn Disk>, name: String) -> io::Result<Self> {
+        let path = super::state::pack(&name);
+        Ok(Self { file: Appender::create(disk, name, path)? })
+    }
+
+    /// Appends a frame that was checked.
+    pub fn append(&mut self, frame: &Frame) -> io::Result<()> {
+        let length = u32::try_from(frame.payload.len()).map_err(io::Error::other)?;
+        let codec: u32 = match frame.codec {
+            Codec::Plain => 1,
+            Codec::Zstd => 2,
+        };
+        let mut record = Vec::with_capacity(RECORD_HEADER_BYTES + frame.payload.len());
+        for word in [MAGIC, codec, frame.batch_bytes, length, frame.payload_crc] {
+            record.extend_from_slice(&word.to_le_bytes());
+        }
+        record.extend_from_slice(&frame.payload);
+        self.file.append(&record)
+    }
+
+    /// Makes it durable; what it is from now on.
+    pub fn finish(&self) -> io::Result<PackDigest> {
+        self.file.finish()
+    }
+}
+
+/// Receives the replies in a pack, frame by frame.
+pub type Give<'g> = dyn FnMut(Vec<Item>) -> io::Result<()> + 'g;
+
 /// Hands out all replies of a sealed pack.
-pub fn read(
-    file: File,
-    digest: &PackDigest,
-    give: &mut dyn FnMut(Item) -> io::Result<()>,
-) -> Result<(), PackError> {
-    let damaged = |why: &str| PackError::Damaged(why.to_owned());
-    let mut reader = BufReader::with_capacity(1 << 20, file);
-    let (mut crc, mut left) = (0, digest.bytes);
-    while left > 0 {
-        let mut header = [0; HEADER_BYTES];
-        reader.read_exact(&mut header)?;
-        crc = crc32c::crc32c_append(crc, &header);
-        let (words, _) = header.as_chunks::<4>();
+pub fn read(file: File, digest: &PackDigest, give: &mut Give<'_>) -> Result<(), PackError> {
+    let mut reader = Reader::open(file)?;
+    while reader.bytes < digest.bytes {
+        give(reader.next()?)?;
+    }
+    if reader.bytes == digest.bytes && reader.crc == digest.crc {
+        Ok(())
+    } else {
+        Err(PackError::Damaged("its content changed since the seal".to_owned()))
+    }
+}
+
+/// Hands out what can be used of a pack that was not finished; the length and CRC of that part.
+/// `None` if it has not even a header.
+pub fn recover(file: File, give: &mut Give<'_>) -> Result<Option<(u64, u32)>, PackError> {
+    let mut reader = match Reader::open(file) {
+        Ok(reader) => reader,
+        Err(PackError::Header(error @ HeaderError::Version { .. })) => return Err(error.into()),
+        Err(PackError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            return Err(error.into());
+        }
+        Err(_) => return Ok(None),
+    };
+    loop {
+        let sound = (reader.bytes, reader.crc);
+        match reader.next() {
+            Ok(items) => give(items)?,
+            Err(PackError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                return Err(error.into());
+            }
+            Err(_) => return Ok(Some(sound)),
+        }
+    }
+}
+
+/// Reads records in order.
+struct Reader {
+    file: BufReader<File>,
+    bytes: u64,
+    crc: u32,
+}
+
+impl Reader {
+    fn open(file: File) -> Result<Self, PackError> {
+        let mut reader = Self { file: BufReader::with_capacity(1 << 20, file), bytes: 0, crc: 0 };
+        let mut bytes = [0; HEADER_BYTES];
+        reader.fill(&mut bytes)?;
+        header::check(&bytes)?;
+        Ok(reader)
+    }
+
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact(buffer)?;
+        self.bytes += buffer.len() as u64;
+        self.crc = crc32c::crc32c_append(self.crc, buffer);
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Vec<Item>, PackError> {
+        let damaged = |why: &str| PackError::Damaged(why.to_owned());
+        let mut head = [0; RECORD_HEADER_BYTES];
+        self.fill(&mut head)?;
+        let (words, _) = head.as_chunks::<4>();
         let [magic, codec, batch_bytes, length, payload_crc] = words else {
             return Err(damaged("short header"));
         };
@@ -108,11 +207,7 @@ pub fn read(
             return Err(damaged("record is too long"));
         }
         let mut payload = vec![0; length];
-        reader.read_exact(&mut payload)?;
-        crc = crc32c::crc32c_append(crc, &payload);
-        left = left
-            .checked_sub((HEADER_BYTES + length) as u64)
-            .ok_or_else(|| damaged("record runs past the end"))?;
+        self.fill(&mut payload)?;
         let frame = Frame {
             sequence: 0,
             codec,
@@ -120,10 +215,6 @@ pub fn read(
             payload: Bytes::from(payload),
             payload_crc: number(payload_crc),
         };
-        let items = frame.items().map_err(|error| PackError::Damaged(error.to_string()))?;
-        for item in items {
-            give(item)?;
-        }
+        frame.items().map_err(|error| PackError::Damaged(error.to_string()))
     }
-    if crc == digest.crc { Ok(()) } else { Err(damaged("its content changed since the seal")) }
 }

@@ -35,18 +35,27 @@ pub struct Room<'a> {
     pub staging: Option<&'a Path>,
     /// Bytes of data still to be staged.
     pub staged_bytes: u64,
+    /// Bytes of undo images still to be saved.
+    pub undo_bytes: u64,
     /// Bytes of WAL still to be staged.
     pub wal_bytes: u64,
     /// Bytes of staged WAL that will be copied into `pg_wal`, because it cannot be renamed there.
     pub copied_wal_bytes: u64,
 }
 
-impl Room<'_> {
+impl<'a> Room<'a> {
+    /// No room at all but for the changed files.
+    pub fn on(directory: &'a DataDir, staging: Option<&'a Path>) -> Self {
+        let (staged_bytes, undo_bytes, wal_bytes, copied_wal_bytes) = (0, 0, 0, 0);
+        Self { directory, staging, staged_bytes, undo_bytes, wal_bytes, copied_wal_bytes }
+    }
+
     /// Refuses a plan for which there is no room.
     pub fn check(&self, plan: &Plan, target: &TargetFiles) -> Result<(), RewindError> {
-        let Self { directory, staging, staged_bytes, wal_bytes, copied_wal_bytes } = *self;
+        let Self { directory, staging, copied_wal_bytes, .. } = *self;
         let mut needs: BTreeMap<u64, Need> = BTreeMap::new();
-        let staged = staged_bytes.saturating_add(wal_bytes);
+        let staged = [self.staged_bytes, self.undo_bytes, self.wal_bytes];
+        let staged = staged.into_iter().fold(0, u64::saturating_add);
         match staging {
             Some(path) => {
                 let opened = std::fs::File::open(path).map_err(|error| {

@@ -13,8 +13,9 @@ use pg_format::{BLOCK_BYTES, DataPath, FileClass};
 use proto::fetch::{Item, ItemBody, PageContent};
 
 use super::disk::{Disk, remove_tree, replace_file};
-use super::manifest::{Manifest, WalChanges};
-use super::{pack, state};
+use super::manifest::Manifest;
+use super::pg_wal::PgWal;
+use super::{pack, state, undo};
 use crate::error::{Class, RewindError};
 use crate::monitor::{Monitor, Step};
 use crate::plan::FileAction;
@@ -37,14 +38,43 @@ pub struct Redo<'a> {
     pub monitor: &'a dyn Monitor,
 }
 
-fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RewindError {
-    let what = what.into();
-    move |error| RewindError::because(Class::Unfinished, what, error)
+/// Moves `path` to `to`, unless an earlier run did.
+pub(super) fn move_away(disk: &dyn Disk, path: &DataPath, to: &DataPath) -> io::Result<()> {
+    if disk.is_directory(to)?.is_some() || disk.is_directory(path)?.is_none() {
+        return Ok(());
+    }
+    match disk.rename(path, to) {
+        // Files PostgreSQL would throw away itself may lie on a mount of their own.
+        Err(error)
+            if error.kind() == io::ErrorKind::CrossesDevices
+                && FileClass::of(path) == FileClass::Discarded =>
+        {
+            remove_tree(disk, path)
+        }
+        result => result,
+    }
 }
 
-/// The path of a manifest that must be plain.
-fn wal_path(name: &str) -> io::Result<DataPath> {
-    DataPath::new(format!("pg_wal/{name}")).map_err(io::Error::other)
+/// A planned file that is not what it was when the plan was made: somebody was at work meanwhile.
+pub fn changed_file(disk: &dyn Disk, manifest: &Manifest) -> io::Result<Option<DataPath>> {
+    for (index, file) in manifest.files.iter().enumerate() {
+        let before = manifest.before(index);
+        let is_tree = matches!(file.action, FileAction::RemoveTree);
+        if !is_tree && disk.stat(&file.path)?.as_ref() != before {
+            return Ok(Some(file.path.clone()));
+        }
+    }
+    Ok(None)
+}
+
+fn damaged(name: &DataPath) -> impl FnOnce(pack::PackError) -> RewindError {
+    let message = format!("what was staged is damaged on this node's disk ({name})");
+    move |error| RewindError::because(Class::Other, message, error)
+}
+
+pub(super) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RewindError {
+    let what = what.into();
+    move |error| RewindError::because(Class::Unfinished, what, error)
 }
 
 impl Redo<'_> {
@@ -54,7 +84,7 @@ impl Redo<'_> {
         self.check_packs()?;
         self.check_wal()?;
         if self.has("global/pg_control").map_err(failed("could not look at pg_control"))? {
-            self.refuse_other_control()?;
+            self.refuse_a_changed_target()?;
             state::hide(self.disk).map_err(failed("could not hide pg_control"))?;
         } else {
             state::mark_hidden(self.disk).map_err(failed("could not mark the target"))?;
@@ -73,7 +103,7 @@ impl Redo<'_> {
     }
 
     /// Nobody may have started the server since the plan was made.
-    fn refuse_other_control(&self) -> Result<(), RewindError> {
+    fn refuse_a_changed_target(&self) -> Result<(), RewindError> {
         let mut live = Vec::new();
         let path = DataPath::new("global/pg_control").map_err(io::Error::other);
         let read = path
@@ -82,14 +112,23 @@ impl Redo<'_> {
         read.map_err(|error| {
             RewindError::because(Class::Other, "could not read the target's pg_control", error)
         })?;
-        if live == self.manifest.old_control {
-            return Ok(());
+        let void = |what: &str| {
+            let message = format!("{what}: the plan is void; keep it stopped and run again");
+            RewindError::new(Class::Transient, message)
+        };
+        if live != self.manifest.old_control {
+            return Err(void("PostgreSQL was started on the target while the rewind was prepared"));
         }
-        Err(RewindError::new(
-            Class::Transient,
-            "PostgreSQL was started on the target while the rewind was prepared: the plan is void; \
-             keep it stopped and run again",
-        ))
+        match changed_file(self.disk, self.manifest) {
+            Ok(None) => Ok(()),
+            Ok(Some(path)) => {
+                Err(void(&format!("{path} on the target changed while the rewind was prepared")))
+            }
+            Err(error) => {
+                let message = "could not look at the target's files";
+                Err(RewindError::because(Class::Other, message, error))
+            }
+        }
     }
 
     /// Makes the links of new tablespaces; whether the plan has any.
@@ -110,7 +149,7 @@ impl Redo<'_> {
     }
 
     fn change(&self) -> Result<(), RewindError> {
-        state::unmark_redone(self.disk).map_err(failed("could not mark the target"))?;
+        state::begin_redo(self.disk).map_err(failed("could not mark the target"))?;
         for path in state::state_directories(self.directory) {
             let made = self.disk.create_directory(&path);
             made.map_err(failed(format!("could not make {path}")))?;
@@ -121,7 +160,7 @@ impl Redo<'_> {
         self.write()?;
         self.go_on()?;
         self.complete()?;
-        self.wal().map_err(failed("could not put the WAL in place"))?;
+        self.pg_wal().put().map_err(failed("could not put the WAL in place"))?;
         self.go_on()?;
         self.monitor.step(Step::Commit);
         self.settings().map_err(failed("could not write the recovery settings"))?;
@@ -152,30 +191,35 @@ impl Redo<'_> {
             self.go_on_before_the_change()?;
             let name = state::pack(&digest.name);
             let file = self.disk.open(&name).map_err(pack::PackError::Io);
-            file.and_then(|file| pack::read(file, digest, &mut |_| Ok(()))).map_err(|error| {
-                let message = format!("what was staged is damaged on this node's disk ({name})");
-                RewindError::because(Class::Other, message, error)
-            })?;
+            file.and_then(|file| pack::read(file, digest, &mut |_| Ok(())))
+                .map_err(damaged(&name))?;
+        }
+        for digest in self.manifest.undo.iter().flat_map(|undo| &undo.images) {
+            self.go_on_before_the_change()?;
+            let name = state::undo(&digest.name);
+            let file = self.disk.open(&name).map_err(pack::PackError::Io);
+            file.and_then(|file| undo::read(file, digest, &mut |_, _, _| Ok(())))
+                .map_err(damaged(&name))?;
         }
         Ok(())
+    }
+
+    fn pg_wal(&self) -> PgWal<'_> {
+        let Self { manifest, disk, directory, .. } = *self;
+        PgWal { changes: &manifest.wal, disk, directory }
     }
 
     /// Whether all WAL to be put in place is staged or, once the target is being changed, in place
     /// already: before that a file of the same name there is the target's own.
     fn check_wal(&self) -> Result<(), RewindError> {
         let changing = !self.has("global/pg_control").unwrap_or(true);
-        let is_file = |path: io::Result<DataPath>| {
-            matches!(path.and_then(|path| self.disk.is_directory(&path)), Ok(Some(false)))
-        };
-        for name in &self.manifest.wal.place {
-            let staged = is_file(Ok(state::staged_wal(name)));
-            let placed = changing && is_file(wal_path(name));
-            if !staged && !placed {
-                let message = format!("staged WAL segment {name} is missing on this node's disk");
-                return Err(RewindError::new(Class::Other, message));
-            }
-        }
-        Ok(())
+        let here =
+            |name| self.pg_wal().is_staged(name) || changing && self.pg_wal().is_placed(name);
+        let missing = self.manifest.wal.place.iter().find(|name| !here(name));
+        missing.map_or(Ok(()), |name| {
+            let message = format!("staged WAL segment {name} is missing on this node's disk");
+            Err(RewindError::new(Class::Other, message))
+        })
     }
 
     fn has(&self, path: &str) -> io::Result<bool> {
@@ -206,34 +250,13 @@ impl Redo<'_> {
         Some(state::temporary(self.directory, &file.path, index))
     }
 
-    fn is_gone(&self, index: usize) -> bool {
-        self.manifest.vanished.contains(&index)
-    }
-
-    /// Moves `path` to `to`, unless an earlier run did.
-    fn move_away(&self, path: &DataPath, to: &DataPath) -> io::Result<()> {
-        if self.disk.is_directory(to)?.is_some() || self.disk.is_directory(path)?.is_none() {
-            return Ok(());
-        }
-        match self.disk.rename(path, to) {
-            // Files PostgreSQL would throw away itself may lie on a mount of their own.
-            Err(error)
-                if error.kind() == io::ErrorKind::CrossesDevices
-                    && FileClass::of(path) == FileClass::Discarded =>
-            {
-                remove_tree(self.disk, path)
-            }
-            result => result,
-        }
-    }
-
     fn remove(&self) -> Result<(), RewindError> {
         for (index, file) in self.manifest.files.iter().enumerate() {
             self.go_on()?;
             let goes = matches!(file.action, FileAction::Remove | FileAction::RemoveTree);
-            if goes || self.is_gone(index) {
+            if goes || self.manifest.is_gone(index) {
                 let trash = state::trash(self.directory, &file.path, index);
-                self.move_away(&file.path, &trash)
+                move_away(self.disk, &file.path, &trash)
                     .map_err(failed(format!("could not remove {}", file.path)))?;
             }
         }
@@ -248,7 +271,7 @@ impl Redo<'_> {
             let made = match &file.action {
                 FileAction::MakeDirectory { link: None } => self.disk.create_directory(&file.path),
                 FileAction::MakeDirectory { link: Some(_) } => Ok(()),
-                FileAction::Replace { .. } if !self.is_gone(index) => {
+                FileAction::Replace { .. } if !self.manifest.is_gone(index) => {
                     self.temporary(index).map_or(Ok(()), |path| self.disk.create_file(&path))
                 }
                 FileAction::Replace { .. }
@@ -269,11 +292,11 @@ impl Redo<'_> {
             let name = state::pack(&digest.name);
             let unreadable = failed(format!("could not read {name}"));
             let file = self.disk.open(&name).map_err(unreadable)?;
-            let read = pack::read(file, digest, &mut |item| {
+            let read = pack::read(file, digest, &mut |items| {
                 if self.stop.load(Ordering::Relaxed) {
                     return Err(io::ErrorKind::Interrupted.into());
                 }
-                self.write_item(&item)
+                items.iter().try_for_each(|item| self.write_item(item))
             });
             if read.is_err() {
                 self.go_on()?;
@@ -289,7 +312,7 @@ impl Redo<'_> {
 
     fn write_item(&self, item: &Item) -> io::Result<()> {
         let index = file_of_unit(item.unit);
-        if self.is_gone(index) {
+        if self.manifest.is_gone(index) {
             return Ok(());
         }
         let Some(file) = self.manifest.files.get(index) else {
@@ -321,11 +344,10 @@ impl Redo<'_> {
         let mut written = Vec::new();
         for (index, file) in self.manifest.files.iter().enumerate() {
             self.go_on()?;
-            if self.is_gone(index) {
+            if self.manifest.is_gone(index) {
                 continue;
             }
-            let shorter = self.manifest.shorter.iter().find(|(of, _)| *of == index);
-            let length = |bytes: u64| shorter.map_or(bytes, |(_, shorter)| bytes.min(*shorter));
+            let length = |bytes: u64| self.manifest.final_bytes(index, bytes);
             let (path, bytes) = match file.action {
                 FileAction::Replace { bytes } => {
                     (state::temporary(self.directory, &file.path, index), bytes.map(length))
@@ -344,7 +366,8 @@ impl Redo<'_> {
         self.sync_files(&written)?;
         let mut directories: BTreeSet<Option<DataPath>> = BTreeSet::new();
         for (index, file) in self.manifest.files.iter().enumerate() {
-            if let (FileAction::Replace { .. }, false) = (&file.action, self.is_gone(index)) {
+            let gone = self.manifest.is_gone(index);
+            if let (FileAction::Replace { .. }, false) = (&file.action, gone) {
                 let renamed = self.put_in_place(&file.path, index);
                 renamed.map_err(failed(format!("could not put {} in place", file.path)))?;
             }
@@ -368,11 +391,15 @@ impl Redo<'_> {
         Ok(())
     }
 
-    /// Renames a new file to its place; one that it replaces hands its mode on.
+    /// Renames a new file to its place; one that it replaces hands its mode on, and is kept for the
+    /// way back.
     fn put_in_place(&self, path: &DataPath, index: usize) -> io::Result<()> {
         let from = state::temporary(self.directory, path, index);
-        if let Some(mode) = self.disk.mode(path)? {
-            self.disk.set_mode(&from, mode)?;
+        if let Some(before) = self.manifest.before(index) {
+            self.disk.set_mode(&from, before.mode)?;
+            if self.manifest.undo.is_some() {
+                move_away(self.disk, path, &state::trash(self.directory, path, index))?;
+            }
         }
         self.disk.rename(&from, path)
     }
@@ -404,93 +431,8 @@ impl Redo<'_> {
             return Err(fault);
         }
         // A write that failed after its file was closed shows here alone.
-        if self.manifest.sync {
-            let synced = self.directory.sync_file_systems();
-            synced.map_err(failed("could not make the target's file systems durable"))?;
-        }
-        Ok(())
-    }
-
-    fn wal(&self) -> io::Result<()> {
-        let changes: &WalChanges = &self.manifest.wal;
-        if let Some(fork) = &changes.keep_as {
-            let place = state::diverged(self.directory, fork, "x");
-            let kept = place.parent().into_iter().chain(place.parent().and_then(|p| p.parent()));
-            for directory in kept.collect::<Vec<_>>().iter().rev() {
-                self.disk.create_directory(directory)?;
-            }
-        }
-        let status = DataPath::new("pg_wal/archive_status").map_err(io::Error::other)?;
-        self.disk.create_directory(&status)?;
-        for name in &changes.diverged {
-            let to = match &changes.keep_as {
-                Some(fork) => state::diverged(self.directory, fork, name),
-                None => self.wal_trash(name)?,
-            };
-            self.move_away(&wal_path(name)?, &to)?;
-        }
-        for name in &changes.remove {
-            let to = self.wal_trash(&name.replace('/', "-"))?;
-            self.move_away(&wal_path(name)?, &to)?;
-        }
-        for name in &changes.place {
-            self.place(name)?;
-        }
-        for file in &changes.write {
-            replace_file(self.disk, &file.path, &file.bytes)?;
-        }
-        if let Some(fork) = &changes.keep_as {
-            // Every directory made for them, from the innermost out.
-            let mut place = state::diverged(self.directory, fork, "x").parent();
-            while let Some(directory) = place {
-                self.disk.sync_directory(Some(&directory))?;
-                place = directory.parent();
-            }
-        }
-        let summaries = DataPath::new("pg_wal/summaries").map_err(io::Error::other)?;
-        if self.disk.is_directory(&summaries)? == Some(true) {
-            self.disk.sync_directory(Some(&summaries))?;
-        }
-        self.disk.sync_directory(Some(&status))?;
-        let wal = DataPath::new("pg_wal").map_err(io::Error::other)?;
-        self.disk.sync_directory(Some(&wal))
-    }
-
-    fn wal_trash(&self, name: &str) -> io::Result<DataPath> {
-        let trash = state::trash(self.directory, &wal_path("x")?, 0);
-        let parent = trash.parent().map_or_else(String::new, |path| path.to_string());
-        DataPath::new(format!("{parent}/trash-wal-{name}")).map_err(io::Error::other)
-    }
-
-    /// Puts a staged segment in place: by renaming, or by a durable copy where that cannot be.
-    fn place(&self, name: &str) -> io::Result<()> {
-        let (from, to) = (state::staged_wal(name), wal_path(name)?);
-        if self.disk.is_directory(&from)?.is_none() {
-            // An earlier run put it in place.
-            return match self.disk.is_directory(&to)? {
-                Some(false) => Ok(()),
-                _ => Err(io::Error::other(format!("{name} is neither staged nor in place"))),
-            };
-        }
-        match self.disk.rename(&from, &to) {
-            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}
-            result => return result,
-        }
-        let beside = DataPath::new(format!("{to}.pgrejoin-new")).map_err(io::Error::other)?;
-        self.disk.create_file(&beside)?;
-        let mut file = self.disk.open(&from)?;
-        let mut buffer = vec![0; 1 << 20];
-        let mut offset = 0;
-        loop {
-            let bytes = io::Read::read(&mut file, &mut buffer)?;
-            if bytes == 0 {
-                break;
-            }
-            self.disk.write_at(&beside, offset, buffer.get(..bytes).unwrap_or_default())?;
-            offset += bytes as u64;
-        }
-        self.disk.sync_file(&beside)?;
-        self.disk.rename(&beside, &to)
+        let synced = self.disk.sync_all();
+        synced.map_err(failed("could not make the target's file systems durable"))
     }
 
     /// R13: settings and `standby.signal` before `backup_label`, that before `pg_control`.

@@ -7,16 +7,23 @@ use pg_format::DataPath;
 use pg_format::file_class::OWN_DIRECTORY;
 
 use super::disk::{Disk, remove_tree, replace_file};
+use super::header::{self, HEADER_BYTES, HeaderError};
 use super::manifest::{Manifest, ManifestError};
 
 /// Directories that `--staging-dir` moves elsewhere.
-pub const STAGED_DIRECTORIES: [&str; 2] = [".pgrejoin/packs", ".pgrejoin/wal"];
+pub const STAGED_DIRECTORIES: [&str; 3] = [".pgrejoin/packs", ".pgrejoin/wal", ".pgrejoin/undo"];
 
+const CONTROL: &str = "global/pg_control";
 const SEALED: &str = ".pgrejoin/sealed";
 const HIDDEN: &str = ".pgrejoin/hidden";
 /// Everything but the new `pg_control` is in place and durable: from here on a live one is ours.
 const REDONE: &str = ".pgrejoin/redone";
 const COMMITTED: &str = ".pgrejoin/committed";
+/// The target is being taken back to what it was.
+const UNDOING: &str = ".pgrejoin/undoing";
+/// Everything but the old `pg_control` is back and durable: from here on a live one is the old.
+const UNDONE: &str = ".pgrejoin/undone";
+const ROLLED_BACK: &str = ".pgrejoin/rolled-back";
 /// The target's `pg_control` while it is hidden.
 const SAVED_CONTROL: &str = ".pgrejoin/pg_control.saved";
 /// The new one before it is put in place.
@@ -39,6 +46,11 @@ pub fn staged_wal(name: &str) -> DataPath {
 /// one still writes must not land in it.
 pub fn pack(name: &str) -> DataPath {
     own(format!("{OWN_DIRECTORY}/packs/{name}"))
+}
+
+/// Where undo images are saved.
+pub fn undo(name: &str) -> DataPath {
+    own(format!("{OWN_DIRECTORY}/undo/{name}"))
 }
 
 /// The state directory of the file system that holds `path`: renames must not leave it.
@@ -101,6 +113,30 @@ pub enum State {
     Committed(Box<Manifest>),
     /// The same, and the clean-up had almost finished.
     Cleaning,
+    /// The target is being taken back to what it was.
+    Undoing(Box<Manifest>),
+    /// The target is as it was again; only clean-up is left.
+    RolledBack(Box<Manifest>),
+    /// The same, and the clean-up had almost finished.
+    CleaningBack,
+}
+
+impl State {
+    /// Whether PostgreSQL may run here: nothing was begun, or all of it is over.
+    pub fn is_over(&self) -> bool {
+        match self {
+            Self::None
+            | Self::Committed(_)
+            | Self::Cleaning
+            | Self::RolledBack(_)
+            | Self::CleaningBack => true,
+            Self::Preparing
+            | Self::Sealed(_)
+            | Self::Hidden(_)
+            | Self::Exposed(_)
+            | Self::Undoing(_) => false,
+        }
+    }
 }
 
 /// Why the state cannot be told.
@@ -112,6 +148,9 @@ pub enum StateError {
     /// The manifest is unusable.
     #[error("{SEALED} is not usable")]
     Manifest(#[from] ManifestError),
+    /// Another release is at work here.
+    #[error("{0} is not usable")]
+    Header(String, #[source] HeaderError),
 }
 
 fn exists(disk: &dyn Disk, path: &str) -> io::Result<bool> {
@@ -130,37 +169,64 @@ pub fn load(disk: &dyn Disk) -> Result<State, StateError> {
         if exists(disk, COMMITTED)? {
             return Ok(State::Cleaning);
         }
-        // `diverged` alone is what a finished rewind leaves.
-        let names = match exists(disk, OWN_DIRECTORY)? {
-            true => disk.names(&own(OWN_DIRECTORY))?,
-            false => Vec::new(),
-        };
-        let busy = names.iter().any(|name| name != DIVERGED);
-        return Ok(if busy { State::Preparing } else { State::None });
+        if exists(disk, ROLLED_BACK)? {
+            return Ok(State::CleaningBack);
+        }
+        return Ok(if is_preparing(disk)? { State::Preparing } else { State::None });
     }
     let manifest = Box::new(Manifest::decode(&read(disk, SEALED)?)?);
     if exists(disk, COMMITTED)? {
         return Ok(State::Committed(manifest));
     }
-    match (exists(disk, "global/pg_control")?, exists(disk, HIDDEN)?, exists(disk, REDONE)?) {
-        (false, ..) => Ok(State::Hidden(manifest)),
-        // The commit's rename came before its mark; a server may have run since and changed it. Only
-        // the old one is surely no commit.
-        (true, _, true) if read(disk, "global/pg_control")? != manifest.old_control => {
-            Ok(State::Committed(manifest))
-        }
-        (true, _, true) => Ok(State::Exposed(manifest)),
-        (true, true, false) => Ok(State::Exposed(manifest)),
-        (true, false, false) => Ok(State::Sealed(manifest)),
+    if exists(disk, ROLLED_BACK)? {
+        return Ok(State::RolledBack(manifest));
     }
+    let undoing = exists(disk, UNDOING)?;
+    if !exists(disk, CONTROL)? {
+        return Ok(if undoing { State::Undoing(manifest) } else { State::Hidden(manifest) });
+    }
+    // The last rename came before its mark; a server may have run since and changed the file. Only
+    // the other one of the two is surely not what was put there.
+    let live = read(disk, CONTROL)?;
+    if undoing {
+        let done = exists(disk, UNDONE)? && live != manifest.new_control;
+        return Ok(if done { State::RolledBack(manifest) } else { State::Exposed(manifest) });
+    }
+    Ok(match (exists(disk, HIDDEN)?, exists(disk, REDONE)?) {
+        (_, true) if live != manifest.old_control => State::Committed(manifest),
+        (false, false) => State::Sealed(manifest),
+        (_, _) => State::Exposed(manifest),
+    })
+}
+
+/// Whether there is more than a finished rewind leaves. What another release began is an error.
+fn is_preparing(disk: &dyn Disk) -> Result<bool, StateError> {
+    if !exists(disk, OWN_DIRECTORY)? {
+        return Ok(false);
+    }
+    let names = disk.names(&own(OWN_DIRECTORY))?;
+    for name in &names {
+        let path = format!("{OWN_DIRECTORY}/{name}");
+        if disk.stat(&own(path.as_str()))?.is_none() {
+            continue;
+        }
+        let mut head = Vec::new();
+        let file = disk.open(&own(path.as_str()))?;
+        io::Read::read_to_end(&mut io::Read::take(file, HEADER_BYTES as u64), &mut head)?;
+        if let Err(error @ HeaderError::Version { .. }) = header::check(&head) {
+            return Err(StateError::Header(path, error));
+        }
+    }
+    Ok(names.iter().any(|name| name != DIVERGED))
 }
 
 /// Whether a data directory is being changed, told by names alone: also where nothing in it can be
 /// read, whoever asks must not be told that it is as it was.
 pub fn is_being_changed(pgdata: &std::path::Path) -> bool {
     let has = |name: &str| pgdata.join(name).symlink_metadata().is_ok();
-    let open = has(SEALED) && !has(COMMITTED);
-    open && (!has("global/pg_control") || has(HIDDEN) && !has(REDONE))
+    let open = has(SEALED) && !has(COMMITTED) && !has(ROLLED_BACK);
+    let last = if has(UNDOING) { UNDONE } else { REDONE };
+    open && (!has(CONTROL) || has(HIDDEN) && !has(last))
 }
 
 /// Makes an empty state directory, throwing away what an unsealed attempt left.
@@ -191,21 +257,23 @@ pub fn discard(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
             continue;
         }
         // The marks go last, the one that says most last of all: until then the state is told
-        // rightly.
-        let mut names = disk.names(&path)?;
-        names.sort_by_key(|name| match name.as_str() {
-            "hidden" | "redone" => 1,
-            "sealed" => 2,
-            "committed" => 3,
+        // rightly, and after a power cut too.
+        let names = disk.names(&path)?;
+        let order = |name: &str| match name {
+            "sealed" => 1,
+            "committed" | "rolled-back" => 2,
             _ => 0,
-        });
-        let mut kept = false;
-        for name in names {
-            if name == DIVERGED {
-                kept = true;
-                continue;
+        };
+        let kept = names.iter().any(|name| name == DIVERGED);
+        for turn in 0..=2 {
+            let mut any = false;
+            for name in names.iter().filter(|name| *name != DIVERGED && order(name) == turn) {
+                remove_tree(disk, &path.join(name).map_err(io::Error::other)?)?;
+                any = true;
             }
-            remove_tree(disk, &path.join(&name).map_err(io::Error::other)?)?;
+            if any {
+                disk.sync_directory(Some(&path))?;
+            }
         }
         if !kept {
             disk.remove_directory(&path)?;
@@ -217,11 +285,7 @@ pub fn discard(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
 
 /// Takes the seal back: from here on what is staged is worth nothing, however much of it is left.
 pub fn unseal(disk: &dyn Disk) -> io::Result<()> {
-    if exists(disk, SEALED)? {
-        disk.remove_file(&own(SEALED))?;
-        disk.sync_directory(Some(&own(OWN_DIRECTORY)))?;
-    }
-    Ok(())
+    unmark(disk, SEALED)
 }
 
 /// From here on the rewind can be finished without the source.
@@ -229,9 +293,21 @@ pub fn seal(disk: &dyn Disk, manifest: &[u8]) -> io::Result<()> {
     replace_file(disk, &own(SEALED), manifest)
 }
 
+fn mark(disk: &dyn Disk, name: &str) -> io::Result<()> {
+    replace_file(disk, &own(name), &header::header())
+}
+
+fn unmark(disk: &dyn Disk, name: &str) -> io::Result<()> {
+    if exists(disk, name)? {
+        disk.remove_file(&own(name))?;
+        disk.sync_directory(Some(&own(OWN_DIRECTORY)))?;
+    }
+    Ok(())
+}
+
 /// Takes `pg_control` away: PostgreSQL refuses to start from here on.
 pub fn hide(disk: &dyn Disk) -> io::Result<()> {
-    disk.rename(&own("global/pg_control"), &own(SAVED_CONTROL))?;
+    disk.rename(&own(CONTROL), &own(SAVED_CONTROL))?;
     disk.sync_directory(Some(&own("global")))?;
     disk.sync_directory(Some(&own(OWN_DIRECTORY)))?;
     mark_hidden(disk)
@@ -239,37 +315,58 @@ pub fn hide(disk: &dyn Disk) -> io::Result<()> {
 
 /// Writes the mark that says so.
 pub fn mark_hidden(disk: &dyn Disk) -> io::Result<()> {
-    replace_file(disk, &own(HIDDEN), b"hidden\n")
+    mark(disk, HIDDEN)
+}
+
+/// The target is changed from here on: nothing that an earlier run marked as done holds any longer.
+pub fn begin_redo(disk: &dyn Disk) -> io::Result<()> {
+    unmark(disk, REDONE)?;
+    unmark(disk, UNDONE)?;
+    unmark(disk, UNDOING)
+}
+
+/// The target is taken back from here on.
+pub fn begin_undo(disk: &dyn Disk) -> io::Result<()> {
+    unmark(disk, UNDONE)?;
+    unmark(disk, REDONE)?;
+    mark(disk, UNDOING)
 }
 
 /// Puts the new `pg_control` in place: the commit.
 pub fn commit(disk: &dyn Disk, control: &[u8]) -> io::Result<()> {
+    put_control(disk, control, REDONE)
+}
+
+/// Puts the old `pg_control` back: the end of a rollback.
+pub fn put_back(disk: &dyn Disk, control: &[u8]) -> io::Result<()> {
+    put_control(disk, control, UNDONE)
+}
+
+/// Marks that everything else is in place, then puts a `pg_control` there.
+fn put_control(disk: &dyn Disk, control: &[u8], done: &str) -> io::Result<()> {
     let new = own(NEW_CONTROL);
     disk.create_file(&new)?;
     disk.write_at(&new, 0, control)?;
     disk.sync_file(&new)?;
-    replace_file(disk, &own(REDONE), b"redone\n")?;
-    disk.rename(&new, &own("global/pg_control"))?;
+    mark(disk, done)?;
+    disk.rename(&new, &own(CONTROL))?;
     disk.sync_directory(Some(&own("global"))).inspect_err(|_| {
-        // It is not known whether the commit would survive: everything is done again.
-        disk.rename(&own("global/pg_control"), &new).ok();
-        unmark_redone(disk).ok();
+        // It is not known whether it would survive: everything is done again.
+        disk.rename(&own(CONTROL), &new).ok();
+        unmark(disk, done).ok();
     })
-}
-
-/// Takes back that everything is in place.
-pub fn unmark_redone(disk: &dyn Disk) -> io::Result<()> {
-    if exists(disk, REDONE)? {
-        disk.remove_file(&own(REDONE))?;
-        disk.sync_directory(Some(&own(OWN_DIRECTORY)))?;
-    }
-    Ok(())
 }
 
 /// Makes a commit durable once more and writes the mark that says so.
 pub fn mark_committed(disk: &dyn Disk) -> io::Result<()> {
     disk.sync_directory(Some(&own("global")))?;
-    replace_file(disk, &own(COMMITTED), b"committed\n")
+    mark(disk, COMMITTED)
+}
+
+/// The same at the end of a rollback.
+pub fn mark_rolled_back(disk: &dyn Disk) -> io::Result<()> {
+    disk.sync_directory(Some(&own("global")))?;
+    mark(disk, ROLLED_BACK)
 }
 
 #[cfg(test)]
@@ -294,6 +391,7 @@ mod tests {
             old_control: b"old".to_vec(),
             new_control: b"new".to_vec(),
             files: Vec::new(),
+            before: Vec::new(),
             packs: Vec::new(),
             staging: None,
             shorter: Vec::new(),
@@ -302,6 +400,7 @@ mod tests {
             settings: Vec::new(),
             remove: Vec::new(),
             backup_label: Vec::new(),
+            undo: None,
             sync: true,
             summary: String::new(),
         };

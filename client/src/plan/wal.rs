@@ -45,7 +45,8 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
             if segment.number >= fork_segment {
                 if holds_lost_transactions(facts, segment) {
                     changes.diverged.push(name.clone());
-                } else if !staged.contains(name) {
+                } else {
+                    // Also one whose name a staged one will have: it is needed for the way back.
                     changes.remove.push(name.clone());
                 }
             }

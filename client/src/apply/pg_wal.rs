@@ -1,0 +1,197 @@
+//! What happens in `pg_wal`, on the way on and on the way back. Each can be repeated, and each can
+//! follow the other from wherever that one stopped.
+
+use std::io;
+
+use data_dir::DataDir;
+use pg_format::DataPath;
+
+use super::disk::{Disk, beside, replace_file};
+use super::manifest::WalChanges;
+use super::redo::move_away;
+use super::state;
+
+/// See the module.
+#[derive(Debug, Clone, Copy)]
+pub struct PgWal<'a> {
+    /// What changes.
+    pub changes: &'a WalChanges,
+    /// Through this door.
+    pub disk: &'a dyn Disk,
+    /// On this directory.
+    pub directory: &'a DataDir,
+}
+
+fn wal_path(name: &str) -> io::Result<DataPath> {
+    DataPath::new(format!("pg_wal/{name}")).map_err(io::Error::other)
+}
+
+impl PgWal<'_> {
+    fn is_file(&self, path: &DataPath) -> io::Result<bool> {
+        Ok(self.disk.is_directory(path)? == Some(false))
+    }
+
+    /// Whether a segment waits to be put in place.
+    pub fn is_staged(&self, name: &str) -> bool {
+        self.is_file(&state::staged_wal(name)).unwrap_or(false)
+    }
+
+    /// Whether a file of that name is in place.
+    pub fn is_placed(&self, name: &str) -> bool {
+        wal_path(name).and_then(|path| self.is_file(&path)).unwrap_or(false)
+    }
+
+    /// Moves aside what is not of the new history, and puts that in place.
+    pub fn put(&self) -> io::Result<()> {
+        self.make_directories()?;
+        for (path, aside) in self.aside()? {
+            move_away(self.disk, &path, &aside)?;
+        }
+        for name in &self.changes.place {
+            self.place(name)?;
+        }
+        for file in &self.changes.write {
+            replace_file(self.disk, &file.path, &file.bytes)?;
+        }
+        self.sync()
+    }
+
+    /// Takes all of it back, but for the small files.
+    pub fn take_back(&self) -> io::Result<()> {
+        let aside = self.aside()?;
+        for name in &self.changes.place {
+            self.unplace(name, &aside)?;
+        }
+        for (path, aside) in &aside {
+            if self.disk.is_directory(aside)?.is_some() {
+                self.disk.rename(aside, path)?;
+            }
+        }
+        self.sync()?;
+        self.remove_directories()
+    }
+
+    /// What goes, and where it is kept until clean-up or for good.
+    fn aside(&self) -> io::Result<Vec<(DataPath, DataPath)>> {
+        let mut all = Vec::new();
+        for name in &self.changes.diverged {
+            let aside = match &self.changes.keep_as {
+                Some(fork) => state::diverged(self.directory, fork, name),
+                None => self.trash(name)?,
+            };
+            all.push((wal_path(name)?, aside));
+        }
+        for name in &self.changes.remove {
+            all.push((wal_path(name)?, self.trash(&name.replace('/', "-"))?));
+        }
+        Ok(all)
+    }
+
+    fn trash(&self, name: &str) -> io::Result<DataPath> {
+        let trash = state::trash(self.directory, &wal_path("x")?, 0);
+        let parent = trash.parent().map_or_else(String::new, |path| path.to_string());
+        DataPath::new(format!("{parent}/trash-wal-{name}")).map_err(io::Error::other)
+    }
+
+    /// Directories for what is kept, the innermost first.
+    fn kept(&self) -> Vec<DataPath> {
+        let place = self.changes.keep_as.as_ref();
+        let place = place.map(|fork| state::diverged(self.directory, fork, "x"));
+        let inner = place.and_then(|place| place.parent());
+        let outer = inner.as_ref().and_then(DataPath::parent);
+        inner.into_iter().chain(outer).collect()
+    }
+
+    fn make_directories(&self) -> io::Result<()> {
+        for directory in self.kept().iter().rev() {
+            self.disk.create_directory(directory)?;
+        }
+        self.disk.create_directory(&wal_path("archive_status")?)
+    }
+
+    fn remove_directories(&self) -> io::Result<()> {
+        for directory in self.kept() {
+            let there = self.disk.is_directory(&directory)? == Some(true);
+            if there && self.disk.names(&directory)?.is_empty() {
+                self.disk.remove_directory(&directory)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes names durable in every directory where one changed.
+    fn sync(&self) -> io::Result<()> {
+        let mut directories = Vec::new();
+        // Every directory made for what is kept, from the innermost out.
+        let mut next = self.kept().into_iter().next();
+        while let Some(directory) = next {
+            next = directory.parent();
+            directories.push(directory);
+        }
+        let trash = self.trash("x")?.parent();
+        let staged = state::staged_wal("x").parent();
+        directories.extend(trash.into_iter().chain(staged));
+        for name in ["summaries", "archive_status"] {
+            directories.push(wal_path(name)?);
+        }
+        directories.push(DataPath::new("pg_wal").map_err(io::Error::other)?);
+        for directory in directories {
+            if self.disk.is_directory(&directory)?.is_some() {
+                self.disk.sync_directory(Some(&directory))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a staged segment in place: by renaming, or by a durable copy where that cannot be.
+    fn place(&self, name: &str) -> io::Result<()> {
+        let (from, to) = (state::staged_wal(name), wal_path(name)?);
+        if !self.is_file(&from)? {
+            // An earlier run put it in place.
+            return match self.is_file(&to)? {
+                true => Ok(()),
+                false => Err(io::Error::other(format!("{name} is neither staged nor in place"))),
+            };
+        }
+        match self.disk.rename(&from, &to) {
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}
+            result => return result,
+        }
+        let beside = beside(&to)?;
+        self.disk.create_file(&beside)?;
+        let mut file = self.disk.open(&from)?;
+        let mut buffer = vec![0; 1 << 20];
+        let mut offset = 0;
+        loop {
+            let bytes = io::Read::read(&mut file, &mut buffer)?;
+            if bytes == 0 {
+                break;
+            }
+            self.disk.write_at(&beside, offset, buffer.get(..bytes).unwrap_or_default())?;
+            offset += bytes as u64;
+        }
+        self.disk.sync_file(&beside)?;
+        self.disk.rename(&beside, &to)
+    }
+
+    /// Takes a segment of ours out of `pg_wal`, back to where it was staged. A file that was to go
+    /// and was not moved aside yet is the target's own.
+    fn unplace(&self, name: &str, aside: &[(DataPath, DataPath)]) -> io::Result<()> {
+        let (from, to) = (state::staged_wal(name), wal_path(name)?);
+        let half = beside(&to)?;
+        if self.is_file(&half)? {
+            self.disk.remove_file(&half)?;
+        }
+        let own = match aside.iter().find(|(path, _)| *path == to) {
+            Some((_, aside)) => self.disk.is_directory(aside)?.is_none(),
+            None => false,
+        };
+        if own || !self.is_file(&to)? {
+            return Ok(());
+        }
+        if self.is_file(&from)? {
+            return self.disk.remove_file(&to);
+        }
+        self.disk.rename(&to, &from)
+    }
+}

@@ -1,0 +1,240 @@
+//! Takes a target that was being changed back to what it was, without the source.
+//!
+//! Like the redo it can be repeated from the start after any crash, and it leaves everything the
+//! redo needs: until the end of either the other can still be chosen.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use data_dir::DataDir;
+use pg_format::DataPath;
+
+use super::disk::{Disk, beside, remove_tree, replace_file};
+use super::manifest::{Manifest, Undo};
+use super::pg_wal::PgWal;
+use super::redo::failed;
+use super::{hold, state, undo};
+use crate::error::{Class, RewindError};
+use crate::monitor::{Monitor, Step};
+use crate::plan::FileAction;
+
+/// One run of the rollback.
+#[derive(Debug, Clone, Copy)]
+pub struct Rollback<'a> {
+    /// What is taken back.
+    pub manifest: &'a Manifest,
+    /// Through this door.
+    pub disk: &'a dyn Disk,
+    /// On this directory.
+    pub directory: &'a DataDir,
+    /// Set when the operator wants to stop.
+    pub stop: &'a AtomicBool,
+    /// Told what happens.
+    pub monitor: &'a dyn Monitor,
+}
+
+impl Rollback<'_> {
+    /// Puts everything back where it was, `pg_control` last, and cleans up.
+    pub fn run(&self) -> Result<(), RewindError> {
+        let Some(way_back) = &self.manifest.undo else {
+            return Err(RewindError::new(
+                Class::Unfinished,
+                "this rewind was begun without undo images (--no-undo, or too little room): it can \
+                 only be finished: run pgrejoin resume",
+            ));
+        };
+        self.check(way_back)?;
+        state::mark_hidden(self.disk).map_err(failed("could not mark the target"))?;
+        state::begin_undo(self.disk).map_err(failed("could not mark the target"))?;
+        self.monitor.step(Step::Rollback);
+        self.take_away().map_err(failed("could not take new files away"))?;
+        self.put_back()?;
+        self.go_on()?;
+        self.write(way_back)?;
+        let wal = PgWal { changes: &self.manifest.wal, disk: self.disk, directory: self.directory };
+        wal.take_back().map_err(failed("could not put the WAL back"))?;
+        self.small(way_back).map_err(failed("could not put settings back"))?;
+        self.go_on()?;
+        self.sync()?;
+        state::put_back(self.disk, &self.manifest.old_control)
+            .map_err(failed("could not put pg_control back"))?;
+        self.clean_up()
+    }
+
+    /// Removes everything the rewind left, after the target is as it was.
+    pub fn clean_up(&self) -> Result<(), RewindError> {
+        let left = |error: io::Error| {
+            let message = "the target is as it was, but temporary files in .pgrejoin are left: run \
+                           pgrejoin rollback again";
+            RewindError::because(Class::Other, message, error)
+        };
+        state::mark_rolled_back(self.disk).map_err(left)?;
+        hold::restore(self.disk).map_err(left)?;
+        state::discard(self.disk, self.directory).map_err(left)
+    }
+
+    /// Images that cannot be read back must be found while the rewind can still be finished.
+    fn check(&self, way_back: &Undo) -> Result<(), RewindError> {
+        for digest in &way_back.images {
+            let name = state::undo(&digest.name);
+            let file = self.disk.open(&name).map_err(super::pack::PackError::Io);
+            let read = file.and_then(|file| undo::read(file, digest, &mut |_, _, _| Ok(())));
+            read.map_err(|error| {
+                let message = format!(
+                    "what is needed to go back is damaged on this node's disk ({name}): run \
+                     pgrejoin resume"
+                );
+                RewindError::because(Class::Unfinished, message, error)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<(), RewindError> {
+        if self.stop.load(Ordering::Relaxed) {
+            let message = "stopped by a signal while the target was being taken back: run pgrejoin \
+                           rollback, do not start PostgreSQL";
+            return Err(RewindError::new(Class::Unfinished, message));
+        }
+        Ok(())
+    }
+
+    /// Removes what was not there before, the innermost first.
+    fn take_away(&self) -> io::Result<()> {
+        let mut made: Vec<_> = self.manifest.files.iter().enumerate().collect();
+        made.sort_by(|(_, a), (_, b)| b.path.cmp(&a.path));
+        for (index, file) in made {
+            match &file.action {
+                FileAction::Replace { .. } if self.manifest.before(index).is_none() => {
+                    remove_tree(self.disk, &file.path)?;
+                }
+                FileAction::MakeDirectory { link: None } => remove_tree(self.disk, &file.path)?,
+                FileAction::MakeDirectory { link: Some(_) } => self.unlink(&file.path)?,
+                FileAction::Replace { .. }
+                | FileAction::Patch { .. }
+                | FileAction::Remove
+                | FileAction::RemoveTree => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a new tablespace's link and what we made behind it.
+    fn unlink(&self, path: &DataPath) -> io::Result<()> {
+        if self.disk.is_directory(path)?.is_none() {
+            return Ok(());
+        }
+        for own in state::state_directories(self.directory) {
+            if own.parent().as_ref() == Some(path) {
+                remove_tree(self.disk, &own)?;
+                self.disk.sync_directory(Some(path))?;
+            }
+        }
+        self.disk.remove_file(path)
+    }
+
+    /// Brings back what was moved aside.
+    fn put_back(&self) -> Result<(), RewindError> {
+        for (index, file) in self.manifest.files.iter().enumerate() {
+            self.go_on()?;
+            let trash = state::trash(self.directory, &file.path, index);
+            let back = match self.disk.is_directory(&trash) {
+                Ok(None) => Ok(()),
+                Ok(Some(_)) => self.disk.rename(&trash, &file.path),
+                Err(error) => Err(error),
+            };
+            back.map_err(failed(format!("could not bring {} back", file.path)))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the images and sets the lengths.
+    fn write(&self, way_back: &Undo) -> Result<(), RewindError> {
+        let total: u64 = way_back.images.iter().map(|digest| digest.bytes).sum();
+        let mut done = 0;
+        for digest in &way_back.images {
+            let name = state::undo(&digest.name);
+            let file = self.disk.open(&name).map_err(super::pack::PackError::Io);
+            let read = file.and_then(|file| {
+                undo::read(file, digest, &mut |index, offset, bytes| {
+                    if self.stop.load(Ordering::Relaxed) {
+                        return Err(io::ErrorKind::Interrupted.into());
+                    }
+                    let planned = self.manifest.files.get(index);
+                    let planned = planned.ok_or_else(|| io::Error::other("no such file"))?;
+                    self.disk.write_at(&planned.path, offset, bytes)
+                })
+            });
+            if read.is_err() {
+                self.go_on()?;
+            }
+            read.map_err(|error| {
+                RewindError::because(Class::Unfinished, format!("could not apply {name}"), error)
+            })?;
+            done += digest.bytes;
+            self.monitor.progress(done, total);
+        }
+        for (file, before) in self.patched() {
+            let set = self.disk.set_length(file, before);
+            set.map_err(failed(format!("could not set the length of {file}")))?;
+        }
+        Ok(())
+    }
+
+    /// Files changed in place, with the length they had. Those that went are back by renaming.
+    fn patched(&self) -> impl Iterator<Item = (&DataPath, u64)> {
+        let files = self.manifest.files.iter().enumerate();
+        files.filter_map(|(index, file)| match file.action {
+            FileAction::Patch { .. } if !self.manifest.is_gone(index) => {
+                Some((&file.path, self.manifest.before(index)?.bytes))
+            }
+            _ => None,
+        })
+    }
+
+    fn small(&self, way_back: &Undo) -> io::Result<()> {
+        for old in &way_back.small {
+            let half = beside(&old.path)?;
+            if self.disk.is_directory(&half)? == Some(false) {
+                self.disk.remove_file(&half)?;
+            }
+            match &old.content {
+                Some((bytes, mode)) => {
+                    replace_file(self.disk, &old.path, bytes)?;
+                    self.disk.set_mode(&old.path, *mode)?;
+                }
+                None if self.disk.is_directory(&old.path)? == Some(false) => {
+                    self.disk.remove_file(&old.path)?;
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes contents and names durable.
+    fn sync(&self) -> Result<(), RewindError> {
+        for (path, _) in self.patched() {
+            let synced = self.disk.sync_file(path);
+            synced.map_err(failed(format!("could not make {path} durable")))?;
+        }
+        self.disk.sync_all().map_err(failed("could not make the file systems durable"))?;
+        let files = self.manifest.files.iter().map(|file| file.path.parent());
+        let small = self.manifest.undo.iter().flat_map(|undo| &undo.small);
+        let small = small.map(|old| old.path.parent());
+        let own = state::state_directories(self.directory).into_iter().map(Some);
+        let directories: std::collections::BTreeSet<_> = files.chain(small).chain(own).collect();
+        for directory in directories {
+            match self.disk.sync_directory(directory.as_ref()) {
+                // Gone with a directory that was new.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => {
+                    let name = directory.map_or_else(String::new, |path| path.to_string());
+                    result
+                        .map_err(failed(format!("could not make names in \"{name}\" durable")))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,178 @@
+//! Undo images: what the target's files held where they will be overwritten or cut.
+//!
+//! They are taken before the seal, while the target is still as it was. So a disk that is full is
+//! found in time, and once the target is being changed the way back is as complete as the way on.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read as _};
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
+
+use pg_format::DataPath;
+
+use super::disk::Disk;
+use super::header::{self, HEADER_BYTES};
+use super::manifest::PackDigest;
+use super::pack::{Appender, PackError};
+use super::state;
+
+const MAGIC: u32 = 0x4F44_4E55;
+const RECORD_HEADER_BYTES: usize = 28;
+/// Bytes in one record at most: large enough to compress well.
+const RECORD_BYTES_MAX: u64 = 256 << 10;
+/// Fast, and old pages compress well at any level.
+const ZSTD_LEVEL: i32 = 1;
+/// Threads that read and compress: one file after the other would leave the disk idle.
+const THREADS: usize = 4;
+
+/// What is saved of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Index of the file in the plan.
+    pub file: usize,
+    /// Where it is.
+    pub path: DataPath,
+    /// Bytes that will be overwritten or cut, in order.
+    pub ranges: Vec<Range<u64>>,
+}
+
+/// Lets whoever clears away end the saving and wait for its threads: one file made after the
+/// directory was listed, and it could not be removed.
+#[derive(Debug, Default)]
+pub struct Gate {
+    closed: AtomicBool,
+    busy: Mutex<()>,
+}
+
+impl Gate {
+    /// Nothing is saved after this returns.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        drop(self.busy.lock());
+    }
+}
+
+/// Saves all `images` in files whose names begin with `name`, and makes them durable, unless the
+/// gate is closed.
+pub fn save(
+    disk: &Arc<dyn Disk>,
+    name: &str,
+    images: &[Image],
+    gate: &Gate,
+) -> io::Result<Vec<PackDigest>> {
+    let _busy = gate.busy.lock().unwrap_or_else(PoisonError::into_inner);
+    if gate.closed.load(Ordering::SeqCst) {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
+    let waiting = Mutex::new(images.iter());
+    let saver = |number: usize| -> io::Result<PackDigest> {
+        let name = format!("{name}-{number}");
+        let path = state::undo(&name);
+        let mut saver = Saver {
+            file: Appender::create(Arc::clone(disk), name, path)?,
+            compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?,
+        };
+        loop {
+            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+            match next {
+                Some(_) if gate.closed.load(Ordering::SeqCst) => {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                Some(image) => saver.save(&**disk, image)?,
+                None => return saver.file.finish(),
+            }
+        }
+    };
+    let threads = THREADS.min(images.len());
+    std::thread::scope(|scope| {
+        let saver = &saver;
+        let running: Vec<_> =
+            (0..threads).map(|number| scope.spawn(move || saver(number))).collect();
+        let saved = running.into_iter().map(ScopedJoinHandle::join);
+        saved.map(|saved| saved.unwrap_or_else(|_| Err(io::Error::other("panicked")))).collect()
+    })
+}
+
+struct Saver {
+    file: Appender,
+    compressor: zstd::bulk::Compressor<'static>,
+}
+
+impl Saver {
+    fn save(&mut self, disk: &dyn Disk, image: &Image) -> io::Result<()> {
+        let file = disk.open(&image.path)?;
+        let number = u32::try_from(image.file).map_err(io::Error::other)?;
+        for range in &image.ranges {
+            let mut offset = range.start;
+            while offset < range.end {
+                let length = RECORD_BYTES_MAX.min(range.end - offset);
+                let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+                file.read_exact_at(&mut bytes, offset)?;
+                self.append(number, offset, &bytes)?;
+                offset += length;
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, file: u32, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let compressed = self.compressor.compress(bytes)?;
+        let stored = if compressed.len() < bytes.len() { &compressed } else { bytes };
+        let word = |length: usize| u32::try_from(length).map_err(io::Error::other);
+        let mut record = Vec::with_capacity(RECORD_HEADER_BYTES + stored.len());
+        for word in [MAGIC, file, word(bytes.len())?, word(stored.len())?, crc32c::crc32c(stored)] {
+            record.extend_from_slice(&word.to_le_bytes());
+        }
+        record.extend_from_slice(&offset.to_le_bytes());
+        record.extend_from_slice(stored);
+        self.file.append(&record)
+    }
+}
+
+/// Receives images: index of the planned file, offset, bytes.
+pub type Give<'g> = dyn FnMut(usize, u64, &[u8]) -> io::Result<()> + 'g;
+
+/// Hands out all images of a saved file.
+pub fn read(file: File, digest: &PackDigest, give: &mut Give<'_>) -> Result<(), PackError> {
+    let damaged = |why: &str| PackError::Damaged(why.to_owned());
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let mut head = [0; HEADER_BYTES];
+    reader.read_exact(&mut head)?;
+    header::check(&head)?;
+    let (mut bytes, mut crc) = (HEADER_BYTES as u64, crc32c::crc32c(&head));
+    while bytes < digest.bytes {
+        let mut head = [0; RECORD_HEADER_BYTES];
+        reader.read_exact(&mut head)?;
+        crc = crc32c::crc32c_append(crc, &head);
+        let (words, _) = head.as_chunks::<4>();
+        let words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        let [MAGIC, file, length, stored, stored_crc, low, high] = words[..] else {
+            return Err(damaged("no record where one must be"));
+        };
+        if u64::from(length.max(stored)) > RECORD_BYTES_MAX {
+            return Err(damaged("record is too long"));
+        }
+        let mut payload = vec![0; stored as usize];
+        reader.read_exact(&mut payload)?;
+        crc = crc32c::crc32c_append(crc, &payload);
+        bytes += (RECORD_HEADER_BYTES + payload.len()) as u64;
+        if crc32c::crc32c(&payload) != stored_crc {
+            return Err(damaged("an image has a wrong CRC"));
+        }
+        if stored < length {
+            payload = zstd::bulk::decompress(&payload, length as usize)?;
+        }
+        if payload.len() != length as usize {
+            return Err(damaged("an image has a wrong length"));
+        }
+        give(file as usize, u64::from(high) << 32 | u64::from(low), &payload)?;
+    }
+    if crc == digest.crc && bytes == digest.bytes {
+        Ok(())
+    } else {
+        Err(damaged("its content changed since the seal"))
+    }
+}
