@@ -20,6 +20,7 @@ demo: bins
 # Programs and tests are built in one go: apart, cargo would build what they share twice.
 test: postgres
 	scripts/need-nextest.sh
+	scripts/need-strace.sh
 	cargo build --workspace --bins --tests
 	cargo nextest run --workspace
 	cargo test --workspace --doc

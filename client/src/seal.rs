@@ -147,10 +147,6 @@ impl Sealing<'_> {
         let bytes = manifest.encode().map_err(|error| {
             RewindError::because(Class::Other, "the manifest cannot be written", error)
         })?;
-        for directory in state::STAGED_DIRECTORIES {
-            let path = DataPath::new(directory).map_err(|e| staging(std::io::Error::other(e)))?;
-            self.disk.sync_directory(Some(&path)).map_err(staging)?;
-        }
         state::seal(&**self.disk, &bytes).map_err(staging)?;
         let oldest = self.oldest_segment().await;
         let outcome = self.outcome(&sealed, &staged, (&follower, &manifest, oldest));

@@ -216,11 +216,16 @@ impl Ended {
     }
 }
 
-/// Runs `pgrejoin resume` or `status`.
-pub fn state_command(what: &str, node: &Node) -> Ended {
+/// The command for `pgrejoin resume`, `rollback` or `status`.
+pub fn state_command_line(what: &str, node: &Node) -> Command {
     let mut command = node.user.command(program("pgrejoin"));
     command.arg(what).arg("-D").arg(&node.data);
-    let output = command.output().expect("pgrejoin runs");
+    command
+}
+
+/// Runs `pgrejoin resume`, `rollback` or `status`.
+pub fn state_command(what: &str, node: &Node) -> Ended {
+    let output = state_command_line(what, node).output().expect("pgrejoin runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ended::of(output.status, &text(&output.stdout), &text(&output.stderr))
 }

@@ -6,6 +6,8 @@
 pub mod binaries;
 pub mod client;
 pub mod cluster;
+pub mod faults;
+pub mod kills;
 pub mod oracle;
 pub mod server;
 pub mod snapshot;

@@ -68,6 +68,8 @@ fn is_ours(disk: &dyn Disk) -> io::Result<bool> {
 pub fn release(disk: &dyn Disk) -> io::Result<()> {
     if disk.is_directory(&path(PID_FILE))?.is_some() && is_ours(disk)? {
         disk.remove_file(&path(PID_FILE))?;
+        // After a power cut its number may be that of another process.
+        disk.sync_directory(None)?;
     }
     Ok(())
 }

@@ -44,9 +44,13 @@ impl PgWal<'_> {
     /// Moves aside what is not of the new history, and puts that in place.
     pub fn put(&self) -> io::Result<()> {
         self.make_directories()?;
+        // Nothing is moved into a directory that may be lost with it.
+        self.sync()?;
         for (path, aside) in self.aside()? {
             move_away(self.disk, &path, &aside)?;
         }
+        // A segment takes a name only when what had it surely has another.
+        self.sync()?;
         for name in &self.changes.place {
             self.place(name)?;
         }
@@ -62,6 +66,7 @@ impl PgWal<'_> {
         for name in &self.changes.place {
             self.unplace(name, &aside)?;
         }
+        self.sync()?;
         for (path, aside) in &aside {
             if self.disk.is_directory(aside)?.is_some() {
                 self.disk.rename(aside, path)?;

@@ -12,7 +12,7 @@ use data_dir::DataDir;
 use pg_format::{BLOCK_BYTES, DataPath, FileClass};
 use proto::fetch::{Item, ItemBody, PageContent};
 
-use super::disk::{Disk, remove_tree, replace_file};
+use super::disk::{Disk, beside, remove_tree, replace_file};
 use super::manifest::Manifest;
 use super::pg_wal::PgWal;
 use super::{pack, state, undo};
@@ -65,6 +65,24 @@ pub fn changed_file(disk: &dyn Disk, manifest: &Manifest) -> io::Result<Option<D
         }
     }
     Ok(None)
+}
+
+/// Makes names durable in all of `directories`.
+pub(super) fn sync_directories(
+    disk: &dyn Disk,
+    directories: &BTreeSet<Option<DataPath>>,
+) -> Result<(), RewindError> {
+    for directory in directories {
+        match disk.sync_directory(directory.as_ref()) {
+            // Gone with a tree that was removed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => {
+                let name = directory.as_ref().map_or_else(String::new, ToString::to_string);
+                result.map_err(failed(format!("could not make names in \"{name}\" durable")))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn damaged(name: &DataPath) -> impl FnOnce(pack::PackError) -> RewindError {
@@ -364,6 +382,7 @@ impl Redo<'_> {
             written.push(path);
         }
         self.sync_files(&written)?;
+        self.keep_replaced()?;
         let mut directories: BTreeSet<Option<DataPath>> = BTreeSet::new();
         for (index, file) in self.manifest.files.iter().enumerate() {
             let gone = self.manifest.is_gone(index);
@@ -377,29 +396,33 @@ impl Redo<'_> {
             }
         }
         directories.extend(state::state_directories(self.directory).into_iter().map(Some));
-        for directory in directories {
-            match self.disk.sync_directory(directory.as_ref()) {
-                // Gone with a tree that was removed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                result => {
-                    let name = directory.map_or_else(String::new, |path| path.to_string());
-                    result
-                        .map_err(failed(format!("could not make names in \"{name}\" durable")))?;
-                }
-            }
-        }
-        Ok(())
+        sync_directories(self.disk, &directories)
     }
 
-    /// Renames a new file to its place; one that it replaces hands its mode on, and is kept for the
-    /// way back.
+    /// Moves files that are replaced aside for the way back, durably: the new one takes the name
+    /// only when the old one surely has another.
+    fn keep_replaced(&self) -> Result<(), RewindError> {
+        if self.manifest.undo.is_none() {
+            return Ok(());
+        }
+        let mut directories = BTreeSet::new();
+        for (index, file) in self.manifest.files.iter().enumerate() {
+            let replaced = matches!(file.action, FileAction::Replace { .. });
+            if replaced && self.manifest.before(index).is_some() {
+                let trash = state::trash(self.directory, &file.path, index);
+                move_away(self.disk, &file.path, &trash)
+                    .map_err(failed(format!("could not move {} aside", file.path)))?;
+                directories.extend([file.path.parent(), trash.parent()]);
+            }
+        }
+        sync_directories(self.disk, &directories)
+    }
+
+    /// Renames a new file to its place; one that it replaces hands its mode on.
     fn put_in_place(&self, path: &DataPath, index: usize) -> io::Result<()> {
         let from = state::temporary(self.directory, path, index);
         if let Some(before) = self.manifest.before(index) {
             self.disk.set_mode(&from, before.mode)?;
-            if self.manifest.undo.is_some() {
-                move_away(self.disk, path, &state::trash(self.directory, path, index))?;
-            }
         }
         self.disk.rename(&from, path)
     }
@@ -441,8 +464,11 @@ impl Redo<'_> {
             replace_file(self.disk, &file.path, &file.bytes)?;
         }
         for path in &self.manifest.remove {
-            if self.disk.is_directory(path)?.is_some() {
-                self.disk.remove_file(path)?;
+            // A rollback that was interrupted may have begun to write it.
+            for path in [path, &beside(path)?] {
+                if self.disk.is_directory(path)?.is_some() {
+                    self.disk.remove_file(path)?;
+                }
             }
         }
         self.disk.sync_directory(None)?;

@@ -12,7 +12,7 @@ use pg_format::DataPath;
 use super::disk::{Disk, beside, remove_tree, replace_file};
 use super::manifest::{Manifest, Undo};
 use super::pg_wal::PgWal;
-use super::redo::failed;
+use super::redo::{failed, sync_directories};
 use super::{hold, state, undo};
 use crate::error::{Class, RewindError};
 use crate::monitor::{Monitor, Step};
@@ -223,18 +223,6 @@ impl Rollback<'_> {
         let small = self.manifest.undo.iter().flat_map(|undo| &undo.small);
         let small = small.map(|old| old.path.parent());
         let own = state::state_directories(self.directory).into_iter().map(Some);
-        let directories: std::collections::BTreeSet<_> = files.chain(small).chain(own).collect();
-        for directory in directories {
-            match self.disk.sync_directory(directory.as_ref()) {
-                // Gone with a directory that was new.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                result => {
-                    let name = directory.map_or_else(String::new, |path| path.to_string());
-                    result
-                        .map_err(failed(format!("could not make names in \"{name}\" durable")))?;
-                }
-            }
-        }
-        Ok(())
+        sync_directories(self.disk, &files.chain(small).chain(own).collect())
     }
 }

@@ -288,8 +288,12 @@ pub fn unseal(disk: &dyn Disk) -> io::Result<()> {
     unmark(disk, SEALED)
 }
 
-/// From here on the rewind can be finished without the source.
+/// From here on the rewind can be finished without the source: the contents of what was staged are
+/// durable, and now their names are.
 pub fn seal(disk: &dyn Disk, manifest: &[u8]) -> io::Result<()> {
+    for directory in STAGED_DIRECTORIES {
+        disk.sync_directory(Some(&own(directory)))?;
+    }
     replace_file(disk, &own(SEALED), manifest)
 }
 
@@ -308,8 +312,7 @@ fn unmark(disk: &dyn Disk, name: &str) -> io::Result<()> {
 /// Takes `pg_control` away: PostgreSQL refuses to start from here on.
 pub fn hide(disk: &dyn Disk) -> io::Result<()> {
     disk.rename(&own(CONTROL), &own(SAVED_CONTROL))?;
-    disk.sync_directory(Some(&own("global")))?;
-    disk.sync_directory(Some(&own(OWN_DIRECTORY)))?;
+    sync_control(disk)?;
     mark_hidden(disk)
 }
 
@@ -350,22 +353,28 @@ fn put_control(disk: &dyn Disk, control: &[u8], done: &str) -> io::Result<()> {
     disk.sync_file(&new)?;
     mark(disk, done)?;
     disk.rename(&new, &own(CONTROL))?;
-    disk.sync_directory(Some(&own("global"))).inspect_err(|_| {
-        // It is not known whether it would survive: everything is done again.
+    sync_control(disk).inspect_err(|_| {
+        // It is not known whether it would survive, so nobody may start from it. The mark stays: if
+        // the file is found there after a power cut, everything else is there too.
         disk.rename(&own(CONTROL), &new).ok();
-        unmark(disk, done).ok();
     })
+}
+
+/// Makes it durable that `pg_control` was renamed between its two directories.
+fn sync_control(disk: &dyn Disk) -> io::Result<()> {
+    disk.sync_directory(Some(&own("global")))?;
+    disk.sync_directory(Some(&own(OWN_DIRECTORY)))
 }
 
 /// Makes a commit durable once more and writes the mark that says so.
 pub fn mark_committed(disk: &dyn Disk) -> io::Result<()> {
-    disk.sync_directory(Some(&own("global")))?;
+    sync_control(disk)?;
     mark(disk, COMMITTED)
 }
 
 /// The same at the end of a rollback.
 pub fn mark_rolled_back(disk: &dyn Disk) -> io::Result<()> {
-    disk.sync_directory(Some(&own("global")))?;
+    sync_control(disk)?;
     mark(disk, ROLLED_BACK)
 }
 
@@ -380,9 +389,7 @@ mod tests {
     #[test]
     fn a_server_started_before_the_commit_was_marked_does_not_hide_the_commit() {
         let home = tempfile::tempdir().unwrap();
-        for directory in ["global", OWN_DIRECTORY] {
-            std::fs::create_dir(home.path().join(directory)).unwrap();
-        }
+        std::fs::create_dir(home.path().join("global")).unwrap();
         std::fs::File::create(home.path().join("PG_VERSION")).unwrap();
         let directory = Arc::new(DataDir::open(home.path()).unwrap());
         let disk = RealDisk::new(Arc::clone(&directory), None, true).unwrap();
@@ -405,6 +412,7 @@ mod tests {
             summary: String::new(),
         };
         let control = |bytes: &[u8]| replace_file(&disk, &own("global/pg_control"), bytes);
+        prepare(&disk, &directory).unwrap();
         control(b"old").unwrap();
         seal(&disk, &manifest.encode().unwrap()).unwrap();
         assert!(matches!(load(&disk).unwrap(), State::Sealed(_)));

@@ -1,0 +1,7 @@
+//! Faults of the disk: what a rewind does is recorded at its one door, and then replayed onto disks
+//! that lost power, were full or failed.
+
+pub mod judge;
+pub mod recorder;
+pub mod simulated;
+pub mod small;

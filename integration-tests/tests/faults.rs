@@ -1,0 +1,335 @@
+//! Every state in which a disk can be found after a fault, tried: the target is as it was, or
+//! PostgreSQL finds no `pg_control` and both `resume` and `rollback` end in the right bytes, or it is
+//! rewound.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use client::Class;
+use client::apply::disk::Disk;
+use integration_tests::faults::judge::{Choices, Judge, as_if_untouched};
+use integration_tests::faults::recorder::{Fault, Op, Recorder};
+use integration_tests::faults::simulated::{Simulated, State};
+use integration_tests::faults::small::{ACTIONS, Action, Control, Ending, Small};
+use rustix::io::Errno;
+use tempfile::TempDir;
+
+/// Random mixtures of lost, torn and kept changes tried after each operation.
+const MIXTURES: usize = 12;
+
+/// A real directory with a state in it.
+struct Real {
+    home: TempDir,
+}
+
+impl Real {
+    fn of(state: &State) -> Self {
+        let home = tempfile::tempdir_in("/dev/shm").expect("memory");
+        state.write(&home.path().join("data"));
+        as_if_untouched(&home.path().join("data"));
+        Self { home }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+}
+
+/// Runs `work` behind a recording door; what it did.
+fn recorded<T>(
+    recorder: impl Fn(Arc<dyn Disk>) -> Recorder,
+    work: impl FnOnce(&dyn Fn(Arc<dyn Disk>) -> Arc<dyn Disk>) -> T,
+) -> (T, Recorder) {
+    let used = Mutex::new(None);
+    let result = work(&|disk| {
+        let recorder = recorder(disk);
+        *used.lock().expect("lock") = Some(recorder.clone());
+        Arc::new(recorder)
+    });
+    (result, used.into_inner().expect("lock").expect("a door was made"))
+}
+
+/// What an uninterrupted rewind does.
+fn rewind_ops(small: &Small) -> Vec<Op> {
+    let real = Real::of(&small.disk().state(&std::collections::BTreeMap::new()));
+    let (ended, recorder) = recorded(Recorder::new, |door| small.rewind(&real.root(), door));
+    ended.expect("rewound");
+    small.is_rewound(&State::read(&real.root())).expect("the right bytes");
+    recorder.ops()
+}
+
+fn all(disk: &Simulated) -> State {
+    disk.state(&std::collections::BTreeMap::new())
+}
+
+fn judge(small: &Small, seed: u64) -> usize {
+    let ops = rewind_ops(small);
+    let mut judge = Judge::new(small, seed, MIXTURES);
+    judge.cut_everywhere(&mut small.disk(), &ops, false);
+    assert!(
+        judge.broken.is_empty(),
+        "{} states: {:#?}",
+        judge.broken.len(),
+        &judge.broken[..judge.broken.len().min(5)]
+    );
+    judge.states()
+}
+
+/// The simulation is true to the disk: without a fault both end in the same.
+#[test]
+fn the_simulated_disk_ends_like_the_real_one() {
+    let small = Small::new(&ACTIONS);
+    let real = Real::of(&all(&small.disk()));
+    let (ended, recorder) = recorded(Recorder::new, |door| small.rewind(&real.root(), door));
+    ended.expect("rewound");
+    let mut disk = small.disk();
+    recorder.ops().iter().for_each(|op| disk.apply(op));
+    assert_eq!(all(&disk).differences(&State::read(&real.root())), Vec::<String>::new());
+}
+
+#[test]
+fn a_power_cut_at_any_moment_of_a_small_rewind_keeps_the_promise() {
+    let mut states = 0;
+    for action in ACTIONS {
+        states += judge(&Small::new(&[action]), 1);
+    }
+    println!("{states} disk states tried");
+}
+
+#[test]
+fn a_power_cut_at_any_moment_of_a_larger_rewind_keeps_the_promise() {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let mut states = judge(&Small::new(&ACTIONS), 1);
+    for round in 0..1 {
+        let seed = u64::from(now.subsec_nanos()) + round;
+        let mut choices = Choices::new(seed);
+        let some: Vec<Action> = ACTIONS.into_iter().filter(|_| choices.below(2) == 0).collect();
+        println!("seed {seed}: {some:?}");
+        states += judge(&Small::new(&some), seed);
+    }
+    println!("{states} disk states tried");
+}
+
+/// States in which a rewind stops when it is killed, one after each of its operations.
+fn kills(small: &Small) -> Vec<State> {
+    let mut disk = small.disk();
+    let mut states = Vec::new();
+    for op in rewind_ops(small) {
+        disk.apply(&op);
+        states.push(all(&disk));
+    }
+    states.retain(|state| small.control_in(state) == Control::None);
+    states
+}
+
+/// The ways out are interrupted themselves, at any moment, and the other way is taken then.
+#[test]
+fn a_power_cut_while_it_is_resumed_or_taken_back_keeps_the_promise() {
+    let small = Small::new(&ACTIONS);
+    let killed = kills(&small);
+    let mut judge = Judge::new(&small, 2, 0);
+    // One in so many moments is enough for the second fault.
+    for state in killed.iter().step_by(60) {
+        for ending in [Ending::Resume, Ending::Rollback] {
+            let real = Real::of(state);
+            let work =
+                |door: &dyn Fn(Arc<dyn Disk>) -> Arc<dyn Disk>| ending.run(&real.root(), door);
+            let (ended, recorder) = recorded(Recorder::new, work);
+            ended.unwrap_or_else(|error| panic!("{ending:?}: {}", error.chain()));
+            judge.cut_everywhere(&mut Simulated::holding(state), &recorder.ops(), true);
+        }
+    }
+    println!("{} disk states tried", judge.states());
+    assert!(
+        judge.broken.is_empty(),
+        "{}: {:#?}",
+        judge.broken.len(),
+        &judge.broken[..judge.broken.len().min(5)]
+    );
+}
+
+/// Without undo images the promise is the smaller one: it can be finished.
+#[test]
+fn a_power_cut_without_undo_images_leaves_what_can_be_finished() {
+    let mut small = Small::new(&ACTIONS);
+    small.undo = false;
+    println!("{} disk states tried", judge(&small, 3));
+}
+
+/// Whether an operation is of one kind.
+type Kind = fn(&Op) -> bool;
+
+/// The judge is worth something: without a barrier it finds what is broken.
+#[test]
+fn a_missing_barrier_is_found() {
+    let small = Small::new(&[Action::Grow, Action::ReplacePages, Action::WalOfTheSameName]);
+    let ops = rewind_ops(&small);
+    let without: [(&str, Kind); 4] = [
+        ("contents", |op| matches!(op, Op::SyncFile(_) | Op::SyncAll)),
+        (
+            "names in the state directory",
+            |op| matches!(op, Op::SyncDirectory(Some(path)) if path.as_str() == ".pgrejoin"),
+        ),
+        (
+            "names in global",
+            |op| matches!(op, Op::SyncDirectory(Some(path)) if path.as_str() == "global"),
+        ),
+        ("names in the data directory", |op| matches!(op, Op::SyncDirectory(None))),
+    ];
+    for (what, is_missing) in without {
+        // The first makes durable what the server left: with it missing nothing is judged.
+        let first = ops.iter().position(|op| *op == Op::SyncAll).expect("R16");
+        let left = ops.iter().enumerate().filter(|(at, op)| *at == first || !is_missing(op));
+        let left: Vec<Op> = left.map(|(_, op)| op.clone()).collect();
+        let mut judge = Judge::new(&small, 4, 4);
+        judge.cut_everywhere(&mut small.disk(), &left, false);
+        assert!(!judge.broken.is_empty(), "nobody misses the barriers for {what}");
+    }
+}
+
+/// R16: a page that is kept because it was equal must be durable before anything else is.
+#[test]
+fn a_base_that_was_not_made_durable_is_found() {
+    let small = Small::new(&[Action::Grow]);
+    let ops = rewind_ops(&small);
+    let first = ops.iter().position(|op| *op == Op::SyncAll).expect("R16");
+    assert_eq!(first, 0, "something was done before the base was durable");
+    let mut disk = small.disk();
+    let mut judge = Judge::new(&small, 5, 0);
+    for op in ops.iter().skip(1).filter(|op| **op != Op::SyncAll) {
+        disk.apply(op);
+        let lost = disk
+            .pending()
+            .into_iter()
+            .map(|event| (event, *disk.fates(event).first().expect("one")));
+        judge.try_state(&disk.state(&lost.collect()), "a cut");
+    }
+    assert!(!judge.broken.is_empty(), "nobody misses a durable base");
+}
+
+/// What may go wrong with an operation of a disk.
+const FAULTS: [Fault; 8] = [
+    Fault::Errno(Errno::IO),
+    Fault::Errno(Errno::NOSPC),
+    Fault::Errno(Errno::DQUOT),
+    Fault::Errno(Errno::ROFS),
+    Fault::Errno(Errno::MFILE),
+    Fault::Errno(Errno::INTR),
+    Fault::ShortWrite,
+    Fault::FailedSync,
+];
+
+/// Every operation fails once, in every way: the error is one clear line of the right class, and what
+/// is left keeps the promise, also if the power is cut then.
+#[test]
+fn an_error_of_the_disk_at_any_operation_keeps_the_promise() {
+    let small = Small::new(&ACTIONS);
+    let operations = rewind_ops(&small).len();
+    let mut judge = Judge::new(&small, 6, 0);
+    let mut errors = 0;
+    for at in 0..operations {
+        // Not each way at each place: over all places each comes many times.
+        let fault = FAULTS[at % FAULTS.len()];
+        for fault in [fault, Fault::FailedSync] {
+            let real = Real::of(&all(&small.disk()));
+            let (ended, recorder) = recorded(
+                |disk| Recorder::failing(disk, at, fault),
+                |door| small.rewind(&real.root(), door),
+            );
+            assert!(recorder.struck(), "operation {at} was never reached");
+            let left = State::read(&real.root());
+            if let Err(error) = &ended {
+                errors += 1;
+                let line = error.chain();
+                assert!(
+                    !line.contains('\n') && line.contains(&words(fault)),
+                    "{fault:?} at {at}: {line}"
+                );
+                let expected: &[Class] = match small.control_in(&left) {
+                    Control::None => &[Class::Unfinished],
+                    Control::New => &[Class::Rewound],
+                    Control::Old => &[Class::Preflight, Class::Unfinished],
+                    Control::Other => panic!("{fault:?} at {at}: a control file of neither kind"),
+                };
+                assert!(
+                    expected.contains(&error.class()),
+                    "{fault:?} at {at}: {:?}: {line}",
+                    error.class()
+                );
+            }
+            // As it is, and with everything lost that no barrier confirmed.
+            let what = format!("{fault:?} at operation {at}");
+            let mut disk = small.disk();
+            recorder.ops().iter().for_each(|op| disk.apply(op));
+            judge.try_state(&all(&disk), &what);
+            if !recorder.ops().contains(&Op::SyncAll) {
+                continue;
+            }
+            let lost = disk.pending().into_iter().map(|event| (event, disk.fates(event)[0]));
+            judge.try_state(&disk.state(&lost.collect()), &what);
+        }
+    }
+    println!(
+        "{errors} errors injected at {operations} operations, {} disk states tried",
+        judge.states()
+    );
+    assert!(
+        judge.broken.is_empty(),
+        "{}: {:#?}",
+        judge.broken.len(),
+        &judge.broken[..judge.broken.len().min(5)]
+    );
+}
+
+/// What the system says about a fault.
+fn words(fault: Fault) -> String {
+    let errno = match fault {
+        Fault::Errno(errno) => errno,
+        Fault::ShortWrite => Errno::NOSPC,
+        Fault::FailedSync => Errno::IO,
+    };
+    std::io::Error::from(errno).to_string()
+}
+
+/// After a barrier failed the kernel may have dropped what it was for, and the next one succeeds all
+/// the same: resuming writes all of it again.
+#[test]
+fn what_a_failed_barrier_lost_is_written_again() {
+    let small = Small::new(&ACTIONS);
+    let ops = rewind_ops(&small);
+    let mut failed = 0;
+    for (at, op) in ops.iter().enumerate() {
+        if !matches!(op, Op::SyncFile(_) | Op::SyncAll) {
+            continue;
+        }
+        let real = Real::of(&all(&small.disk()));
+        let (ended, recorder) = recorded(
+            |disk| Recorder::failing(disk, at, Fault::FailedSync),
+            |door| small.rewind(&real.root(), door),
+        );
+        let mut disk = small.disk();
+        recorder.ops().iter().for_each(|op| disk.apply(op));
+        if ended.is_ok() || small.control_in(&all(&disk)) != Control::None {
+            continue;
+        }
+        for ending in [Ending::Resume, Ending::Rollback] {
+            failed += 1;
+            let mut disk = disk.clone();
+            let real = Real::of(&all(&disk));
+            let work =
+                |door: &dyn Fn(Arc<dyn Disk>) -> Arc<dyn Disk>| ending.run(&real.root(), door);
+            let (ended, recorder) = recorded(Recorder::new, work);
+            ended.unwrap_or_else(|error| panic!("{ending:?} after {op:?}: {}", error.chain()));
+            recorder.ops().iter().for_each(|op| disk.apply(op));
+            let lost = disk.doomed().into_iter().map(|event| (event, disk.fates(event)[0]));
+            let state = disk.state(&lost.collect());
+            let right = match ending {
+                Ending::Resume => small.is_rewound(&state),
+                Ending::Rollback => small.is_unchanged(&state),
+            };
+            right.unwrap_or_else(|why| panic!("{ending:?} after {op:?}: {why}"));
+        }
+    }
+    assert!(failed > 10, "only {failed} barriers failed while the target was being changed");
+}
