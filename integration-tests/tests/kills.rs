@@ -13,7 +13,6 @@ fn kill_some() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seed = variable("PGREJOIN_SEED").unwrap_or(u64::from(now.subsec_nanos()) % 1_000_000);
     let kills = variable("PGREJOIN_KILLS").and_then(|kills| usize::try_from(kills).ok());
-    println!("seed {seed}");
     let frozen = Frozen::new();
     frozen.kill(seed, kills.unwrap_or(20));
     frozen.verify();
