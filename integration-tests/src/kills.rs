@@ -255,5 +255,6 @@ fn command(node: &Node, what: &str) -> Command {
 
 fn output(mut command: Command) -> String {
     let output = command.output().expect("it runs");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    format!("{}{}", text(&output.stdout), text(&output.stderr))
 }

@@ -399,8 +399,9 @@ impl Redo<'_> {
         sync_directories(self.disk, &directories)
     }
 
-    /// Moves files that are replaced aside for the way back, durably: the new one takes the name
-    /// only when the old one surely has another.
+    /// Gives files that are replaced a second name for the way back, durably: the new one takes the
+    /// first only then. At no moment is there none: without `PG_VERSION` nobody would take the
+    /// directory for what it is.
     fn keep_replaced(&self) -> Result<(), RewindError> {
         if self.manifest.undo.is_none() {
             return Ok(());
@@ -410,8 +411,11 @@ impl Redo<'_> {
             let replaced = matches!(file.action, FileAction::Replace { .. });
             if replaced && self.manifest.before(index).is_some() {
                 let trash = state::trash(self.directory, &file.path, index);
-                move_away(self.disk, &file.path, &trash)
-                    .map_err(failed(format!("could not move {} aside", file.path)))?;
+                let kept = match self.disk.is_directory(&trash) {
+                    Ok(None) => self.disk.link(&file.path, &trash),
+                    other => other.map(|_| ()),
+                };
+                kept.map_err(failed(format!("could not keep {}", file.path)))?;
                 directories.extend([file.path.parent(), trash.parent()]);
             }
         }

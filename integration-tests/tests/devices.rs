@@ -1,0 +1,197 @@
+//! Disks that lose power, are full or refuse writes, for real: a file system on a loop device.
+
+use std::fs;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use integration_tests::client::{Rewind, Running, state_command};
+use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::device::Device;
+use integration_tests::faults::judge::Choices;
+use integration_tests::oracle;
+use integration_tests::server::{Pki, Server};
+use integration_tests::snapshot::Content;
+use rustix::process::Signal;
+
+/// Room for a small cluster and a rewind of it.
+const MEGABYTES: u64 = 400;
+
+/// A fork whose target was killed in the middle of its work on a disk of its own: what the server
+/// wrote last is in the kernel's cache alone.
+fn killed_fork(mount: &str) -> (Pair, Node, Device) {
+    let pair = Pair::new(15, Shape { segment_mb: 1, ..Shape::default() });
+    let device = Device::new(&pair.home.path().join(mount), MEGABYTES);
+    pair.a.stop("fast");
+    let target = pair.a.copy(&pair.home.path().join(mount).join("n"));
+    target.start();
+    pair.b.promote();
+    target.sql("update plain set n = n + 5, body = md5(body)");
+    target.sql("checkpoint");
+    target.sql("create table lost as select g, md5(g::text) t from generate_series(1, 20000) g");
+    pair.b.sql("update plain set n = n + 3 where id % 5 = 0");
+    pair.b.sql("create table bulk as select g id, md5(g::text) a from generate_series(1, 60000) g");
+    pair.b.sql("checkpoint");
+    target.kill();
+    (pair, target, device)
+}
+
+fn node_on(node: &Node, mount: &Path) -> Node {
+    let place = mount.join("n");
+    Node { data: place.join("data"), socket: place, ..node.clone() }
+}
+
+fn content(node: &Node) -> Content {
+    Content::without(&node.data, &[".pgrejoin", "postmaster.pid"])
+}
+
+/// Holds a rewind up some time after a step has begun; with "hidden", after the target has no
+/// `pg_control` any more.
+fn pause(running: &mut Running, node: &Node, (step, delay): (&str, u64)) {
+    if step == "hidden" {
+        running.wait_for("apply");
+        let mark = node.data.join(".pgrejoin/hidden");
+        while !mark.exists() && running.child.try_wait().expect("status").is_none() {}
+    } else {
+        running.wait_for(step);
+    }
+    sleep(Duration::from_millis(delay));
+    running.signal(Signal::STOP);
+}
+
+/// The device holds what was confirmed, and nothing that only waited in memory.
+#[test]
+fn a_power_cut_on_a_real_disk_keeps_the_promise() {
+    let (pair, target, device) = killed_fork("disk");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let before = content(&target);
+    let mut choices = Choices::new(7);
+    let mut met = Vec::new();
+    for (round, step) in
+        ["fetch", "seal", "hidden", "hidden", "hidden", "commit"].iter().enumerate()
+    {
+        // Each round begins on a disk that is as the first one was.
+        let mount = pair.home.path().join(format!("d{round}"));
+        let fresh = Device::new(&mount, MEGABYTES);
+        let begun = target.copy(&mount.join("n"));
+        let delay = choices.below(20) as u64;
+        let mut running = Rewind::new(&begun, &server, &pki).following(&pair.b).spawn();
+        pause(&mut running, &begun, (step, delay));
+        running.signal(Signal::KILL);
+        running.wait();
+        let cut = pair.home.path().join(format!("c{round}"));
+        let survivor = fresh.after_a_power_cut(&cut);
+        let node = node_on(&target, &cut);
+        let status = state_command("status", &node).text;
+        println!("{delay} ms after {step}: {status}");
+        if status.contains("has not finished") {
+            met.push("unfinished");
+            assert!(!node.try_start(), "PostgreSQL started unfinished");
+            if round % 2 == 0 {
+                let back = state_command("rollback", &node);
+                assert_eq!(back.code, 0, "{}", back.text);
+                before.assert_same(&content(&node));
+            } else {
+                let resumed = state_command("resume", &node);
+                assert_eq!(resumed.code, 0, "{}", resumed.text);
+            }
+        } else if !node.data.join("backup_label").exists() {
+            met.push("unchanged");
+            before.assert_same(&content(&node));
+        }
+        if !node.data.join("backup_label").exists() {
+            Rewind::new(&node, &server, &pki).following(&pair.b).succeed();
+        }
+        oracle::verify_running(&node, &pair.b);
+        node.stop("fast");
+        oracle::checksums(&node);
+        drop((survivor, fresh));
+    }
+    assert!(met.contains(&"unfinished"), "no cut met the target while it was changed: {met:?}");
+    drop(device);
+}
+
+#[test]
+fn a_disk_that_fills_up_keeps_the_promise() {
+    let (pair, target, device) = killed_fork("disk");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let before = content(&target);
+    // While it fetches: refused, and nothing is left.
+    let slow = Rewind::new(&target, &server, &pki).following(&pair.b).args(["--max-rate", "500k"]);
+    let mut running = slow.spawn();
+    running.wait_for("fetch");
+    let filler = device.fill();
+    let ended = running.wait();
+    assert_eq!(ended.code, 7, "{}", ended.text);
+    assert!(ended.text.contains("No space left on device"), "{}", ended.text);
+    assert!(!target.data.join(".pgrejoin").exists(), "{}", ended.text);
+    before.assert_same(&content(&target));
+    fs::remove_file(filler).expect("removed");
+    // While it changes the target: unfinished, and finished once there is room.
+    let mut codes = Vec::new();
+    for delay in [0, 2, 5, 10] {
+        let mut running = Rewind::new(&target, &server, &pki).following(&pair.b).spawn();
+        pause(&mut running, &target, ("hidden", delay));
+        let filler = device.fill();
+        running.signal(Signal::CONT);
+        let ended = running.wait();
+        assert!([0, 7, 8, 9].contains(&ended.code), "{}", ended.text);
+        codes.push(ended.code);
+        fs::remove_file(filler).expect("removed");
+        if ended.code == 8 {
+            assert!(ended.text.contains("No space left on device"), "{}", ended.text);
+            assert!(!target.try_start(), "PostgreSQL started unfinished");
+            let back = state_command("rollback", &target);
+            assert_eq!(back.code, 0, "{}", back.text);
+        } else if ended.code != 7 {
+            break;
+        }
+        before.assert_same(&content(&target));
+    }
+    assert!(codes.contains(&8), "no run met a full disk while it changed the target: {codes:?}");
+    println!("exit codes with a disk that filled up while the target was changed: {codes:?}");
+    Rewind::new(&target, &server, &pki).following(&pair.b).run();
+    oracle::verify_running(&target, &pair.b);
+    target.stop("fast");
+}
+
+#[test]
+fn a_disk_that_refuses_writes_keeps_the_promise() {
+    let (pair, target, mut device) = killed_fork("disk");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let before = content(&target);
+    let mut met = Vec::new();
+    for (step, delay) in [("fetch", 20), ("hidden", 0), ("hidden", 5), ("hidden", 10)] {
+        let mut running = Rewind::new(&target, &server, &pki).following(&pair.b).spawn();
+        pause(&mut running, &target, (step, delay));
+        device.refuse_writes();
+        running.signal(Signal::CONT);
+        let ended = running.wait();
+        device = device.take_writes();
+        let status = state_command("status", &target).text;
+        println!("{delay} ms after {step}: exit code {}, {status}", ended.code);
+        met.push(ended.code);
+        match ended.code {
+            0 | 9 => break,
+            8 => {
+                let ended = state_command(if delay == 0 { "rollback" } else { "resume" }, &target);
+                assert_eq!(ended.code, 0, "{}", ended.text);
+                if delay > 0 {
+                    break;
+                }
+            }
+            _ => {}
+        }
+        before.assert_same(&content(&target));
+    }
+    assert!(
+        met.contains(&8),
+        "no run met a disk that refuses while it changed the target: {met:?}"
+    );
+    Rewind::new(&target, &server, &pki).following(&pair.b).run();
+    oracle::verify_running(&target, &pair.b);
+    target.stop("fast");
+}
