@@ -11,6 +11,7 @@ pub mod hold;
 pub mod manifest;
 pub mod pack;
 pub mod pg_wal;
+pub mod plan_file;
 pub mod preflight;
 pub mod redo;
 pub mod rollback;

@@ -15,12 +15,14 @@ pub mod inspect;
 pub mod monitor;
 pub mod outcome;
 pub mod plan;
+pub mod recovered;
 pub mod recovery;
 pub mod rewind;
 pub mod stage;
 pub mod start;
 pub mod unfinished;
 
+mod continued;
 mod seal;
 
 pub use config::Config;

@@ -42,6 +42,8 @@ pub struct Carriage {
     pub wal: u64,
     /// Pages that arrived.
     pub pages: u64,
+    /// Pages an earlier run that died had fetched.
+    pub recovered: u64,
     /// Frames of the data fetch.
     pub frames: u64,
     /// Connections lost and made again.
@@ -179,6 +181,7 @@ impl Outcome {
             "bytes_hashes": self.carriage.hashes,
             "bytes_wal": self.carriage.wal,
             "pages_received": self.carriage.pages,
+            "pages_recovered": self.carriage.recovered,
             "frames": self.carriage.frames,
             "reconnects": self.carriage.reconnects,
             "bytes_undo": self.carriage.undo,

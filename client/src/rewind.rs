@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::analysis::{Analysis, Subject, source_segment};
 use crate::apply::disk::{Disk, RealDisk};
 use crate::apply::manifest::Staging;
+use crate::apply::plan_file::PlanFile;
 use crate::apply::redo::Redo;
 use crate::apply::state;
 use crate::apply::undo::Gate;
@@ -28,10 +29,10 @@ use crate::plan::decide::{build, comparisons};
 use crate::plan::input::{Choices, Facts};
 use crate::plan::report::{Totals, changes};
 use crate::plan::undo::{bytes_of, images};
-use crate::plan::{Plan, SourceFiles};
+use crate::plan::{Plan, SourceFiles, Strategy};
 use crate::seal::{Attempt, Sealing};
 use crate::unfinished::{by_marks, clear_away, earlier, state_error};
-use crate::{compat, recovery};
+use crate::{compat, continued, recovery};
 
 /// Plans made anew when the source changed under a run.
 const ATTEMPTS_MAX: u32 = 3;
@@ -120,6 +121,10 @@ async fn rewind_locked(
         return Ok(outcome);
     }
     let disk = disk_of(&directory, &config)?;
+    let stored = match config.dry_run {
+        true => None,
+        false => PlanFile::read(&*disk).map_err(state_error)?,
+    };
     let looked = Arc::clone(&directory);
     let looked_config = config.clone();
     let looked_disk = Arc::clone(&disk);
@@ -146,7 +151,9 @@ async fn rewind_locked(
         monitor,
         steps,
         stop,
-        prepared: false,
+        prepared: stored.is_some(),
+        runs: stored.as_ref().map_or(0, |stored| stored.run),
+        stored,
         pg_ctl: None,
     };
     run.run().await
@@ -182,6 +189,16 @@ async fn start_if_asked(
     .map_err(RewindError::rewound)
 }
 
+/// What will be done, and how it is known.
+struct Planned<'a> {
+    choice: Choice<'a>,
+    plan: Plan,
+    files: SourceFiles,
+    hash_bytes: u64,
+    /// Whether it is the plan of an earlier run.
+    again: bool,
+}
+
 /// One run against a target that no other rewind has begun to change.
 struct Run {
     config: Config,
@@ -193,6 +210,10 @@ struct Run {
     stop: Stop,
     /// Whether the state directory was made: only then there is something to clear away.
     prepared: bool,
+    /// Plans made and runs begun before this one, for the same rewind.
+    runs: u32,
+    /// The plan of an earlier run that did not come to its seal.
+    stored: Option<PlanFile>,
     /// What the node is started with.
     pg_ctl: Option<std::path::PathBuf>,
     /// Whether there is room for undo images.
@@ -213,6 +234,8 @@ impl Run {
             };
             match made {
                 Ok(Attempt::Finished(mut outcome)) => {
+                    // What an earlier run had prepared is not needed any more.
+                    self.abandon();
                     let running = (&mut self.steps, &self.stop);
                     start_if_asked(&self.config, &self.directory, None, running).await?;
                     outcome.times = self.steps.end();
@@ -233,6 +256,10 @@ impl Run {
                     self.abandon();
                     self.monitor.note(&format!("{}: planning again", error.chain()));
                 }
+                Err(error) if error.class() == Class::Transient => {
+                    self.keep();
+                    return Err(error);
+                }
                 Err(error) => {
                     self.abandon();
                     return Err(error);
@@ -240,6 +267,22 @@ impl Run {
             }
         }
         Err(RewindError::new(Class::Transient, "the source kept changing: try again later"))
+    }
+
+    /// Leaves the target as it was, and what was fetched for the next run.
+    fn keep(&mut self) {
+        let has_plan = matches!(PlanFile::read(&*self.disk), Ok(Some(_)));
+        if !self.prepared || !has_plan {
+            return self.abandon();
+        }
+        std::mem::take(&mut self.gate).close();
+        if let Err(error) = hold::restore(&*self.disk) {
+            self.monitor.warning(&format!("postmaster.pid could not be given back: {error}"));
+        }
+        self.monitor.note(
+            "what was fetched is kept in .pgrejoin: run the same command again to go on with it, \
+             or pgrejoin rollback to clear it away",
+        );
     }
 
     /// Leaves the target as it was found.
@@ -284,28 +327,27 @@ impl Run {
             listing.abort();
             return Ok(Attempt::Finished(Box::new(outcome)));
         }
-        self.steps.begin(Step::List);
-        let files = listing.await.map_err(|error| {
-            RewindError::because(Class::Other, "the listing task failed", error)
-        })??;
-        if let Some(oid) = unknown_tablespace(&files, &source) {
-            let why = format!("tablespace {oid} was created on the source meanwhile");
-            return Ok(Attempt::Again { why, without_fork: None });
-        }
-        let wanted = self.config.strategy;
-        let mapping = &self.config.tablespace_mapping;
-        let forbid_fork =
-            forbid_fork.or_else(|| tablespaces_against_fork(&self.target, &source, mapping));
-        let choice = choose(wanted, &analysis, &source, &history, forbid_fork.as_deref())?;
-        let (plan, hash_bytes) = self.plan(&session, &source, &files, &choice).await?;
-        self.undo = self.check(&plan, &source, &choice)?;
         self.pg_ctl = self.find_pg_ctl()?;
-        if self.config.dry_run {
-            changes(&plan).iter().for_each(|change| self.monitor.planned(change));
-            let outcome = self.dry_outcome(&analysis, &choice, &plan);
-            return Ok(Attempt::Finished(Box::new(outcome)));
-        }
-        self.prepare()?;
+        let planned = match self.go_on(&source, &analysis)? {
+            Some(planned) => {
+                listing.abort();
+                planned
+            }
+            None => {
+                self.steps.begin(Step::List);
+                let files = listing.await.map_err(|error| {
+                    RewindError::because(Class::Other, "the listing task failed", error)
+                })??;
+                let forbid_fork = forbid_fork.as_deref();
+                let facts = (&*source, &analysis, &*history);
+                match self.plan_anew(&session, facts, files, forbid_fork).await? {
+                    Ok(planned) => planned,
+                    Err(attempt) => return Ok(attempt),
+                }
+            }
+        };
+        self.prepare(&source, &planned)?;
+        let Planned { choice, plan, files, hash_bytes, .. } = planned;
         let kept = self.kept(&plan);
         let sealing = Sealing {
             config: &self.config,
@@ -317,7 +359,7 @@ impl Run {
             history: &history,
             analysis: &analysis,
             choice: &choice,
-            attempt: number,
+            attempt: self.runs,
             files: &files,
             stop: &self.stop,
             hash_bytes,
@@ -326,6 +368,62 @@ impl Run {
             undo: self.undo.then(|| Arc::clone(&self.gate)),
         };
         sealing.run(&mut self.steps).await
+    }
+
+    /// The plan of an earlier run, if it still holds.
+    fn go_on<'a>(
+        &mut self,
+        source: &Description,
+        analysis: &'a Analysis,
+    ) -> Result<Option<Planned<'a>>, RewindError> {
+        let Some(stored) = self.stored.take() else {
+            return Ok(None);
+        };
+        let obstacle = continued::obstacle(&stored, &self.target, &source.node, &self.config);
+        let (strategy, name) = match (stored.strategy.0.as_str(), &analysis.rewindable) {
+            ("fork", Ok(found)) => (Some(Strategy::Fork(&found.window)), "fork"),
+            ("fork", Err(_)) => (None, "fork"),
+            _ => (Some(Strategy::Compare), "compare"),
+        };
+        let obstacle = obstacle.or(strategy.is_none().then_some("the target's WAL changed"));
+        let (Some(strategy), None) = (strategy, obstacle) else {
+            let why = obstacle.unwrap_or_default();
+            self.monitor.note(&format!("what an earlier run fetched is not used: {why}"));
+            self.abandon();
+            return Ok(None);
+        };
+        preflight::check_permissions(&self.directory, &stored.plan)?;
+        self.monitor.note("going on with what an earlier run had fetched");
+        self.undo = stored.undo && self.config.undo;
+        let PlanFile { start, strategy: (_, why), plan, listed: files, hash_bytes, .. } = stored;
+        let choice = Choice { strategy, start, name, why };
+        Ok(Some(Planned { choice, plan, files, hash_bytes, again: true }))
+    }
+
+    /// Chooses the way and decides, file by file; the end of the attempt if it ends here.
+    async fn plan_anew<'a>(
+        &mut self,
+        session: &Session,
+        (source, analysis, history): (&Description, &'a Analysis, &TimelineHistory),
+        files: SourceFiles,
+        forbid_fork: Option<&str>,
+    ) -> Result<Result<Planned<'a>, Attempt>, RewindError> {
+        if let Some(oid) = unknown_tablespace(&files, source) {
+            let why = format!("tablespace {oid} was created on the source meanwhile");
+            return Ok(Err(Attempt::Again { why, without_fork: None }));
+        }
+        let mapping = &self.config.tablespace_mapping;
+        let tablespaces = tablespaces_against_fork(&self.target, source, mapping);
+        let forbid_fork = forbid_fork.or(tablespaces.as_deref());
+        let choice = choose(self.config.strategy, analysis, source, history, forbid_fork)?;
+        let (plan, hash_bytes) = self.plan(session, source, &files, &choice).await?;
+        self.undo = self.check(&plan, source, &choice)?;
+        if self.config.dry_run {
+            changes(&plan).iter().for_each(|change| self.monitor.planned(change));
+            let outcome = self.dry_outcome(analysis, &choice, &plan);
+            return Ok(Err(Attempt::Finished(Box::new(outcome))));
+        }
+        Ok(Ok(Planned { choice, plan, files, hash_bytes, again: false }))
     }
 
     /// What the node will be started with, found before anything changes.
@@ -347,12 +445,39 @@ impl Run {
         outcome
     }
 
+    /// Makes the state directory and takes the target; the plan is kept there for a run after this.
+    fn prepare(&mut self, source: &Description, planned: &Planned<'_>) -> Result<(), RewindError> {
+        let Planned { choice, plan, files, hash_bytes, again } = planned;
+        self.take_target(*again)?;
+        self.runs += 1;
+        let stored = PlanFile {
+            target_control: self.target.control.bytes.clone(),
+            before: continued::before(plan, &self.target),
+            life: continued::life(&source.node),
+            options: continued::options(&self.config),
+            strategy: (choice.name.to_owned(), choice.why.clone()),
+            start: choice.start,
+            plan: plan.clone(),
+            listed: files.clone(),
+            hash_bytes: *hash_bytes,
+            run: self.runs,
+            undo: self.undo,
+        };
+        stored.write(&*self.disk).map_err(|error| {
+            RewindError::because(Class::Preflight, "could not write the plan to staging", error)
+        })
+    }
+
     /// Makes the state directory and takes the target, if nobody has started it since it was looked
     /// at: everything the plan says was read before.
-    fn prepare(&mut self) -> Result<(), RewindError> {
+    fn take_target(&mut self, again: bool) -> Result<(), RewindError> {
         inspect::running::refuse_running(&self.directory)?;
         self.prepared = true;
-        state::prepare(&*self.disk, &self.directory).map_err(state_error)?;
+        let made = match again {
+            true => state::prepare_again(&*self.disk, &self.directory),
+            false => state::prepare(&*self.disk, &self.directory),
+        };
+        made.map_err(state_error)?;
         hold::take(&*self.disk, &self.config.target)?;
         inspect::running::refuse_running(&self.directory)?;
         if self.directory.control()?.bytes != self.target.control.bytes {
@@ -455,7 +580,7 @@ impl Run {
             return Ok(());
         }
         if recovery::is_wanted(&self.config) {
-            self.prepare()?;
+            self.take_target(false)?;
             recovery::write_alone(&self.config, &self.target, &*self.disk)?;
             self.abandon();
         } else if !self.directory.has("standby.signal") {

@@ -35,6 +35,7 @@ use crate::plan::report::Totals;
 use crate::plan::undo::{bytes_of, cut_images, images};
 use crate::plan::wal::{WalFacts, changes};
 use crate::plan::{FileAction, Plan, PlannedFile, SourceFiles, Strategy};
+use crate::recovered::Recovered;
 use crate::recovery;
 use crate::rewind::{Steps, Stop, blocking};
 use crate::stage::{self, FutureWal, Replayed, Staged};
@@ -71,7 +72,7 @@ pub(crate) struct Sealing<'a> {
     pub(crate) history: &'a TimelineHistory,
     pub(crate) analysis: &'a Analysis,
     pub(crate) choice: &'a Choice<'a>,
-    /// Counts the plans made in this run.
+    /// Counts the plans made and the runs begun for this rewind.
     pub(crate) attempt: u32,
     pub(crate) files: &'a SourceFiles,
     pub(crate) stop: &'a Stop,
@@ -87,7 +88,7 @@ pub(crate) struct Sealing<'a> {
 const SMALL_FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// A regular file as it was when the target was looked at.
-fn stat_of(entry: &Entry) -> Option<FileStat> {
+pub(crate) fn stat_of(entry: &Entry) -> Option<FileStat> {
     let EntryKind::File { bytes } = entry.kind else {
         return None;
     };
@@ -269,6 +270,7 @@ impl Sealing<'_> {
         let history = self.history.clone();
         let mut follower = WalFollower::new(self.session.clone(), disk, history, context, from);
         adopted.into_iter().for_each(|name| follower.adopt(name));
+        follower.recover().map_err(staging)?;
         Ok(follower)
     }
 
@@ -280,7 +282,10 @@ impl Sealing<'_> {
     ) -> Result<(), RewindError> {
         let size = self.source.node.control.wal_segment_size;
         let path = state::staged_wal(&name.file_name(size));
-        self.disk.create_file(&path).map_err(staging)?;
+        // An earlier run may have fetched what follows.
+        if self.disk.stat(&path).map_err(staging)?.is_none() {
+            self.disk.create_file(&path).map_err(staging)?;
+        }
         let mut buffer = vec![0; 1 << 20];
         let mut offset = 0;
         while offset < bytes {
@@ -351,7 +356,10 @@ impl Sealing<'_> {
     /// Fetches pages and files while the WAL is followed.
     async fn fetch(&self, follower: &mut WalFollower) -> Result<Staged, RewindError> {
         let monitor = Arc::clone(self.monitor);
-        let fetch = stage::fetch(&self.session, self.disk, (&self.plan, self.attempt), monitor);
+        let disk = Arc::clone(self.disk);
+        let recovered = blocking(move || Recovered::read(&*disk).map_err(staging)).await?;
+        let what = (&self.plan, self.attempt, recovered);
+        let fetch = stage::fetch(&self.session, self.disk, what, monitor);
         tokio::select! {
             staged = fetch => staged,
             failed = follower.follow() => match failed? {},
@@ -600,7 +608,8 @@ impl Sealing<'_> {
         outcome.carriage.hashes = self.hash_bytes;
         outcome.carriage.data = staged.carried.total();
         outcome.carriage.frames = staged.carried.frames;
-        outcome.carriage.pages = staged.notes.pages;
+        outcome.carriage.pages = staged.notes.pages - staged.recovered_pages;
+        outcome.carriage.recovered = staged.recovered_pages;
         outcome.carriage.reconnects = staged.carried.reconnects;
         outcome.carriage.undo = manifest
             .undo

@@ -25,6 +25,7 @@ use crate::fetch::pool::{self, Carried, Sink};
 use crate::monitor::Monitor;
 use crate::plan::Plan;
 use crate::plan::replay::Hazard;
+use crate::recovered::Recovered;
 
 /// Blocks and bytes in one unit: small enough that every connection gets its share of a small plan.
 const UNIT_BLOCKS: u32 = 128;
@@ -47,12 +48,38 @@ pub struct Notes {
     pub pages: u64,
 }
 
+impl Notes {
+    /// Notes what a reply says.
+    pub fn take(&mut self, item: &Item) {
+        let file = file_of_unit(item.unit);
+        if let ItemBody::Page { .. } = item.body {
+            self.pages += 1;
+        }
+        match &item.body {
+            ItemBody::Page { block, content: PageContent::Torn(_) } => {
+                self.torn.push((file, *block));
+            }
+            ItemBody::Page { block, content: PageContent::BeyondEnd } => {
+                let end = u64::from(*block) * pg_format::BLOCK_BYTES;
+                let shorter = self.shorter.entry(file).or_insert(end);
+                *shorter = end.min(*shorter);
+            }
+            ItemBody::End { vanished: true, .. } => {
+                self.vanished.insert(file);
+            }
+            _ => {}
+        }
+    }
+}
+
 /// The result of the data fetch.
 #[derive(Debug)]
 pub struct Staged {
     /// What was noted.
     pub notes: Notes,
-    /// The packs, by number.
+    /// Pages an earlier run had fetched.
+    pub recovered_pages: u64,
+    /// The packs.
     pub packs: Vec<PackDigest>,
     /// What the connections carried.
     pub carried: Carried,
@@ -102,18 +129,21 @@ fn units(plan: &Plan) -> Vec<Unit> {
     units
 }
 
-/// Fetches what the plan wants into packs.
+/// Fetches what the plan wants into packs, but for what an earlier run had fetched.
 pub async fn fetch(
     session: &Session,
     disk: &Arc<dyn Disk>,
-    (plan, attempt): (&Plan, u32),
+    (plan, attempt, recovered): (&Plan, u32, Recovered),
     monitor: Arc<dyn Monitor>,
 ) -> Result<Staged, RewindError> {
-    let notes = Arc::new(Mutex::new(Notes::default()));
+    let wanted = units(plan).into_iter().filter_map(|unit| recovered.left(unit)).collect();
+    let Recovered { packs: mut all, notes, .. } = recovered;
+    let recovered_pages = notes.pages;
+    let notes = Arc::new(Mutex::new(notes));
     let packs = Arc::new(Mutex::new(BTreeMap::new()));
     let carried = pool::run(
         session,
-        units(plan),
+        wanted,
         |number| {
             let name = format!("{attempt}-{number:04}");
             let writer = PackWriter::create(Arc::clone(disk), name).map_err(staging_error)?;
@@ -125,7 +155,8 @@ pub async fn fetch(
     .await?;
     let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
     let packs = std::mem::take(&mut *packs.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(Staged { notes, packs: packs.into_values().collect(), carried })
+    all.extend(packs.into_values());
+    Ok(Staged { notes, recovered_pages, packs: all, carried })
 }
 
 fn staging_error(error: io::Error) -> RewindError {
@@ -144,26 +175,7 @@ impl Sink for PackSink {
     fn receive(&mut self, frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
         self.writer.append(frame).map_err(staging_error)?;
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        for item in items {
-            let file = file_of_unit(item.unit);
-            if let ItemBody::Page { .. } = item.body {
-                notes.pages += 1;
-            }
-            match &item.body {
-                ItemBody::Page { block, content: PageContent::Torn(_) } => {
-                    notes.torn.push((file, *block));
-                }
-                ItemBody::Page { block, content: PageContent::BeyondEnd } => {
-                    let end = u64::from(*block) * pg_format::BLOCK_BYTES;
-                    let shorter = notes.shorter.entry(file).or_insert(end);
-                    *shorter = end.min(*shorter);
-                }
-                ItemBody::End { vanished: true, .. } => {
-                    notes.vanished.insert(file);
-                }
-                _ => {}
-            }
-        }
+        items.iter().for_each(|item| notes.take(item));
         Ok(())
     }
 

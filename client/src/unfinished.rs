@@ -9,6 +9,7 @@ use data_dir::DataDir;
 use crate::apply::disk::{Disk, RealDisk};
 use crate::apply::hold;
 use crate::apply::manifest::Manifest;
+use crate::apply::plan_file::PlanFile;
 use crate::apply::redo::{Redo, changed_file};
 use crate::apply::rollback::Rollback;
 use crate::apply::state::{self, State};
@@ -57,6 +58,8 @@ pub(crate) async fn earlier(
         let work = Work { directory: &directory, disk: &*disk, monitor: &*monitor, stop: &flag };
         match state {
             State::None => Ok(None),
+            // With its plan it may be gone on with.
+            State::Preparing if PlanFile::read(&*disk).map_err(state_error)?.is_some() => Ok(None),
             State::Preparing | State::Sealed(_) => {
                 clear_away(&*disk, &directory).map_err(state_error)?;
                 Ok(None)

@@ -140,7 +140,7 @@ impl Frozen {
         let state = if unfinished {
             assert!(!target.try_start(), "seed {seed}, {how}: PostgreSQL started unfinished");
             "unfinished"
-        } else if said.contains("rewound") {
+        } else if said.contains("rewound") || content(target) == self.rewound {
             self.rewound.assert_same(&content(target));
             "rewound"
         } else {

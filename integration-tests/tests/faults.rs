@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use tempfile::TempDir;
 
 /// Random mixtures of lost, torn and kept changes tried after each operation.
-const MIXTURES: usize = 12;
+const MIXTURES: usize = 6;
 
 /// A real directory with a state in it.
 struct Real {

@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
+use client::apply::pack;
 use integration_tests::client::{Rewind, state_command, state_directory};
-use integration_tests::cluster::{Pair, Shape};
+use integration_tests::cluster::{Node, Pair, Shape};
 use integration_tests::oracle;
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Snapshot;
+use proto::fetch::{Item, ItemBody};
 use rustix::process::Signal;
 
 /// A diverged pair whose rewind has some megabytes to fetch.
@@ -323,5 +325,84 @@ fn a_killed_run_is_begun_again_or_finished() {
     assert_eq!(resumed.code, 0, "{}", resumed.text);
     assert!(ended.code == 0 || pair.a.data.join("backup_label").exists(), "{}", ended.text);
     println!("killed while hidden: {hidden}");
+    oracle::verify(&pair.a, &pair.b);
+}
+
+/// Pages in the packs of a run that did not come to its seal.
+fn pages_in_packs(node: &Node) -> u64 {
+    let mut pages = 0;
+    let packs = state_directory(&node.data).join("packs");
+    for entry in std::fs::read_dir(packs).expect("packs").flatten() {
+        let file = std::fs::File::open(entry.path()).expect("a pack");
+        let recovered = pack::recover(file, &mut |items| {
+            let is_page = |item: &&Item| matches!(item.body, ItemBody::Page { .. });
+            pages += items.iter().filter(is_page).count() as u64;
+            Ok(())
+        });
+        recovered.expect("readable");
+    }
+    pages
+}
+
+fn killed_twice_while_it_fetches(strategy: &str) {
+    let pair = large_fork();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "3M"]);
+    let rewind =
+        || Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--strategy", strategy]);
+    let planned: u64 = rewind().args(["-n"]).succeed().field("pages").parse().expect("a number");
+    let mut arrived = 0;
+    for _ in 0..2 {
+        let mut running = rewind().spawn();
+        running.wait_for("fetch");
+        let before = arrived;
+        while arrived < before + planned / 5 {
+            sleep(Duration::from_millis(50));
+            if state_directory(&pair.a.data).join("packs").exists() {
+                arrived = pages_in_packs(&pair.a);
+            }
+        }
+        running.signal(Signal::KILL);
+        running.wait();
+        arrived = pages_in_packs(&pair.a);
+        // The source does not wait.
+        pair.b.sql("create table if not exists later(id int)");
+        pair.b.sql("insert into later select generate_series(1, 5000)");
+        pair.b.sql("checkpoint");
+    }
+    let ended = rewind().succeed();
+    let number = |name: &str| ended.field(name).parse::<u64>().expect("a number");
+    assert_eq!(number("pages_recovered"), arrived, "{}", ended.text);
+    assert_eq!(number("pages_received") + arrived, planned, "{}", ended.text);
+    assert!(arrived >= planned * 2 / 5, "{}", ended.text);
+    oracle::verify(&pair.a, &pair.b);
+}
+
+#[test]
+fn a_killed_fetch_goes_on_and_fetches_nothing_twice() {
+    killed_twice_while_it_fetches("fork");
+}
+
+#[test]
+fn a_killed_comparison_goes_on_and_fetches_nothing_twice() {
+    killed_twice_while_it_fetches("compare");
+}
+
+/// What was fetched from another life of the source is not believed.
+#[test]
+fn a_plan_for_another_life_of_the_source_is_made_anew() {
+    let pair = large_fork();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "3M"]);
+    let mut running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
+    running.wait_for("fetch");
+    sleep(Duration::from_millis(1500));
+    running.signal(Signal::KILL);
+    running.wait();
+    pair.b.stop("fast");
+    pair.b.start();
+    let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).succeed();
+    assert!(ended.text.contains("what an earlier run fetched is not used"), "{}", ended.text);
+    assert_eq!(ended.field("pages_recovered"), "0", "{}", ended.text);
     oracle::verify(&pair.a, &pair.b);
 }

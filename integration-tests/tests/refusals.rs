@@ -6,6 +6,7 @@ use std::process::Command;
 
 use integration_tests::client::{Rewind, state_directory};
 use integration_tests::cluster::{Node, Pair, Shape, append, write};
+use integration_tests::oracle;
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Snapshot;
 use integration_tests::steps::follow_instead;
@@ -457,9 +458,17 @@ fn a_source_that_stalls_in_the_middle_ends_the_run() {
     let ended = running.wait();
     server.signal(rustix::process::Signal::CONT);
     assert_eq!(ended.code, 5, "{}", ended.text);
+    // What came is kept for the next run, and nothing else is touched.
+    assert!(ended.text.contains("what was fetched is kept"), "{}", ended.text);
+    let aside = pair.home.path().join("aside");
+    #[expect(clippy::disallowed_methods, reason = "a test's own file")]
+    std::fs::rename(state_directory(&pair.a.data), &aside).expect("moved");
     before.assert_same(&Snapshot::of(&pair.a.data));
-    assert!(!state_directory(&pair.a.data).exists());
-    refusal.succeed();
+    #[expect(clippy::disallowed_methods, reason = "a test's own file")]
+    std::fs::rename(&aside, state_directory(&pair.a.data)).expect("moved");
+    let ended = Rewind::new(&pair.a, &server, pki).following(&pair.b).succeed();
+    assert!(ended.text.contains("going on with what an earlier run had fetched"), "{}", ended.text);
+    oracle::verify(&pair.a, &pair.b);
 }
 
 /// A server of another release: answers the first call with protocol version 99.

@@ -1,10 +1,12 @@
 //! `backup_label`: tells a starting server where replay begins.
 
+use serde::{Deserialize, Serialize};
+
 use crate::wal::SegmentName;
 use crate::{Lsn, TimelineId, WalSegmentSize};
 
 /// The checkpoint from which a rewound node replays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplayStart {
     /// Redo position of the checkpoint: the first record replayed.
     pub redo: Lsn,

@@ -232,6 +232,10 @@ pub fn is_being_changed(pgdata: &std::path::Path) -> bool {
 /// Makes an empty state directory, throwing away what an unsealed attempt left.
 pub fn prepare(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
     discard(disk, directory)?;
+    make_directories(disk, directory)
+}
+
+fn make_directories(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
     for path in state_directories(directory) {
         disk.create_directory(&path)?;
         disk.set_mode(&path, 0o700)?;
@@ -244,6 +248,19 @@ pub fn prepare(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
         disk.sync_directory(path.parent().as_ref())?;
     }
     Ok(())
+}
+
+/// Makes the state directory ready for a run that goes on with the plan in it: what was fetched stays,
+/// everything else goes.
+pub fn prepare_again(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
+    let kept = ["packs", "wal", "plan", DIVERGED, "postmaster.pid.stale"];
+    for name in disk.names(&own(OWN_DIRECTORY))? {
+        if !kept.contains(&name.as_str()) {
+            remove_tree(disk, &own(format!("{OWN_DIRECTORY}/{name}")))?;
+        }
+    }
+    remove_tree(disk, &undo("x").parent().unwrap_or_else(|| own(OWN_DIRECTORY)))?;
+    make_directories(disk, directory)
 }
 
 /// Removes everything but the WAL of lost transactions; the directories too if they are then empty.

@@ -7,8 +7,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use data_dir::dir::read_at;
 use pg_format::wal::{Decoder, Progress, SegmentName, Start, WalContext};
-use pg_format::{BLOCK_BYTES, Lsn, TimelineHistory};
+use pg_format::{BLOCK_BYTES, BLOCK_SIZE, Lsn, TimelineHistory};
 use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::limits::UNIT_BYTES_MAX;
 
@@ -65,6 +66,44 @@ impl WalFollower {
             fetched_bytes: 0,
             absent: false,
         }
+    }
+
+    /// Takes what an earlier run had staged, as far as its records are valid.
+    pub fn recover(&mut self) -> std::io::Result<()> {
+        let size = self.context.segment_size;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let at = self.decoder.wants();
+            let number = size.segment_of(at);
+            let timeline = self.history.timeline_of_segment(number, size);
+            let name = SegmentName { timeline, number };
+            let file = match self.disk.open(&state::staged_wal(&name.file_name(size))) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                file => file?,
+            };
+            let offset = size.offset_of(at);
+            let left = usize::try_from(size.bytes() - offset).unwrap_or(usize::MAX);
+            let wanted = buffer.len().min(left);
+            let read = read_at(&file, buffer.get_mut(..wanted).unwrap_or_default(), offset)?;
+            let whole = read - read % BLOCK_SIZE;
+            let Some(pages) = buffer.get(..whole).filter(|pages| !pages.is_empty()) else {
+                return Ok(());
+            };
+            self.staged.insert(name);
+            let fed = self.decoder.feed(pages, &mut |_, _| ControlFlow::Continue(()));
+            if !matches!(fed, Ok(Progress::Wants(_))) {
+                self.begin_again();
+                return Ok(());
+            }
+        }
+    }
+
+    /// Decodes anew from the last record on: what follows it is fetched again.
+    fn begin_again(&mut self) {
+        if self.decoder.last_record().is_some() {
+            self.start = Start::Record(self.decoder.end());
+        }
+        self.decoder = Decoder::new(self.context, self.start);
     }
 
     /// Takes a segment that somebody else staged.
@@ -233,12 +272,7 @@ impl WalFollower {
         })?;
         if let Progress::End(_) = progress {
             // The last page was being written: it is fetched and read again from its last record.
-            let start = match self.decoder.last_record() {
-                Some(_) => Start::Record(self.decoder.end()),
-                None => self.start,
-            };
-            self.start = start;
-            self.decoder = Decoder::new(self.context, start);
+            self.begin_again();
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ pub struct PlannedFile {
 }
 
 /// Pages to fetch for one planned file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PagesWanted {
     /// Index of the file in the plan.
     pub file: usize,
@@ -57,7 +57,7 @@ pub struct PagesWanted {
 }
 
 /// Bytes to fetch for one planned file.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct BytesWanted {
     /// Index of the file in the plan.
     pub file: usize,
@@ -66,7 +66,7 @@ pub struct BytesWanted {
 }
 
 /// What will be done to the target's files.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Plan {
     /// Paths that change.
     pub files: Vec<PlannedFile>,

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use pg_format::{Fork, RelationPath, RelationSegment};
 use proto::fetch::BlockRange;
+use serde::{Deserialize, Serialize};
 
 /// A set of blocks of one file, as a bitmap that grows with the highest block.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockSet {
     words: Vec<u64>,
 }

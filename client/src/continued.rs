@@ -1,0 +1,57 @@
+//! Going on with a rewind that was being prepared: what must be the same for its plan to hold.
+
+use proto::model::{Node, Role};
+
+use crate::apply::plan_file::PlanFile;
+use crate::config::Config;
+use crate::inspect::Target;
+use crate::plan::Plan;
+use crate::seal::stat_of;
+
+/// Which life of which source: nothing that was read before may be believed in another.
+pub(crate) fn life(node: &Node) -> String {
+    let control = &node.control;
+    // A stopped node may have been started and stopped in between.
+    let stopped = (node.role == Role::Stopped).then(|| crc32c::crc32c(&node.control_bytes));
+    format!(
+        "{} {:?} {} {:?} {:?} {stopped:?}",
+        control.system_identifier, node.role, node.timeline, control.state, node.postmaster
+    )
+}
+
+/// The operator's choices that decide what a plan holds.
+pub(crate) fn options(config: &Config) -> String {
+    format!(
+        "{:?} {} {} {:?} {:?}",
+        config.strategy,
+        config.config_from_source,
+        config.mirror_extra_files,
+        config.tablespace_mapping,
+        config.staging_dir
+    )
+}
+
+/// The planned files as they are on the target.
+pub(crate) fn before(plan: &Plan, target: &Target) -> Vec<Option<crate::apply::disk::FileStat>> {
+    plan.files.iter().map(|file| stat_of(target.files.get(&file.path)?)).collect()
+}
+
+/// Why a plan cannot be gone on with; `None` if it can.
+pub(crate) fn obstacle(
+    stored: &PlanFile,
+    target: &Target,
+    node: &Node,
+    config: &Config,
+) -> Option<&'static str> {
+    if stored.target_control != target.control.bytes {
+        Some("PostgreSQL was started here since")
+    } else if stored.before != before(&stored.plan, target) {
+        Some("files of the target changed since")
+    } else if stored.life != life(node) {
+        Some("the source was restarted, promoted or stopped since, or it is another one")
+    } else if stored.options != options(config) {
+        Some("it was begun with other options")
+    } else {
+        None
+    }
+}
