@@ -2,9 +2,10 @@
 SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 MINUTES ?= 10
+KILLS ?= 250
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test check torture fuzz bench postgres bins
+.PHONY: demo test check torture kills fuzz bench postgres bins
 
 postgres:
 	scripts/get-postgres.sh
@@ -37,6 +38,12 @@ check:
 torture: postgres
 	cargo build --workspace --bins --tests
 	PGREJOIN_TORTURE_MINUTES=$(MINUTES) cargo test --workspace --test torture -- --nocapture
+
+# KILLS kills in each of two tests, at any system call that changes a disk and at any moment.
+kills: postgres
+	scripts/need-strace.sh
+	cargo build --workspace --bins --tests
+	PGREJOIN_KILLS=$(KILLS) cargo test --workspace --test kills -- --nocapture
 
 # Every reader of bytes from a disk or a peer, FUZZ_SECONDS each, from the seeds in fuzz/corpus.
 fuzz:

@@ -1,16 +1,14 @@
 //! The manifest of a sealed rewind: damaged on disk it is an error, and what is read writes the same.
 #![no_main]
 
-use client::apply::manifest::{FORMAT_VERSION, Manifest};
+use client::apply::header;
+use client::apply::manifest::Manifest;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     drop(Manifest::decode(input));
     // Behind the header, so that its CRC does not stop everything.
-    let mut file = b"pgrejoin".to_vec();
-    file.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    file.extend_from_slice(&crc32c::crc32c(input).to_le_bytes());
-    file.extend_from_slice(input);
+    let file = header::seal(input);
     if let Ok(manifest) = Manifest::decode(&file) {
         let again = Manifest::decode(&manifest.encode().expect("encodes")).expect("decodes");
         assert_eq!(again, manifest);

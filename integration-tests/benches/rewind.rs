@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -37,14 +38,27 @@ struct Run {
     seconds: f64,
     client_kb: u64,
     server_kb: u64,
+    /// Bytes the client made the disk write, and the most that lay in `.pgrejoin` at a time.
+    written: u64,
+    extra: u64,
 }
+
+/// What is measured, and how it is run.
+const TOOLS: [(&str, &[&str]); 4] = [
+    ("pg_rewind", &[]),
+    ("pgrejoin fork", &["--strategy", "fork"]),
+    ("pgrejoin fork --no-undo", &["--strategy", "fork", "--no-undo"]),
+    ("pgrejoin compare", &["--strategy", "compare"]),
+];
 
 fn main() {
     println!(
         "PostgreSQL {MAJOR}, loopback, medians of {ROUNDS} runs in turns; ratios to pg_rewind\n"
     );
-    println!("| fork | tool | wall s | ratio | wire MB | ratio | client MB | server MB |");
-    println!("|---|---|---|---|---|---|---|---|");
+    println!(
+        "| fork | tool | wall s | ratio | wire MB | ratio | written MB | ratio | extra MB | client MB | server MB |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
     measure("pgbench scale 20, 8 k / 12 k transactions", &|pair| pgbench_fork(pair));
     measure("400 k semi-random rows, 15 k random updates a side", &|pair| semi_random_fork(pair));
     println!();
@@ -88,7 +102,7 @@ fn measure(name: &str, part: &dyn Fn(&Pair)) {
     pair.a.stop("fast");
     let pki = Pki::new(pair.home.path());
     listen_with_tls(&pair.b, &pki);
-    let tools = ["pg_rewind", "fork", "compare"];
+    let tools = TOOLS.map(|(tool, _)| tool);
     let mut runs: BTreeMap<&str, Vec<Run>> = BTreeMap::new();
     for _ in 0..ROUNDS {
         for tool in tools {
@@ -105,14 +119,16 @@ fn measure(name: &str, part: &dyn Fn(&Pair)) {
     let seconds = |tool: &str| median(tool, |run| run.seconds);
     let megabytes = |bytes: f64| bytes / 1e6;
     for tool in tools {
-        let label =
-            if tool == "pg_rewind" { "pg_rewind".to_owned() } else { format!("pgrejoin {tool}") };
+        let written = |tool: &str| median(tool, |run| run.written as f64);
         println!(
-            "| {name} | {label} | {:.2} | {:.2} | {:.1} | {:.2} | {:.0} | {:.0} |",
+            "| {name} | {tool} | {:.2} | {:.2} | {:.1} | {:.2} | {:.1} | {:.2} | {:.1} | {:.0} | {:.0} |",
             seconds(tool),
             seconds(tool) / seconds("pg_rewind"),
             megabytes(wire[tool] as f64),
             wire[tool] as f64 / wire["pg_rewind"] as f64,
+            megabytes(written(tool)),
+            written(tool) / written("pg_rewind"),
+            megabytes(median(tool, |run| run.extra as f64)),
             median(tool, |run| run.client_kb as f64) / 1024.0,
             median(tool, |run| run.server_kb as f64) / 1024.0,
         );
@@ -147,7 +163,7 @@ fn rewind(pair: &Pair, pki: &Pki, tool: &str, wire: &Wire) -> (Run, u64) {
     sync(&target);
     let result = match tool {
         "pg_rewind" => stock(&target, &pair.b, wire),
-        strategy => ours(&target, pair, pki, strategy, wire),
+        _ => ours(&target, pair, pki, tool, wire),
     };
     fs::remove_dir_all(&target.socket).expect("removed");
     result
@@ -174,11 +190,11 @@ fn stock(target: &Node, source: &Node, wire: &Wire) -> (Run, u64) {
     command.env("HOME", &target.socket);
     let postmaster = fs::read_to_string(source.data.join("postmaster.pid")).expect("running");
     let postmaster = postmaster.lines().next().and_then(|line| line.parse().ok()).expect("pid");
-    let measured = timed(command, &|| backend_peak(postmaster));
+    let measured = timed(command, &target.data, &|| backend_peak(postmaster));
     (measured, proxy.carried.load(Ordering::Relaxed))
 }
 
-fn ours(target: &Node, pair: &Pair, pki: &Pki, strategy: &str, wire: &Wire) -> (Run, u64) {
+fn ours(target: &Node, pair: &Pair, pki: &Pki, tool: &str, wire: &Wire) -> (Run, u64) {
     let server = Server::start(&pair.b, pki);
     let proxy = Proxy::new(server.port);
     let port = match wire {
@@ -186,15 +202,16 @@ fn ours(target: &Node, pair: &Pair, pki: &Pki, strategy: &str, wire: &Wire) -> (
         Wire::Counted => proxy.port,
     };
     let rewind = Rewind::to(target, &format!("https://127.0.0.1:{port}"), pki);
-    let command = rewind.args(["--strategy", strategy, "--keep-diverged", "no"]).into_command();
+    let (_, options) = TOOLS.iter().find(|(name, _)| *name == tool).expect("a tool");
+    let rewind = rewind.args(options.iter().copied()).args(["--keep-diverged", "no"]);
     let pid = server.pid();
-    let mut measured = timed(command, &|| peak_kb(pid));
+    let mut measured = timed(rewind.into_command(), &target.data, &|| peak_kb(pid));
     measured.server_kb = measured.server_kb.max(peak_kb(pid));
     (measured, proxy.carried.load(Ordering::Relaxed))
 }
 
 /// Runs a command to its end and watches how much memory it and its other end had at most.
-fn timed(mut command: Command, server_peak: &dyn Fn() -> u64) -> Run {
+fn timed(mut command: Command, target: &Path, server_peak: &dyn Fn() -> u64) -> Run {
     let since = Instant::now();
     let mut child: Child =
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the tool starts");
@@ -202,6 +219,8 @@ fn timed(mut command: Command, server_peak: &dyn Fn() -> u64) -> Run {
     loop {
         measured.client_kb = measured.client_kb.max(peak_kb(child.id()));
         measured.server_kb = measured.server_kb.max(server_peak());
+        measured.written = measured.written.max(written(child.id()));
+        measured.extra = measured.extra.max(bytes_below(&target.join(".pgrejoin")));
         if let Some(status) = child.try_wait().expect("status") {
             measured.seconds = since.elapsed().as_secs_f64();
             let mut said = String::new();
@@ -211,6 +230,26 @@ fn timed(mut command: Command, server_peak: &dyn Fn() -> u64) -> Run {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Bytes a process made its disks write.
+fn written(pid: u32) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
+}
+
+/// Room that files take below a directory.
+fn bytes_below(directory: &Path) -> u64 {
+    let mut bytes = 0;
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => bytes += bytes_below(&entry.path()),
+            Ok(metadata) => bytes += metadata.blocks() * 512,
+            Err(_) => {}
+        }
+    }
+    bytes
 }
 
 /// `VmHWM` of a process, in kB; 0 once it is gone.
