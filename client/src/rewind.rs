@@ -5,11 +5,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use data_dir::DataDir;
-use pg_format::TimelineHistory;
+use pg_format::{Lsn, TimelineHistory};
 use proto::model::Description;
 use tokio_util::sync::CancellationToken;
 
-use crate::analysis::{Analysis, Subject, source_segment};
+use crate::analysis::{Analysis, Subject, source_segment, source_start};
 use crate::apply::disk::{Disk, RealDisk};
 use crate::apply::manifest::Staging;
 use crate::apply::plan_file::PlanFile;
@@ -192,6 +192,8 @@ async fn start_if_asked(
 /// What will be done, and how it is known.
 struct Planned<'a> {
     choice: Choice<'a>,
+    /// Redo position of the source's newest checkpoint before anything was read from it.
+    source_redo: Lsn,
     plan: Plan,
     files: SourceFiles,
     hash_bytes: u64,
@@ -347,7 +349,7 @@ impl Run {
             }
         };
         self.prepare(&source, &planned)?;
-        let Planned { choice, plan, files, hash_bytes, .. } = planned;
+        let Planned { choice, source_redo, plan, files, hash_bytes, .. } = planned;
         let kept = self.kept(&plan);
         let sealing = Sealing {
             config: &self.config,
@@ -359,6 +361,7 @@ impl Run {
             history: &history,
             analysis: &analysis,
             choice: &choice,
+            source_redo,
             attempt: self.runs,
             files: &files,
             stop: &self.stop,
@@ -395,9 +398,9 @@ impl Run {
         preflight::check_permissions(&self.directory, &stored.plan)?;
         self.monitor.note("going on with what an earlier run had fetched");
         self.undo = stored.undo && self.config.undo;
-        let PlanFile { start, strategy: (_, why), plan, listed: files, hash_bytes, .. } = stored;
-        let choice = Choice { strategy, start, name, why };
-        Ok(Some(Planned { choice, plan, files, hash_bytes, again: true }))
+        let PlanFile { start, source_redo, plan, listed: files, hash_bytes, .. } = stored;
+        let choice = Choice { strategy, start, name, why: stored.strategy.1 };
+        Ok(Some(Planned { choice, source_redo, plan, files, hash_bytes, again: true }))
     }
 
     /// Chooses the way and decides, file by file; the end of the attempt if it ends here.
@@ -423,7 +426,8 @@ impl Run {
             let outcome = self.dry_outcome(analysis, &choice, &plan);
             return Ok(Err(Attempt::Finished(Box::new(outcome))));
         }
-        Ok(Ok(Planned { choice, plan, files, hash_bytes, again: false }))
+        let source_redo = source_start(source).redo;
+        Ok(Ok(Planned { choice, source_redo, plan, files, hash_bytes, again: false }))
     }
 
     /// What the node will be started with, found before anything changes.
@@ -447,7 +451,7 @@ impl Run {
 
     /// Makes the state directory and takes the target; the plan is kept there for a run after this.
     fn prepare(&mut self, source: &Description, planned: &Planned<'_>) -> Result<(), RewindError> {
-        let Planned { choice, plan, files, hash_bytes, again } = planned;
+        let Planned { choice, source_redo, plan, files, hash_bytes, again } = planned;
         self.take_target(*again)?;
         self.runs += 1;
         let stored = PlanFile {
@@ -457,6 +461,7 @@ impl Run {
             options: continued::options(&self.config),
             strategy: (choice.name.to_owned(), choice.why.clone()),
             start: choice.start,
+            source_redo: *source_redo,
             plan: plan.clone(),
             listed: files.clone(),
             hash_bytes: *hash_bytes,

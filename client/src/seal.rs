@@ -72,6 +72,9 @@ pub(crate) struct Sealing<'a> {
     pub(crate) history: &'a TimelineHistory,
     pub(crate) analysis: &'a Analysis,
     pub(crate) choice: &'a Choice<'a>,
+    /// Redo position of the source's newest checkpoint before anything was read from it: by an
+    /// earlier run, if this one goes on with its plan.
+    pub(crate) source_redo: Lsn,
     /// Counts the plans made and the runs begun for this rewind.
     pub(crate) attempt: u32,
     pub(crate) files: &'a SourceFiles,
@@ -369,7 +372,7 @@ impl Sealing<'_> {
     /// R9, R11, R12: plans again where another start of replay avoids the hazard, refuses where
     /// none does.
     async fn hazards(&mut self, hazards: &[Hazard]) -> Result<Option<Attempt>, RewindError> {
-        let newest = source_start(self.source).redo;
+        let newest = self.source_redo;
         for hazard in hazards {
             match hazard {
                 // Without a path it lies in place, and replay makes it there.
@@ -453,8 +456,7 @@ impl Sealing<'_> {
             );
             return Err(RewindError::new(Class::Transient, message));
         }
-        let redo = source_start(self.source).redo;
-        let switched = stage::switches_timeline(self.history, redo, sealed.end);
+        let switched = stage::switches_timeline(self.history, self.source_redo, sealed.end);
         if self.source.node.role == Role::Standby && switched {
             // Full images are relative to the promoted node's restartpoint, not to this standby's.
             let checked = self.source.node.control.has_checksums() && torn.is_empty();

@@ -200,6 +200,40 @@ impl Frozen {
         (code == KILLED, format!("killed at {call} number {number}"))
     }
 
+    /// A copy of the target whose rewind was killed where `status` says `words`: tried at one call
+    /// after the other until it does. The copy, and the server.
+    pub fn killed_where(&self, call: &str, words: &str) -> Node {
+        let server = Server::start(&self.pair.b, &self.pki);
+        let count = self.counts.iter().find(|(name, _)| *name == call).map_or(0, |(_, n)| *n);
+        for number in 1..=count {
+            let place = self.memory.path().join(format!("w{number}"));
+            let target = self.pair.a.copy(&place);
+            let rewind = Rewind::new(&target, &server, &self.pki).following(&self.pair.b);
+            drop(output(traced(&rewind.into_command(), call, number)));
+            if output(command(&target, "status")).contains(words) {
+                return target;
+            }
+            std::fs::remove_dir_all(&place).expect("removed");
+        }
+        panic!("no {call} leaves a target of which status says: {words}");
+    }
+
+    /// Rewinds a target that may have been worked on, with the source there.
+    pub fn rewind(&self, target: &Node) -> crate::client::Ended {
+        let server = Server::start(&self.pair.b, &self.pki);
+        Rewind::new(target, &server, &self.pki).following(&self.pair.b).run()
+    }
+
+    /// Whether a target is what it was before the rewind.
+    pub fn is_unchanged(&self, target: &Node) -> bool {
+        content(target) == self.before
+    }
+
+    /// Whether it is rewound, byte for byte.
+    pub fn is_rewound(&self, target: &Node) -> bool {
+        content(target) == self.rewound
+    }
+
     /// The result that all others are equal to is right.
     pub fn verify(&self) {
         self.pair.b.start();

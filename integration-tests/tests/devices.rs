@@ -12,6 +12,7 @@ use integration_tests::faults::judge::Choices;
 use integration_tests::oracle;
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Content;
+use integration_tests::user::run;
 use rustix::process::Signal;
 
 /// Room for a small cluster and a rewind of it.
@@ -194,4 +195,79 @@ fn a_disk_that_refuses_writes_keeps_the_promise() {
     Rewind::new(&target, &server, &pki).following(&pair.b).run();
     oracle::verify_running(&target, &pair.b);
     target.stop("fast");
+}
+
+/// Data directory, WAL, a tablespace and the staged data each on a file system of its own.
+#[test]
+fn everything_on_disks_of_its_own_goes_either_way() {
+    let pair = Pair::new(15, Shape { segment_mb: 1, ..Shape::default() });
+    let user = pair.a.user;
+    let home = pair.home.path();
+    let disks = ["data", "wal", "space", "staging"].map(|name| Device::new(&home.join(name), 300));
+    let place = |disk: usize| {
+        let path = home.join(["data", "wal", "space", "staging"][disk]).join("n");
+        fs::create_dir_all(&path).expect("directory");
+        user.own(&path);
+        path
+    };
+    let (space, own) = (place(2), home.join("space-b"));
+    pair.b.stop("fast");
+    pair.a.sql(&format!("create tablespace away location '{}'", space.display()));
+    pair.a.sql("create table far tablespace away as select generate_series(1, 5000) id");
+    pair.a.stop("fast");
+    fs::remove_dir_all(&pair.b.data).expect("removed");
+    let b = pair.a.copy(&pair.b.socket);
+    run(user.command("/bin/cp").arg("-a").arg(&space).arg(&own));
+    let links = fs::read_dir(b.data.join("pg_tblspc")).expect("links");
+    let link = links.flatten().next().expect("a tablespace").path();
+    fs::remove_file(&link).expect("unlinked");
+    std::os::unix::fs::symlink(&own, &link).expect("linked");
+    b.follow(&pair.a);
+    let target = pair.a.copy(&place(0));
+    let wal = place(1).join("wal");
+    run(user.command("/bin/mv").arg(target.data.join("pg_wal")).arg(&wal));
+    std::os::unix::fs::symlink(&wal, target.data.join("pg_wal")).expect("linked");
+    // The standby follows the target, which is the primary from here on.
+    b.follow(&target);
+    target.start();
+    b.start();
+    let lsn = target.lsn();
+    b.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
+    b.promote();
+    target.sql("insert into far select generate_series(1, 700)");
+    target.sql("update plain set n = n + 5");
+    b.sql("delete from far where id % 3 = 0");
+    b.sql("create table far_new tablespace away as select * from far");
+    b.sql("checkpoint");
+    target.kill();
+    let pki = Pki::new(home);
+    let server = Server::start(&b, &pki);
+    let staging = place(3).display().to_string();
+    let rewind =
+        || Rewind::new(&target, &server, &pki).following(&b).args(["--staging-dir", &staging]);
+    let all = || {
+        [
+            content(&target),
+            Content::without(&wal, &[".pgrejoin"]),
+            Content::without(&space, &[".pgrejoin"]),
+        ]
+    };
+    let before = all();
+    for (ending, delay) in [("rollback", 3), ("rollback", 12), ("resume", 6)] {
+        let mut running = rewind().spawn();
+        pause(&mut running, &target, ("hidden", delay));
+        running.signal(Signal::KILL);
+        running.wait();
+        assert!(!target.try_start(), "PostgreSQL started unfinished");
+        let ended = state_command(ending, &target);
+        assert_eq!(ended.code, 0, "{}", ended.text);
+        if ending == "rollback" {
+            before.iter().zip(all()).for_each(|(before, now)| before.assert_same(&now));
+        }
+        assert_eq!(fs::read_dir(&staging).expect("staging").count(), 0, "staged data is left");
+    }
+    assert!(wal.join(".pgrejoin/diverged").is_dir());
+    oracle::verify_running(&target, &b);
+    target.stop("fast");
+    drop(disks);
 }

@@ -3,8 +3,8 @@
 
 use std::io;
 
-use pg_format::DataPath;
 use pg_format::backup_label::ReplayStart;
+use pg_format::{DataPath, Lsn};
 use serde::{Deserialize, Serialize};
 
 use super::disk::{Disk, FileStat, replace_file};
@@ -26,6 +26,8 @@ pub struct PlanFile {
     pub strategy: (String, String),
     /// Where replay will begin.
     pub start: ReplayStart,
+    /// Redo position of the source's newest checkpoint before anything was read from it.
+    pub source_redo: Lsn,
     /// What is done, file by file.
     pub plan: Plan,
     /// What the source listed.
