@@ -6,7 +6,7 @@ use crate::apply::plan_file::PlanFile;
 use crate::config::Config;
 use crate::inspect::Target;
 use crate::plan::Plan;
-use crate::seal::stat_of;
+use crate::way_back::stat_of;
 
 /// Which life of which source: nothing that was read before may be believed in another.
 pub(crate) fn life(node: &Node) -> String {

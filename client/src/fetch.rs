@@ -1,5 +1,6 @@
 //! Gets things from the source: connections, the units of work, and what survives a cut link.
 
+pub mod cache;
 pub mod compare;
 pub mod connect;
 mod listing;

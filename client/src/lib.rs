@@ -22,8 +22,11 @@ pub mod stage;
 pub mod start;
 pub mod unfinished;
 
+mod agenda;
 mod continued;
+
 mod seal;
+mod way_back;
 
 pub use config::Config;
 pub use error::{Class, RewindError};

@@ -5,31 +5,27 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use data_dir::DataDir;
-use pg_format::{Lsn, TimelineHistory};
+use pg_format::{DataPath, TimelineHistory};
 use proto::model::Description;
 use tokio_util::sync::CancellationToken;
 
-use crate::analysis::{Analysis, Subject, source_segment, source_start};
+use crate::agenda::Planned;
+use crate::analysis::{Analysis, Subject, source_segment};
 use crate::apply::disk::{Disk, RealDisk};
+use crate::apply::hold;
 use crate::apply::manifest::Staging;
 use crate::apply::plan_file::PlanFile;
 use crate::apply::redo::Redo;
-use crate::apply::state;
+use crate::apply::state::{self, Keep};
 use crate::apply::undo::Gate;
-use crate::apply::{hold, preflight};
-use crate::choose::{Choice, choose, new_tablespaces, tablespaces_against_fork};
 use crate::cli::StrategyArg;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
-use crate::fetch::{Session, compare};
+use crate::fetch::Session;
 use crate::inspect::{self, Target};
 use crate::monitor::{Monitor, Step};
 use crate::outcome::{Outcome, Result as Ended};
-use crate::plan::decide::{build, comparisons};
-use crate::plan::input::{Choices, Facts};
-use crate::plan::report::{Totals, changes};
-use crate::plan::undo::{bytes_of, images};
-use crate::plan::{Plan, SourceFiles, Strategy};
+use crate::plan::Plan;
 use crate::seal::{Attempt, Sealing};
 use crate::unfinished::{by_marks, clear_away, earlier, state_error};
 use crate::{compat, continued, recovery};
@@ -64,7 +60,7 @@ impl Steps {
         self.current = Some((step, Instant::now()));
     }
 
-    fn end(&mut self) -> Vec<(Step, Duration)> {
+    pub(crate) fn end(&mut self) -> Vec<(Step, Duration)> {
         if let Some((step, since)) = self.current.take() {
             self.times.push((step, since.elapsed()));
         }
@@ -153,6 +149,7 @@ async fn rewind_locked(
         stop,
         prepared: stored.is_some(),
         runs: stored.as_ref().map_or(0, |stored| stored.run),
+        cache: None,
         stored,
         pg_ctl: None,
     };
@@ -189,39 +186,29 @@ async fn start_if_asked(
     .map_err(RewindError::rewound)
 }
 
-/// What will be done, and how it is known.
-struct Planned<'a> {
-    choice: Choice<'a>,
-    /// Redo position of the source's newest checkpoint before anything was read from it.
-    source_redo: Lsn,
-    plan: Plan,
-    files: SourceFiles,
-    hash_bytes: u64,
-    /// Whether it is the plan of an earlier run.
-    again: bool,
-}
-
 /// One run against a target that no other rewind has begun to change.
-struct Run {
-    config: Config,
-    target: Arc<Target>,
-    directory: Arc<DataDir>,
-    disk: Arc<dyn Disk>,
-    monitor: Arc<dyn Monitor>,
-    steps: Steps,
-    stop: Stop,
+pub(crate) struct Run {
+    pub(crate) config: Config,
+    pub(crate) target: Arc<Target>,
+    pub(crate) directory: Arc<DataDir>,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) monitor: Arc<dyn Monitor>,
+    pub(crate) steps: Steps,
+    pub(crate) stop: Stop,
     /// Whether the state directory was made: only then there is something to clear away.
-    prepared: bool,
+    pub(crate) prepared: bool,
     /// Plans made and runs begun before this one, for the same rewind.
-    runs: u32,
+    pub(crate) runs: u32,
+    /// Files of a plan that did not hold, whose pages are a cache for the next.
+    pub(crate) cache: Option<Vec<DataPath>>,
     /// The plan of an earlier run that did not come to its seal.
-    stored: Option<PlanFile>,
+    pub(crate) stored: Option<PlanFile>,
     /// What the node is started with.
-    pg_ctl: Option<std::path::PathBuf>,
+    pub(crate) pg_ctl: Option<std::path::PathBuf>,
     /// Whether there is room for undo images.
-    undo: bool,
+    pub(crate) undo: bool,
     /// Of the attempt under way.
-    gate: Arc<Gate>,
+    pub(crate) gate: Arc<Gate>,
 }
 
 impl Run {
@@ -245,17 +232,18 @@ impl Run {
                 }
                 Ok(Attempt::Sealed(sealed)) => return self.apply(*sealed).await,
                 Ok(Attempt::Again { why, without_fork }) => {
-                    self.abandon();
+                    self.retire();
                     if attempt < ATTEMPTS_MAX {
                         self.monitor.note(&format!("{why}: planning again"));
                     } else {
+                        self.abandon();
                         let message = format!("{why}, {ATTEMPTS_MAX} times: try again later");
                         return Err(RewindError::new(Class::Transient, message));
                     }
                     forbid_fork = without_fork.or(forbid_fork);
                 }
                 Err(error) if error.class() == Class::Changed && attempt < ATTEMPTS_MAX => {
-                    self.abandon();
+                    self.retire();
                     self.monitor.note(&format!("{}: planning again", error.chain()));
                 }
                 Err(error) if error.class() == Class::Transient => {
@@ -285,6 +273,21 @@ impl Run {
             "what was fetched is kept in .pgrejoin: run the same command again to go on with it, \
              or pgrejoin rollback to clear it away",
         );
+    }
+
+    /// Gives a plan up and keeps the pages fetched for it, by what file they are of.
+    pub(crate) fn retire(&mut self) {
+        if !self.prepared {
+            return;
+        }
+        std::mem::take(&mut self.gate).close();
+        let stored = PlanFile::read(&*self.disk).ok().flatten();
+        let retired = stored.filter(|_| state::retire_packs(&*self.disk).is_ok());
+        self.cache =
+            retired.map(|stored| stored.plan.files.into_iter().map(|file| file.path).collect());
+        if self.cache.is_none() {
+            self.abandon();
+        }
     }
 
     /// Leaves the target as it was found.
@@ -368,66 +371,10 @@ impl Run {
             hash_bytes,
             plan,
             kept,
+            cache: self.cache.take(),
             undo: self.undo.then(|| Arc::clone(&self.gate)),
         };
         sealing.run(&mut self.steps).await
-    }
-
-    /// The plan of an earlier run, if it still holds.
-    fn go_on<'a>(
-        &mut self,
-        source: &Description,
-        analysis: &'a Analysis,
-    ) -> Result<Option<Planned<'a>>, RewindError> {
-        let Some(stored) = self.stored.take() else {
-            return Ok(None);
-        };
-        let obstacle = continued::obstacle(&stored, &self.target, &source.node, &self.config);
-        let (strategy, name) = match (stored.strategy.0.as_str(), &analysis.rewindable) {
-            ("fork", Ok(found)) => (Some(Strategy::Fork(&found.window)), "fork"),
-            ("fork", Err(_)) => (None, "fork"),
-            _ => (Some(Strategy::Compare), "compare"),
-        };
-        let obstacle = obstacle.or(strategy.is_none().then_some("the target's WAL changed"));
-        let (Some(strategy), None) = (strategy, obstacle) else {
-            let why = obstacle.unwrap_or_default();
-            self.monitor.note(&format!("what an earlier run fetched is not used: {why}"));
-            self.abandon();
-            return Ok(None);
-        };
-        preflight::check_permissions(&self.directory, &stored.plan)?;
-        self.monitor.note("going on with what an earlier run had fetched");
-        self.undo = stored.undo && self.config.undo;
-        let PlanFile { start, source_redo, plan, listed: files, hash_bytes, .. } = stored;
-        let choice = Choice { strategy, start, name, why: stored.strategy.1 };
-        Ok(Some(Planned { choice, source_redo, plan, files, hash_bytes, again: true }))
-    }
-
-    /// Chooses the way and decides, file by file; the end of the attempt if it ends here.
-    async fn plan_anew<'a>(
-        &mut self,
-        session: &Session,
-        (source, analysis, history): (&Description, &'a Analysis, &TimelineHistory),
-        files: SourceFiles,
-        forbid_fork: Option<&str>,
-    ) -> Result<Result<Planned<'a>, Attempt>, RewindError> {
-        if let Some(oid) = unknown_tablespace(&files, source) {
-            let why = format!("tablespace {oid} was created on the source meanwhile");
-            return Ok(Err(Attempt::Again { why, without_fork: None }));
-        }
-        let mapping = &self.config.tablespace_mapping;
-        let tablespaces = tablespaces_against_fork(&self.target, source, mapping);
-        let forbid_fork = forbid_fork.or(tablespaces.as_deref());
-        let choice = choose(self.config.strategy, analysis, source, history, forbid_fork)?;
-        let (plan, hash_bytes) = self.plan(session, source, &files, &choice).await?;
-        self.undo = self.check(&plan, source, &choice)?;
-        if self.config.dry_run {
-            changes(&plan).iter().for_each(|change| self.monitor.planned(change));
-            let outcome = self.dry_outcome(analysis, &choice, &plan);
-            return Ok(Err(Attempt::Finished(Box::new(outcome))));
-        }
-        let source_redo = source_start(source).redo;
-        Ok(Ok(Planned { choice, source_redo, plan, files, hash_bytes, again: false }))
     }
 
     /// What the node will be started with, found before anything changes.
@@ -437,16 +384,6 @@ impl Run {
         }
         let major = self.target.control.file.major;
         crate::start::find_pg_ctl(&self.config, &self.directory, major).map(Some)
-    }
-
-    fn dry_outcome(&mut self, analysis: &Analysis, choice: &Choice<'_>, plan: &Plan) -> Outcome {
-        let mut outcome = Outcome::new(Ended::WouldRewind, "dry run: nothing was changed");
-        outcome.fork = analysis.fork.map(|fork| (fork.lsn, fork.timeline));
-        outcome.strategy = Some((choice.name, choice.why.clone()));
-        outcome.totals = Totals::of(plan);
-        outcome.kept = self.kept(plan);
-        outcome.times = self.steps.end();
-        outcome
     }
 
     /// Makes the state directory and takes the target; the plan is kept there for a run after this.
@@ -478,9 +415,11 @@ impl Run {
     fn take_target(&mut self, again: bool) -> Result<(), RewindError> {
         inspect::running::refuse_running(&self.directory)?;
         self.prepared = true;
-        let made = match again {
-            true => state::prepare_again(&*self.disk, &self.directory),
-            false => state::prepare(&*self.disk, &self.directory),
+        let (disk, directory) = (&*self.disk, &*self.directory);
+        let made = match (again, &self.cache) {
+            (true, _) => state::prepare_again(disk, directory, Keep::Plan),
+            (false, Some(_)) => state::prepare_again(disk, directory, Keep::Cache),
+            (false, None) => state::prepare(disk, directory),
         };
         made.map_err(state_error)?;
         hold::take(&*self.disk, &self.config.target)?;
@@ -597,89 +536,7 @@ impl Run {
         Ok(())
     }
 
-    async fn plan(
-        &mut self,
-        session: &Session,
-        source: &Description,
-        files: &SourceFiles,
-        choice: &Choice<'_>,
-    ) -> Result<(Plan, u64), RewindError> {
-        let control = &source.node.control;
-        let version_directory = pg_format::relation::tablespace_version_directory(
-            control.major,
-            control.catalog_version,
-        );
-        let places = new_tablespaces(
-            &self.target,
-            source,
-            &self.config.tablespace_mapping,
-            &choice.strategy,
-        )?;
-        let target = Arc::clone(&self.target);
-        let keys = match self.config.mirror_extra_files {
-            true => blocking(move || Ok(inspect::private_keys(&target))).await?,
-            false => std::collections::BTreeSet::new(),
-        };
-        let facts = Facts {
-            target: &self.target.files,
-            source: files,
-            strategy: &choice.strategy,
-            version_directory: &version_directory,
-            choices: Choices {
-                config_from_source: self.config.config_from_source,
-                mirror_extra_files: self.config.mirror_extra_files,
-            },
-            new_tablespaces: &places,
-            keys: &keys,
-        };
-        self.steps.begin(Step::Compare);
-        let list = comparisons(&facts)?;
-        let monitor = Arc::clone(&self.monitor);
-        let directory = Arc::clone(&self.directory);
-        let (differences, carried) = compare::compare(session, directory, &list, monitor).await?;
-        self.steps.begin(Step::Plan);
-        Ok((build(&facts, &differences)?, carried.total()))
-    }
-
-    /// Refuses a plan that would fail half way. Whether there is room for undo images too.
-    fn check(
-        &self,
-        plan: &Plan,
-        source: &Description,
-        choice: &Choice<'_>,
-    ) -> Result<bool, RewindError> {
-        let newest = source.wal_segments.iter().map(|name| name.number).max().unwrap_or(0);
-        let size = source.node.control.wal_segment_size;
-        let segments = newest.saturating_sub(size.segment_of(choice.start.redo)).saturating_add(1);
-        let staging = self.config.staging_dir.as_deref();
-        let wal_bytes = segments.saturating_mul(size.bytes());
-        preflight::check_permissions(&self.directory, plan)?;
-        preflight::check_mounts(&self.directory, plan)?;
-        let copied = staging.is_some() || self.directory.wal_is_elsewhere();
-        let mut room = preflight::Room {
-            // Staged pages are compressed; half of their size is what rows that compress badly need.
-            staged_bytes: Totals::of(plan).bytes() / 2,
-            wal_bytes,
-            copied_wal_bytes: if copied { wal_bytes } else { 0 },
-            ..preflight::Room::on(&self.directory, staging)
-        };
-        room.check(plan, &self.target.files)?;
-        if !self.config.undo {
-            return Ok(false);
-        }
-        room.undo_bytes = bytes_of(&images(plan, &self.target.files));
-        let short = room.check(plan, &self.target.files).err();
-        if let Some(short) = &short {
-            self.monitor.warning(&format!(
-                "no undo images are saved, an interrupted rewind can be finished but not taken \
-                 back: {}",
-                short.chain()
-            ));
-        }
-        Ok(short.is_none())
-    }
-
-    fn kept(&self, plan: &Plan) -> Vec<String> {
+    pub(crate) fn kept(&self, plan: &Plan) -> Vec<String> {
         let slots = &plan.slots;
         if slots.is_empty() {
             return Vec::new();
@@ -723,11 +580,4 @@ impl Run {
         outcome.times = self.steps.end();
         Ok(outcome)
     }
-}
-
-/// A tablespace the list has and the description has not: created between the two.
-fn unknown_tablespace(files: &SourceFiles, source: &Description) -> Option<u32> {
-    let listed = files.keys().filter_map(|path| path.as_str().strip_prefix("pg_tblspc/"));
-    let mut oids = listed.filter_map(|rest| rest.parse().ok());
-    oids.find(|oid| !source.tablespaces.iter().any(|tablespace| tablespace.oid == *oid))
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use data_dir::wal::{LocalWal, Segments as _};
-use data_dir::{Entry, EntryKind};
 use pg_format::backup_label::backup_label;
 use pg_format::control_file::control_file_for_recovery;
 use pg_format::wal::SegmentName;
@@ -15,30 +14,31 @@ use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::model::{Description, Role, Sealed};
 
 use crate::analysis::{Analysis, source_start};
-use crate::apply::disk::{Disk, FileStat};
-use crate::apply::manifest::{Manifest, OldFile, PackDigest, Staging, Undo, WalChanges};
+use crate::apply::disk::Disk;
+use crate::apply::manifest::{Manifest, Staging, WalChanges};
 use crate::apply::preflight::Room;
-use crate::apply::undo::{Gate, Image};
-use crate::apply::{state, undo};
+use crate::apply::state;
+use crate::apply::undo::Gate;
 use crate::choose::{Choice, check_place};
 use crate::cli::StrategyArg;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
-use crate::fetch::Session;
 use crate::fetch::wal::WalFollower;
+use crate::fetch::{Session, cache};
 use crate::inspect::{Target, wal_context};
 use crate::monitor::{Monitor, Step};
 use crate::outcome::{Outcome, Result as Ended, utc_now};
 use crate::plan::cut::to_be_emptied;
 use crate::plan::replay::Hazard;
 use crate::plan::report::Totals;
-use crate::plan::undo::{bytes_of, cut_images, images};
+use crate::plan::undo::{cut_images, images};
 use crate::plan::wal::{WalFacts, changes};
 use crate::plan::{FileAction, Plan, PlannedFile, SourceFiles, Strategy};
 use crate::recovered::Recovered;
 use crate::recovery;
 use crate::rewind::{Steps, Stop, blocking};
 use crate::stage::{self, FutureWal, Replayed, Staged};
+use crate::way_back::stat_of;
 
 /// How an attempt ended.
 pub(crate) enum Attempt {
@@ -83,23 +83,13 @@ pub(crate) struct Sealing<'a> {
     pub(crate) hash_bytes: u64,
     pub(crate) plan: Plan,
     pub(crate) kept: Vec<String>,
+    /// Files of a plan that does not hold any more, whose pages are a cache.
+    pub(crate) cache: Option<Vec<DataPath>>,
     /// Whether what is overwritten is saved, and who may stop that.
     pub(crate) undo: Option<Arc<Gate>>,
 }
 
-/// Longest settings or history file that is saved for the way back.
-const SMALL_FILE_BYTES_MAX: u64 = 16 << 20;
-
-/// A regular file as it was when the target was looked at.
-pub(crate) fn stat_of(entry: &Entry) -> Option<FileStat> {
-    let EntryKind::File { bytes } = entry.kind else {
-        return None;
-    };
-    let Entry { mode, inode, modified, .. } = *entry;
-    Some(FileStat { bytes, mode, inode, modified })
-}
-
-fn staging(error: std::io::Error) -> RewindError {
+pub(crate) fn staging(error: std::io::Error) -> RewindError {
     RewindError::because(Class::Preflight, "could not write to staging", error)
 }
 
@@ -118,6 +108,11 @@ impl Sealing<'_> {
         let early = self.replay(follower.staged(), now, &[])?;
         if let Some(again) = self.hazards(&early.hazards).await? {
             return Ok(again);
+        }
+        if let Some(files) = self.cache.take() {
+            let what = (self.attempt, Arc::clone(self.monitor));
+            let pages = (files, &*stage::units(&self.plan));
+            self.hash_bytes += cache::take_over(&self.session, self.disk, pages, what).await?;
         }
         // The old pages are saved while the new ones travel.
         let planned = self.images("planned", images(&self.plan, files));
@@ -155,56 +150,6 @@ impl Sealing<'_> {
         let oldest = self.oldest_segment().await;
         let outcome = self.outcome(&sealed, &staged, (&follower, &manifest, oldest));
         Ok(Attempt::Sealed(Box::new(SealedRun { manifest, outcome })))
-    }
-
-    /// Saves images of what will be overwritten, if the way back is wanted.
-    async fn images(&self, when: &str, images: Vec<Image>) -> Result<Vec<PackDigest>, RewindError> {
-        let Some(gate) = self.undo.clone().filter(|_| !images.is_empty()) else {
-            return Ok(Vec::new());
-        };
-        let disk = Arc::clone(self.disk);
-        let bytes = bytes_of(&images);
-        let name = format!("{}-{when}", self.attempt);
-        blocking(move || {
-            undo::save(&disk, &name, &images, &gate).map_err(|error| {
-                let message = format!("could not save the {bytes} bytes that will be overwritten");
-                RewindError::because(Class::Preflight, message, error)
-            })
-        })
-        .await
-    }
-
-    /// What it takes to go back, once all is known that will change.
-    fn way_back(
-        &self,
-        manifest: &Manifest,
-        images: Vec<PackDigest>,
-    ) -> Result<Option<Undo>, RewindError> {
-        if self.undo.is_none() {
-            return Ok(None);
-        }
-        let written = manifest.wal.write.iter().chain(&manifest.settings).map(|file| &file.path);
-        let label = DataPath::new("backup_label").map_err(|e| staging(std::io::Error::other(e)))?;
-        let mut small = Vec::new();
-        for path in written.chain(&manifest.remove).chain([&label]) {
-            small.push(self.old_file(path)?);
-        }
-        Ok(Some(Undo { images, small }))
-    }
-
-    fn old_file(&self, path: &DataPath) -> Result<OldFile, RewindError> {
-        let content = match self.disk.stat(path) {
-            Ok(None) => Ok(None),
-            Ok(Some(stat)) => {
-                let read = self.target.directory.read(path, SMALL_FILE_BYTES_MAX);
-                read.map(|bytes| Some((bytes, stat.mode)))
-            }
-            Err(error) => Err(error),
-        };
-        let content = content.map_err(|error| {
-            RewindError::because(Class::Target, format!("could not read {path}"), error)
-        })?;
-        Ok(OldFile { path: path.clone(), content })
     }
 
     /// R8: another life of the source, or another node at its address, is planned for anew.

@@ -86,7 +86,7 @@ pub struct Staged {
 }
 
 /// The units of a plan, in the order of its files.
-fn units(plan: &Plan) -> Vec<Unit> {
+pub fn units(plan: &Plan) -> Vec<Unit> {
     let mut serials: BTreeMap<usize, u64> = BTreeMap::new();
     let mut units = Vec::new();
     let mut add = |file: usize, kind: UnitKind| {

@@ -72,7 +72,7 @@ fn a_target_with_a_plan_only_is_as_it_was() {
 #[test]
 fn a_sealed_target_is_finished_or_its_plan_is_void() {
     let frozen = Frozen::new();
-    let sealed = || frozen.killed_where("renameat", "a rewind is prepared");
+    let sealed = || frozen.killed_where("fsync", "a rewind is prepared");
     let target = sealed();
     assert!(frozen.is_unchanged(&target));
     ends("resume", &target, 0, "is rewound");

@@ -11,7 +11,10 @@ use super::header::{self, HEADER_BYTES, HeaderError};
 use super::manifest::{Manifest, ManifestError};
 
 /// Directories that `--staging-dir` moves elsewhere.
-pub const STAGED_DIRECTORIES: [&str; 3] = [".pgrejoin/packs", ".pgrejoin/wal", ".pgrejoin/undo"];
+pub const STAGED_DIRECTORIES: [&str; 4] =
+    [".pgrejoin/packs", ".pgrejoin/wal", ".pgrejoin/undo", CACHE];
+/// Packs of a plan that does not hold any more.
+pub const CACHE: &str = ".pgrejoin/cache";
 
 const CONTROL: &str = "global/pg_control";
 const SEALED: &str = ".pgrejoin/sealed";
@@ -250,17 +253,38 @@ fn make_directories(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the state directory ready for a run that goes on with the plan in it: what was fetched stays,
-/// everything else goes.
-pub fn prepare_again(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
-    let kept = ["packs", "wal", "plan", DIVERGED, "postmaster.pid.stale"];
-    for name in disk.names(&own(OWN_DIRECTORY))? {
-        if !kept.contains(&name.as_str()) {
+/// What of an earlier run is kept in the state directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Its plan holds, and with it all that was fetched.
+    Plan,
+    /// Its pages are a cache for another plan.
+    Cache,
+}
+
+/// Makes the state directory ready for a run that uses what an earlier one left; the rest goes.
+pub fn prepare_again(disk: &dyn Disk, directory: &DataDir, keep: Keep) -> io::Result<()> {
+    let kept: &[&str] = match keep {
+        Keep::Plan => &["packs", "wal", "plan"],
+        Keep::Cache => &["cache"],
+    };
+    let kept =
+        |name: &str| kept.contains(&name) || [DIVERGED, "postmaster.pid.stale"].contains(&name);
+    // Those staged elsewhere are not among the names here.
+    let staged = STAGED_DIRECTORIES.iter().filter_map(|path| path.rsplit_once('/'));
+    let staged = staged.map(|(_, name)| name.to_owned());
+    for name in disk.names(&own(OWN_DIRECTORY))?.into_iter().chain(staged) {
+        if !kept(&name) {
             remove_tree(disk, &own(format!("{OWN_DIRECTORY}/{name}")))?;
         }
     }
-    remove_tree(disk, &undo("x").parent().unwrap_or_else(|| own(OWN_DIRECTORY)))?;
     make_directories(disk, directory)
+}
+
+/// Makes the packs a cache for another plan.
+pub fn retire_packs(disk: &dyn Disk) -> io::Result<()> {
+    remove_tree(disk, &own(CACHE))?;
+    disk.rename(&own(STAGED_DIRECTORIES[0]), &own(CACHE))
 }
 
 /// Removes everything but the WAL of lost transactions; the directories too if they are then empty.
@@ -308,8 +332,8 @@ pub fn unseal(disk: &dyn Disk) -> io::Result<()> {
 /// From here on the rewind can be finished without the source: the contents of what was staged are
 /// durable, and now their names are.
 pub fn seal(disk: &dyn Disk, manifest: &[u8]) -> io::Result<()> {
-    for directory in STAGED_DIRECTORIES {
-        disk.sync_directory(Some(&own(directory)))?;
+    for directory in STAGED_DIRECTORIES.iter().filter(|directory| **directory != CACHE) {
+        disk.sync_directory(Some(&own(*directory)))?;
     }
     replace_file(disk, &own(SEALED), manifest)
 }

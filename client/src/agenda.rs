@@ -1,0 +1,196 @@
+//! The plan of a run: that of an earlier one, if it still holds, or a new one.
+
+use std::sync::Arc;
+
+use pg_format::{Lsn, TimelineHistory};
+use proto::model::Description;
+
+use crate::analysis::{Analysis, source_start};
+use crate::apply::plan_file::PlanFile;
+use crate::apply::preflight;
+use crate::choose::{Choice, choose, new_tablespaces, tablespaces_against_fork};
+use crate::error::RewindError;
+use crate::fetch::{Session, compare};
+use crate::monitor::Step;
+use crate::outcome::{Outcome, Result as Ended};
+use crate::plan::decide::{build, comparisons};
+use crate::plan::input::{Choices, Facts};
+use crate::plan::report::{Totals, changes};
+use crate::plan::undo::{bytes_of, images};
+use crate::plan::{Plan, SourceFiles, Strategy};
+use crate::rewind::{Run, blocking};
+use crate::seal::Attempt;
+use crate::{continued, inspect};
+
+/// What will be done, and how it is known.
+pub(crate) struct Planned<'a> {
+    pub(crate) choice: Choice<'a>,
+    /// Redo position of the source's newest checkpoint before anything was read from it.
+    pub(crate) source_redo: Lsn,
+    pub(crate) plan: Plan,
+    pub(crate) files: SourceFiles,
+    pub(crate) hash_bytes: u64,
+    /// Whether it is the plan of an earlier run.
+    pub(crate) again: bool,
+}
+
+impl Run {
+    /// The plan of an earlier run, if it still holds.
+    pub(crate) fn go_on<'a>(
+        &mut self,
+        source: &Description,
+        analysis: &'a Analysis,
+    ) -> Result<Option<Planned<'a>>, RewindError> {
+        let Some(stored) = self.stored.take() else {
+            return Ok(None);
+        };
+        let obstacle = continued::obstacle(&stored, &self.target, &source.node, &self.config);
+        let (strategy, name) = match (stored.strategy.0.as_str(), &analysis.rewindable) {
+            ("fork", Ok(found)) => (Some(Strategy::Fork(&found.window)), "fork"),
+            ("fork", Err(_)) => (None, "fork"),
+            _ => (Some(Strategy::Compare), "compare"),
+        };
+        let obstacle = obstacle.or(strategy.is_none().then_some("the target's WAL changed"));
+        let (Some(strategy), None) = (strategy, obstacle) else {
+            let why = obstacle.unwrap_or_default();
+            self.monitor.note(&format!(
+                "the plan of an earlier run does not hold ({why}): what it fetched is compared with \
+                 the source before it is used"
+            ));
+            self.retire();
+            return Ok(None);
+        };
+        preflight::check_permissions(&self.directory, &stored.plan)?;
+        self.monitor.note("going on with what an earlier run had fetched");
+        self.undo = stored.undo && self.config.undo;
+        let PlanFile { start, source_redo, plan, listed: files, hash_bytes, .. } = stored;
+        let choice = Choice { strategy, start, name, why: stored.strategy.1 };
+        Ok(Some(Planned { choice, source_redo, plan, files, hash_bytes, again: true }))
+    }
+
+    /// Chooses the way and decides, file by file; the end of the attempt if it ends here.
+    pub(crate) async fn plan_anew<'a>(
+        &mut self,
+        session: &Session,
+        (source, analysis, history): (&Description, &'a Analysis, &TimelineHistory),
+        files: SourceFiles,
+        forbid_fork: Option<&str>,
+    ) -> Result<Result<Planned<'a>, Attempt>, RewindError> {
+        if let Some(oid) = unknown_tablespace(&files, source) {
+            let why = format!("tablespace {oid} was created on the source meanwhile");
+            return Ok(Err(Attempt::Again { why, without_fork: None }));
+        }
+        let mapping = &self.config.tablespace_mapping;
+        let tablespaces = tablespaces_against_fork(&self.target, source, mapping);
+        let forbid_fork = forbid_fork.or(tablespaces.as_deref());
+        let choice = choose(self.config.strategy, analysis, source, history, forbid_fork)?;
+        let (plan, hash_bytes) = self.plan(session, source, &files, &choice).await?;
+        self.undo = self.check(&plan, source, &choice)?;
+        if self.config.dry_run {
+            changes(&plan).iter().for_each(|change| self.monitor.planned(change));
+            let outcome = self.dry_outcome(analysis, &choice, &plan);
+            return Ok(Err(Attempt::Finished(Box::new(outcome))));
+        }
+        let source_redo = source_start(source).redo;
+        Ok(Ok(Planned { choice, source_redo, plan, files, hash_bytes, again: false }))
+    }
+
+    fn dry_outcome(&mut self, analysis: &Analysis, choice: &Choice<'_>, plan: &Plan) -> Outcome {
+        let mut outcome = Outcome::new(Ended::WouldRewind, "dry run: nothing was changed");
+        outcome.fork = analysis.fork.map(|fork| (fork.lsn, fork.timeline));
+        outcome.strategy = Some((choice.name, choice.why.clone()));
+        outcome.totals = Totals::of(plan);
+        outcome.kept = self.kept(plan);
+        outcome.times = self.steps.end();
+        outcome
+    }
+
+    async fn plan(
+        &mut self,
+        session: &Session,
+        source: &Description,
+        files: &SourceFiles,
+        choice: &Choice<'_>,
+    ) -> Result<(Plan, u64), RewindError> {
+        let control = &source.node.control;
+        let version_directory = pg_format::relation::tablespace_version_directory(
+            control.major,
+            control.catalog_version,
+        );
+        let places = new_tablespaces(
+            &self.target,
+            source,
+            &self.config.tablespace_mapping,
+            &choice.strategy,
+        )?;
+        let target = Arc::clone(&self.target);
+        let keys = match self.config.mirror_extra_files {
+            true => blocking(move || Ok(inspect::private_keys(&target))).await?,
+            false => std::collections::BTreeSet::new(),
+        };
+        let facts = Facts {
+            target: &self.target.files,
+            source: files,
+            strategy: &choice.strategy,
+            version_directory: &version_directory,
+            choices: Choices {
+                config_from_source: self.config.config_from_source,
+                mirror_extra_files: self.config.mirror_extra_files,
+            },
+            new_tablespaces: &places,
+            keys: &keys,
+        };
+        self.steps.begin(Step::Compare);
+        let list = comparisons(&facts)?;
+        let monitor = Arc::clone(&self.monitor);
+        let directory = Arc::clone(&self.directory);
+        let (differences, carried) = compare::compare(session, directory, &list, monitor).await?;
+        self.steps.begin(Step::Plan);
+        Ok((build(&facts, &differences)?, carried.total()))
+    }
+
+    /// Refuses a plan that would fail half way. Whether there is room for undo images too.
+    fn check(
+        &self,
+        plan: &Plan,
+        source: &Description,
+        choice: &Choice<'_>,
+    ) -> Result<bool, RewindError> {
+        let newest = source.wal_segments.iter().map(|name| name.number).max().unwrap_or(0);
+        let size = source.node.control.wal_segment_size;
+        let segments = newest.saturating_sub(size.segment_of(choice.start.redo)).saturating_add(1);
+        let staging = self.config.staging_dir.as_deref();
+        let wal_bytes = segments.saturating_mul(size.bytes());
+        preflight::check_permissions(&self.directory, plan)?;
+        preflight::check_mounts(&self.directory, plan)?;
+        let copied = staging.is_some() || self.directory.wal_is_elsewhere();
+        let mut room = preflight::Room {
+            // Staged pages are compressed; half of their size is what rows that compress badly need.
+            staged_bytes: Totals::of(plan).bytes() / 2,
+            wal_bytes,
+            copied_wal_bytes: if copied { wal_bytes } else { 0 },
+            ..preflight::Room::on(&self.directory, staging)
+        };
+        room.check(plan, &self.target.files)?;
+        if !self.config.undo {
+            return Ok(false);
+        }
+        room.undo_bytes = bytes_of(&images(plan, &self.target.files));
+        let short = room.check(plan, &self.target.files).err();
+        if let Some(short) = &short {
+            self.monitor.warning(&format!(
+                "no undo images are saved, an interrupted rewind can be finished but not taken \
+                 back: {}",
+                short.chain()
+            ));
+        }
+        Ok(short.is_none())
+    }
+}
+
+/// A tablespace the list has and the description has not: created between the two.
+fn unknown_tablespace(files: &SourceFiles, source: &Description) -> Option<u32> {
+    let listed = files.keys().filter_map(|path| path.as_str().strip_prefix("pg_tblspc/"));
+    let mut oids = listed.filter_map(|rest| rest.parse().ok());
+    oids.find(|oid| !source.tablespaces.iter().any(|tablespace| tablespace.oid == *oid))
+}

@@ -1,0 +1,82 @@
+//! What it takes to undo a rewind, gathered before the seal.
+
+use std::sync::Arc;
+
+use data_dir::{Entry, EntryKind};
+use pg_format::DataPath;
+
+use crate::apply::disk::FileStat;
+use crate::apply::manifest::{Manifest, OldFile, PackDigest, Undo};
+use crate::apply::undo::{self, Image};
+use crate::error::{Class, RewindError};
+use crate::plan::undo::bytes_of;
+use crate::rewind::blocking;
+use crate::seal::{Sealing, staging};
+
+/// Longest settings or history file that is saved for the way back.
+const SMALL_FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// A regular file as it was when the target was looked at.
+pub(crate) fn stat_of(entry: &Entry) -> Option<FileStat> {
+    let EntryKind::File { bytes } = entry.kind else {
+        return None;
+    };
+    let Entry { mode, inode, modified, .. } = *entry;
+    Some(FileStat { bytes, mode, inode, modified })
+}
+
+impl Sealing<'_> {
+    /// Saves images of what will be overwritten, if the way back is wanted.
+    pub(crate) async fn images(
+        &self,
+        when: &str,
+        images: Vec<Image>,
+    ) -> Result<Vec<PackDigest>, RewindError> {
+        let Some(gate) = self.undo.clone().filter(|_| !images.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let disk = Arc::clone(self.disk);
+        let bytes = bytes_of(&images);
+        let name = format!("{}-{when}", self.attempt);
+        blocking(move || {
+            undo::save(&disk, &name, &images, &gate).map_err(|error| {
+                let message = format!("could not save the {bytes} bytes that will be overwritten");
+                RewindError::because(Class::Preflight, message, error)
+            })
+        })
+        .await
+    }
+
+    /// What it takes to go back, once all is known that will change.
+    pub(crate) fn way_back(
+        &self,
+        manifest: &Manifest,
+        images: Vec<PackDigest>,
+    ) -> Result<Option<Undo>, RewindError> {
+        if self.undo.is_none() {
+            return Ok(None);
+        }
+        let written = manifest.wal.write.iter().chain(&manifest.settings).map(|file| &file.path);
+        let label = DataPath::new("backup_label").map_err(|e| staging(std::io::Error::other(e)))?;
+        let mut small = Vec::new();
+        for path in written.chain(&manifest.remove).chain([&label]) {
+            small.push(self.old_file(path)?);
+        }
+        Ok(Some(Undo { images, small }))
+    }
+
+    fn old_file(&self, path: &DataPath) -> Result<OldFile, RewindError> {
+        let content = match self.disk.stat(path) {
+            Ok(None) => Ok(None),
+            Ok(Some(stat)) => {
+                let read = self.target.directory.read(path, SMALL_FILE_BYTES_MAX);
+                read.map(|bytes| Some((bytes, stat.mode)))
+            }
+            Err(error) => Err(error),
+        };
+        let content = content.map_err(|error| {
+            RewindError::because(Class::Target, format!("could not read {path}"), error)
+        })?;
+        Ok(OldFile { path: path.clone(), content })
+    }
+}
