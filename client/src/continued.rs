@@ -2,11 +2,11 @@
 
 use proto::model::{Node, Role};
 
+use crate::apply::disk::FileStat;
 use crate::apply::plan_file::PlanFile;
 use crate::config::Config;
 use crate::inspect::Target;
 use crate::plan::Plan;
-use crate::way_back::stat_of;
 
 /// Which life of which source: nothing that was read before may be believed in another.
 pub(crate) fn life(node: &Node) -> String {
@@ -32,8 +32,8 @@ pub(crate) fn options(config: &Config) -> String {
 }
 
 /// The planned files as they are on the target.
-pub(crate) fn before(plan: &Plan, target: &Target) -> Vec<Option<crate::apply::disk::FileStat>> {
-    plan.files.iter().map(|file| stat_of(target.files.get(&file.path)?)).collect()
+pub(crate) fn before(plan: &Plan, target: &Target) -> Vec<Option<FileStat>> {
+    plan.files.iter().map(|file| FileStat::of(target.files.get(&file.path)?)).collect()
 }
 
 /// Why a plan cannot be gone on with; `None` if it can.

@@ -14,7 +14,7 @@ use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::model::{Description, Role, Sealed};
 
 use crate::analysis::{Analysis, source_start};
-use crate::apply::disk::Disk;
+use crate::apply::disk::{Disk, FileStat};
 use crate::apply::manifest::{Manifest, Staging, WalChanges};
 use crate::apply::preflight::Room;
 use crate::apply::state;
@@ -28,17 +28,16 @@ use crate::fetch::{Session, cache};
 use crate::inspect::{Target, wal_context};
 use crate::monitor::{Monitor, Step};
 use crate::outcome::{Outcome, Result as Ended, utc_now};
-use crate::plan::cut::to_be_emptied;
+use crate::plan::cut::{Read, final_lengths};
 use crate::plan::replay::Hazard;
 use crate::plan::report::Totals;
 use crate::plan::undo::{cut_images, images};
 use crate::plan::wal::{WalFacts, changes};
-use crate::plan::{FileAction, Plan, PlannedFile, SourceFiles, Strategy};
+use crate::plan::{Plan, SourceFiles, Strategy};
 use crate::recovered::Recovered;
 use crate::recovery;
 use crate::rewind::{Steps, Stop, blocking};
 use crate::stage::{self, FutureWal, Replayed, Staged};
-use crate::way_back::stat_of;
 
 /// How an attempt ended.
 pub(crate) enum Attempt {
@@ -492,7 +491,9 @@ impl Sealing<'_> {
         let new_control = control_file_for_recovery(control, sealed.end, sealed.end_timeline);
         let remove = ["recovery.signal", "tablespace_map"].map(DataPath::new);
         let remove: Result<Vec<_>, _> = remove.into_iter().collect();
-        let (files, shorter) = self.lengths(staged);
+        let read = Read { shorter: &staged.notes.shorter, vanished: &staged.notes.vanished };
+        let target = &self.target.files;
+        let (files, shorter) = final_lengths(&self.plan.files, self.files, target, read);
         let staging = match &self.config.staging_dir {
             Some(directory) => Some(Staging {
                 directory: directory.clone(),
@@ -500,7 +501,7 @@ impl Sealing<'_> {
             }),
             None => None,
         };
-        let before = files.iter().map(|file| stat_of(self.target.files.get(&file.path)?));
+        let before = files.iter().map(|file| FileStat::of(target.get(&file.path)?));
         Ok(Manifest {
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             old_control: self.target.control.bytes.clone(),
@@ -509,7 +510,7 @@ impl Sealing<'_> {
             files,
             packs: staged.packs.clone(),
             staging,
-            shorter,
+            shorter: shorter.into_iter().collect(),
             vanished: staged.notes.vanished.iter().copied().collect(),
             wal: self.wal_changes(sealed, wal)?,
             settings: recovery::files(self.config, self.target, auto_conf)?,
@@ -519,26 +520,6 @@ impl Sealing<'_> {
             sync: self.config.sync,
             summary: format!("the target is rewound and follows timeline {}", sealed.node.timeline),
         })
-    }
-
-    /// The planned files, and those that end up shorter than planned.
-    fn lengths(&self, staged: &Staged) -> (Vec<PlannedFile>, Vec<(usize, u64)>) {
-        let mut files = self.plan.files.clone();
-        let mut shorter = staged.notes.shorter.clone();
-        let path_of = |file: &usize| self.plan.files.get(*file).map(|file| file.path.clone());
-        let gone = staged.notes.vanished.iter().map(|file| (file, 0));
-        let read = staged.notes.shorter.iter().map(|(file, bytes)| (file, *bytes)).chain(gone);
-        let read = read.filter_map(|(file, bytes)| Some((path_of(file)?, bytes))).collect();
-        for path in to_be_emptied(self.files, &read) {
-            match files.iter().position(|file| file.path == path) {
-                Some(file) => drop(shorter.insert(file, 0)),
-                None if self.target.files.contains_key(&path) => {
-                    files.push(PlannedFile { path, action: FileAction::Patch { bytes: 0 } });
-                }
-                None => {}
-            }
-        }
-        (files, shorter.into_iter().collect())
     }
 
     fn outcome(

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use data_dir::{Entry, EntryKind};
 use pg_format::DataPath;
 
-use crate::apply::disk::FileStat;
 use crate::apply::manifest::{Manifest, OldFile, PackDigest, Undo};
 use crate::apply::undo::{self, Image};
 use crate::error::{Class, RewindError};
@@ -15,15 +13,6 @@ use crate::seal::{Sealing, staging};
 
 /// Longest settings or history file that is saved for the way back.
 const SMALL_FILE_BYTES_MAX: u64 = 16 << 20;
-
-/// A regular file as it was when the target was looked at.
-pub(crate) fn stat_of(entry: &Entry) -> Option<FileStat> {
-    let EntryKind::File { bytes } = entry.kind else {
-        return None;
-    };
-    let Entry { mode, inode, modified, .. } = *entry;
-    Some(FileStat { bytes, mode, inode, modified })
-}
 
 impl Sealing<'_> {
     /// Saves images of what will be overwritten, if the way back is wanted.

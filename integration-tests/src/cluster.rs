@@ -135,6 +135,11 @@ fn template(install: &Install, shape: Shape) -> PathBuf {
     path
 }
 
+/// The data directory of the ordinary template of a major: a real one, stopped, not to be changed.
+pub fn template_of(major: u32) -> PathBuf {
+    template(&Install::of(major), Shape::default()).join("data")
+}
+
 /// Appends text to a file, leaving its owner.
 pub fn append(path: &Path, text: &str) {
     use std::io::Write as _;

@@ -12,8 +12,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use data_dir::DataDir;
 use data_dir::confined::open_below;
+use data_dir::{DataDir, Entry, EntryKind};
 use pg_format::DataPath;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,17 @@ pub struct FileStat {
     pub inode: u64,
     /// When it was last modified: seconds and nanoseconds since 1970.
     pub modified: (i64, u32),
+}
+
+impl FileStat {
+    /// A regular file as it was when the target was looked at; `None` for anything else.
+    pub fn of(entry: &Entry) -> Option<Self> {
+        let EntryKind::File { bytes } = entry.kind else {
+            return None;
+        };
+        let Entry { mode, inode, modified, .. } = *entry;
+        Some(Self { bytes, mode, inode, modified })
+    }
 }
 
 /// Changes to the target. Nothing is durable before it was synced: a file's content by

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pg_format::{BLOCK_BYTES, DataPath, RELATION_SEGMENT_BLOCKS, RelationSegment};
 
-use super::input::SourceFiles;
+use super::decide::{FileAction, PlannedFile};
+use super::input::{SourceFiles, TargetFiles};
 
 const FULL_BYTES: u64 = RELATION_SEGMENT_BLOCKS as u64 * BLOCK_BYTES;
 
@@ -39,6 +40,42 @@ pub fn to_be_emptied(listed: &SourceFiles, read: &BTreeMap<DataPath, u64>) -> Ve
         })
         .map(|(path, _)| path.clone())
         .collect()
+}
+
+/// What the source had to say about planned files while they were read: those that were shorter than
+/// listed, with their bytes, and those that were gone; by index.
+#[derive(Debug, Clone, Copy)]
+pub struct Read<'a> {
+    /// Shorter ones.
+    pub shorter: &'a BTreeMap<usize, u64>,
+    /// Those that were gone.
+    pub vanished: &'a BTreeSet<usize>,
+}
+
+/// The planned files, with those that must be emptied besides, and the files that end up shorter than
+/// planned.
+pub fn final_lengths(
+    planned: &[PlannedFile],
+    listed: &SourceFiles,
+    target: &TargetFiles,
+    read: Read<'_>,
+) -> (Vec<PlannedFile>, BTreeMap<usize, u64>) {
+    let mut files = planned.to_vec();
+    let mut shorter = read.shorter.clone();
+    let path_of = |file: &usize| planned.get(*file).map(|file| file.path.clone());
+    let gone = read.vanished.iter().map(|file| (file, 0));
+    let lengths = read.shorter.iter().map(|(file, bytes)| (file, *bytes)).chain(gone);
+    let lengths = lengths.filter_map(|(file, bytes)| Some((path_of(file)?, bytes))).collect();
+    for path in to_be_emptied(listed, &lengths) {
+        match files.iter().position(|file| file.path == path) {
+            Some(file) => drop(shorter.insert(file, 0)),
+            None if target.contains_key(&path) => {
+                files.push(PlannedFile { path, action: FileAction::Patch { bytes: 0 } });
+            }
+            None => {}
+        }
+    }
+    (files, shorter)
 }
 
 #[cfg(test)]

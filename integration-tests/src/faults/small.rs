@@ -1,14 +1,14 @@
 //! Small targets and what a rewind does to them, one action at a time or several together, with the
 //! result known without running anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use client::RewindError;
-use client::apply::disk::{Disk, RealDisk};
+use client::apply::disk::{Disk, FileStat, RealDisk};
 use client::apply::manifest::{Manifest, OldFile, SmallFile, Undo, WalChanges};
 use client::apply::pack::PackWriter;
 use client::apply::redo::Redo;
@@ -16,17 +16,31 @@ use client::apply::rollback::Rollback;
 use client::apply::undo::{Gate, Image, save};
 use client::apply::{hold, state};
 use client::monitor::{Monitor, Step};
+use client::plan::cut::{Read, final_lengths};
+use client::plan::decide::PagesWanted;
+use client::plan::page_map::BlockSet;
 use client::plan::report::Change;
-use client::plan::{FileAction, PlannedFile};
+use client::plan::undo::{cut_images, images};
+use client::plan::wal::{WalFacts, changes};
+use client::plan::{FileAction, Plan, PlannedFile, SourceFiles, TargetFiles};
 use data_dir::DataDir;
-use pg_format::DataPath;
+use pg_format::control_file::control_file_for_recovery;
+use pg_format::wal::SegmentName;
+use pg_format::{
+    DataPath, Lsn, RELATION_SEGMENT_BLOCKS, TimelineHistory, TimelineId, WalSegmentSize,
+};
 use proto::fetch::{Item, ItemBody, PageContent, VerifiedChunk, VerifiedPage};
 use proto::frame::FrameEncoder;
 
 use super::recorder::Op;
 use super::simulated::{Simulated, State};
+use crate::cluster::template_of;
 
 const PAGE: usize = 8192;
+/// Where the histories part, in segment 3, and where replay ends, in segment 4.
+const FORK: u64 = 0x300_0100;
+const END: u64 = 0x400_2000;
+const HISTORY: &[u8] = b"1\t0/3000100\tx\n";
 
 /// One thing a rewind does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,14 +56,16 @@ pub enum Action {
     RemoveTree,
     MakeTree,
     Vanish,
+    EmptyBehind,
     InTablespace,
     Wal,
     WalOfTheSameName,
+    WalBelowTheFork,
     Settings,
 }
 
 /// All of them.
-pub const ACTIONS: [Action; 14] = [
+pub const ACTIONS: [Action; 16] = [
     Action::Grow,
     Action::Shrink,
     Action::CutToNothing,
@@ -60,9 +76,11 @@ pub const ACTIONS: [Action; 14] = [
     Action::RemoveTree,
     Action::MakeTree,
     Action::Vanish,
+    Action::EmptyBehind,
     Action::InTablespace,
     Action::Wal,
     Action::WalOfTheSameName,
+    Action::WalBelowTheFork,
     Action::Settings,
 ];
 
@@ -73,12 +91,12 @@ pub struct Small {
     files: BTreeMap<String, Vec<u8>>,
     /// The same when it is rewound.
     rewound: BTreeMap<String, Vec<u8>>,
-    planned: Vec<PlannedFile>,
-    images: Vec<Image>,
+    plan: Plan,
+    /// What the source listed, where that matters.
+    listed: SourceFiles,
     items: Vec<Item>,
-    shorter: Vec<(usize, u64)>,
-    vanished: Vec<usize>,
-    wal: WalChanges,
+    shorter: BTreeMap<usize, u64>,
+    vanished: BTreeSet<usize>,
     staged_wal: BTreeMap<String, Vec<u8>>,
     settings: Vec<SmallFile>,
     remove: Vec<DataPath>,
@@ -95,33 +113,22 @@ fn pages(tags: &[u8]) -> Vec<u8> {
     tags.iter().flat_map(|tag| vec![*tag; PAGE]).collect()
 }
 
-/// A `pg_control` of PostgreSQL 15 that can be read.
-fn control(tag: u8) -> Vec<u8> {
-    let mut bytes = vec![0; PAGE];
-    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-    put(0, &u64::from(tag).to_le_bytes());
-    put(8, &1300_u32.to_le_bytes());
-    put(12, &202_209_061_u32.to_le_bytes());
-    put(48, &1_u32.to_le_bytes());
-    put(172, &1_i32.to_le_bytes());
-    put(204, &8_u32.to_le_bytes());
-    put(208, &1_234_567.0_f64.to_le_bytes());
-    put(216, &8192_u32.to_le_bytes());
-    put(220, &131_072_u32.to_le_bytes());
-    put(224, &8192_u32.to_le_bytes());
-    put(228, &(16_u32 << 20).to_le_bytes());
-    let crc = crc32c::crc32c(&bytes[..288]).to_le_bytes();
-    bytes[288..292].copy_from_slice(&crc);
-    bytes
+/// The `pg_control` of a real cluster, and the one a rewind would make of it.
+fn controls() -> (Vec<u8>, Vec<u8>) {
+    let old = std::fs::read(template_of(15).join("global/pg_control")).expect("pg_control");
+    let timeline = TimelineId::new(2).expect("a timeline");
+    let new = control_file_for_recovery(&old, Lsn::new(END), timeline).expect("it parses");
+    (old, new)
 }
 
 impl Small {
     /// A target on which `actions` are done.
     pub fn new(actions: &[Action]) -> Self {
         let mut new = Self { undo: true, ..Self::default() };
+        let (old_control, new_control) = controls();
         for (name, bytes) in [
             ("PG_VERSION", b"15\n".to_vec()),
-            ("global/pg_control", control(1)),
+            ("global/pg_control", old_control),
             ("base/5/900", pages(&[90, 91])),
             ("pg_wal/archive_status/000000010000000000000001.done", Vec::new()),
             ("pg_wal/000000010000000000000001", pages(&[1])),
@@ -130,15 +137,15 @@ impl Small {
             new.files.insert(name.to_owned(), bytes);
         }
         new.rewound = new.files.clone();
-        new.rewound.insert("global/pg_control".to_owned(), control(2));
+        new.rewound.insert("global/pg_control".to_owned(), new_control);
         new.rewound.insert("backup_label".to_owned(), b"START\n".to_vec());
         actions.iter().for_each(|action| new.add(*action));
         new
     }
 
     fn plan(&mut self, name: &str, action: FileAction) -> usize {
-        self.planned.push(PlannedFile { path: path(name), action });
-        self.planned.len() - 1
+        self.plan.files.push(PlannedFile { path: path(name), action });
+        self.plan.files.len() - 1
     }
 
     fn had(&mut self, name: &str, bytes: Vec<u8>) {
@@ -160,35 +167,28 @@ impl Small {
         self.items.push(Item { unit: (file as u64) << 32, body });
     }
 
-    fn image(&mut self, file: usize, name: &str, ranges: &[(u64, u64)]) {
-        let ranges = ranges.iter().map(|(first, end)| first * PAGE as u64..end * PAGE as u64);
-        self.images.push(Image { file, path: path(name), ranges: ranges.collect() });
+    fn want(&mut self, file: usize, blocks: &[u32], end: usize) {
+        let mut wanted = BlockSet::default();
+        blocks.iter().for_each(|block| wanted.insert(*block));
+        let end = u32::try_from(end).expect("few");
+        self.plan.pages.push(PagesWanted { file, blocks: wanted, end });
     }
 
     fn patch(&mut self, name: &str, (old, new): (&[u8], &[u8]), wanted: &[u32]) {
         self.had(name, pages(old));
         self.gets(name, pages(new));
         let file = self.plan(name, FileAction::Patch { bytes: (new.len() * PAGE) as u64 });
-        let mut saved: Vec<(u64, u64)> = Vec::new();
-        for block in wanted {
-            self.page(file, *block, new[*block as usize]);
-            if (*block as usize) < old.len() {
-                saved.push((u64::from(*block), u64::from(*block) + 1));
-            }
-        }
-        if old.len() > new.len() {
-            saved.push((new.len() as u64, old.len() as u64));
-        }
-        self.image(file, name, &saved);
+        wanted.iter().for_each(|block| self.page(file, *block, new[*block as usize]));
+        self.want(file, wanted, new.len());
     }
 
     fn create(&mut self, name: &str, tags: &[u8]) {
         self.gets(name, pages(tags));
         let bytes = Some((tags.len() * PAGE) as u64);
         let file = self.plan(name, FileAction::Replace { bytes });
-        for (block, tag) in (0..).zip(tags) {
-            self.page(file, block, *tag);
-        }
+        let blocks: Vec<u32> = (0..).take(tags.len()).collect();
+        blocks.iter().zip(tags).for_each(|(block, tag)| self.page(file, *block, *tag));
+        self.want(file, &blocks, tags.len());
     }
 
     fn remove_file(&mut self, name: &str) {
@@ -204,10 +204,19 @@ impl Small {
             Action::CutToNothing => {
                 self.patch("base/5/21", (&[1, 2], &[1, 2]), &[]);
                 self.gets("base/5/21", Vec::new());
-                let file = self.planned.len() - 1;
-                self.shorter.push((file, 0));
-                self.images.pop();
-                self.image(file, "base/5/21", &[(0, 2)]);
+                self.shorter.insert(self.plan.files.len() - 1, 0);
+            }
+            Action::EmptyBehind => {
+                // The source cut the first segment while it was read: the second, of which nothing
+                // was planned, must be empty.
+                self.patch("base/5/80", (&[1, 2], &[81, 2]), &[0]);
+                self.shorter.insert(self.plan.files.len() - 1, PAGE as u64);
+                self.gets("base/5/80", pages(&[81]));
+                self.had("base/5/80.1", pages(&[8, 9]));
+                self.gets("base/5/80.1", Vec::new());
+                let full = u64::from(RELATION_SEGMENT_BLOCKS) * PAGE as u64;
+                self.listed.insert(path("base/5/80"), Some(full));
+                self.listed.insert(path("base/5/80.1"), Some(2 * PAGE as u64));
             }
             Action::ReplacePages => {
                 self.had("base/5/30", pages(&[1]));
@@ -236,7 +245,7 @@ impl Small {
             }
             Action::Vanish => {
                 self.patch("base/5/60", (&[1, 2], &[61, 2]), &[0]);
-                self.vanished.push(self.planned.len() - 1);
+                self.vanished.insert(self.plan.files.len() - 1);
                 self.goes("base/5/60");
             }
             Action::InTablespace => {
@@ -246,42 +255,72 @@ impl Small {
                 self.create(&inside("72"), &[73]);
             }
             Action::Wal => self.add_wal(),
+            // Preallocated by the target, under the name the source's will have.
             Action::WalOfTheSameName => {
-                let name = "000000020000000000000004";
-                self.had(&format!("pg_wal/{name}"), pages(&[0]));
-                self.gets(&format!("pg_wal/{name}"), pages(&[44]));
-                self.wal.remove.push(name.to_owned());
-                self.wal.place.push(name.to_owned());
-                self.staged_wal.insert(name.to_owned(), pages(&[44]));
+                self.had("pg_wal/000000020000000000000004", pages(&[0]));
+                self.stage_wal(2, 4, 44);
+            }
+            // Common, and fetched all the same because one before it is missing.
+            Action::WalBelowTheFork => {
+                self.had("pg_wal/000000010000000000000002", pages(&[2]));
+                self.stage_wal(1, 2, 22);
             }
             Action::Settings => self.add_settings(),
         }
     }
 
     fn add_wal(&mut self) {
-        let (old, recycled) = ("000000010000000000000003", "000000010000000000000005");
-        let new = "000000020000000000000003";
-        self.had(&format!("pg_wal/{old}"), pages(&[3]));
-        self.goes(&format!("pg_wal/{old}"));
-        self.wal.diverged.push(old.to_owned());
-        self.wal.keep_as = Some("1-300".to_owned());
-        self.had(&format!("pg_wal/{recycled}"), pages(&[5]));
-        self.goes(&format!("pg_wal/{recycled}"));
-        self.wal.remove.push(recycled.to_owned());
-        let ready = format!("archive_status/{old}.ready");
-        self.had(&format!("pg_wal/{ready}"), Vec::new());
-        self.goes(&format!("pg_wal/{ready}"));
-        self.wal.remove.push(ready);
-        self.gets(&format!("pg_wal/{new}"), pages(&[33]));
-        self.wal.place.push(new.to_owned());
-        self.staged_wal.insert(new.to_owned(), pages(&[33]));
-        for (name, bytes) in [
-            ("pg_wal/00000002.history", b"1\t0/300\tx\n".to_vec()),
-            ("pg_wal/archive_status/00000002.history.done", Vec::new()),
+        for (name, tag) in [
+            // Holds lost transactions; preallocated behind them; waits to be archived.
+            ("000000010000000000000003", 3),
+            ("000000010000000000000005", 5),
+            ("archive_status/000000010000000000000003.ready", 6),
         ] {
-            self.gets(name, bytes.clone());
-            self.wal.write.push(SmallFile { path: path(name), bytes });
+            self.had(&format!("pg_wal/{name}"), pages(&[tag]));
+            self.goes(&format!("pg_wal/{name}"));
         }
+        self.stage_wal(2, 3, 33);
+    }
+
+    /// Stages a segment; with the first comes the history.
+    fn stage_wal(&mut self, timeline: u32, number: u64, tag: u8) {
+        let name = format!("{timeline:08X}{:016X}", number);
+        self.gets(&format!("pg_wal/{name}"), pages(&[tag]));
+        // The last one is not complete.
+        if number < 4 {
+            self.gets(&format!("pg_wal/archive_status/{name}.done"), Vec::new());
+        }
+        self.gets("pg_wal/00000002.history", HISTORY.to_vec());
+        self.gets("pg_wal/archive_status/00000002.history.done", Vec::new());
+        self.staged_wal.insert(name, pages(&[tag]));
+    }
+
+    /// What happens in `pg_wal`, as it is decided for real.
+    fn wal_changes(&self) -> WalChanges {
+        if self.staged_wal.is_empty() {
+            return WalChanges::default();
+        }
+        let below = |prefix: &str| -> Vec<String> {
+            let names = self.files.keys().filter_map(|name| name.strip_prefix(prefix));
+            names.filter(|name| !name.contains('/')).map(str::to_owned).collect()
+        };
+        let size = WalSegmentSize::new(16 << 20).expect("a size");
+        let timeline = TimelineId::new(2).expect("a timeline");
+        let staged = self.staged_wal.keys().filter_map(|name| SegmentName::parse(name, size));
+        let facts = WalFacts {
+            names: &below("pg_wal/"),
+            statuses: &below("pg_wal/archive_status/"),
+            summaries: &[],
+            size,
+            history: &TimelineHistory::parse(timeline, HISTORY).expect("a history"),
+            histories: &[(timeline, HISTORY.to_vec())],
+            fork: Some(Lsn::new(FORK)),
+            target_end: Some(Lsn::new(FORK + 0x1000)),
+            staged: &staged.collect(),
+            end: Lsn::new(END),
+            keep_as: Some("1-3000100".to_owned()),
+        };
+        changes(&facts).expect("plain names")
     }
 
     fn add_settings(&mut self) {
@@ -389,10 +428,13 @@ impl Small {
         root: &Path,
         (directory, disk): (&Arc<DataDir>, &Arc<dyn Disk>),
     ) -> std::io::Result<Manifest> {
-        // R16, as `inspect` does it.
+        // R16 and the look at the files, as `inspect` does them.
         disk.sync_all()?;
-        let planned = self.planned.iter().map(|file| disk.stat(&file.path));
-        let before = planned.collect::<std::io::Result<Vec<_>>>()?;
+        let mut target = TargetFiles::new();
+        directory.walk("PG_15_202209061", &|_| true, &mut |entry| {
+            target.insert(entry.path.clone(), entry);
+            Ok(())
+        })?;
         state::prepare(&**disk, directory)?;
         hold::take(&**disk, root).map_err(std::io::Error::other)?;
         let mut pack = PackWriter::create(Arc::clone(disk), "1-0000".to_owned())?;
@@ -408,42 +450,46 @@ impl Small {
             disk.write_at(&path, 0, bytes)?;
             disk.sync_file(&path)?;
         }
-        let undo = if self.undo {
-            let images = save(disk, "1-planned", &self.images, &Gate::default())?;
-            Some(Undo { images, small: self.old_files()? })
-        } else {
-            None
+        let saved = |name: &str, images: &[Image]| match self.undo {
+            true => save(disk, name, images, &Gate::default()),
+            false => Ok(Vec::new()),
         };
-        let manifest = Manifest {
+        let mut images = saved("1-planned", &images(&self.plan, &target))?;
+        let read = Read { shorter: &self.shorter, vanished: &self.vanished };
+        let (files, shorter) = final_lengths(&self.plan.files, &self.listed, &target, read);
+        let before = files.iter().map(|file| FileStat::of(target.get(&file.path)?)).collect();
+        let mut manifest = Manifest {
             program_version: String::new(),
             old_control: self.files["global/pg_control"].clone(),
             new_control: self.rewound["global/pg_control"].clone(),
-            files: self.planned.clone(),
+            files,
             before,
             packs,
             staging: None,
-            shorter: self.shorter.clone(),
-            vanished: self.vanished.clone(),
-            wal: self.wal.clone(),
+            shorter: shorter.into_iter().collect(),
+            vanished: self.vanished.iter().copied().collect(),
+            wal: self.wal_changes(),
             settings: self.settings.clone(),
             remove: self.remove.clone(),
             backup_label: self.rewound["backup_label"].clone(),
-            undo,
+            undo: None,
             sync: true,
             summary: "rewound".to_owned(),
         };
+        images.extend(saved("1-cut", &cut_images(&manifest, &target))?);
+        manifest.undo = self.undo.then(|| Undo { images, small: self.old_files(&manifest.wal) });
         let sealed = manifest.encode().map_err(std::io::Error::other)?;
         state::seal(&**disk, &sealed)?;
         Ok(manifest)
     }
 
-    fn old_files(&self) -> std::io::Result<Vec<OldFile>> {
-        let written = self.wal.write.iter().chain(&self.settings).map(|file| &file.path);
+    fn old_files(&self, wal: &WalChanges) -> Vec<OldFile> {
+        let written = wal.write.iter().chain(&self.settings).map(|file| &file.path);
         let label = path("backup_label");
         let all = written.chain(&self.remove).chain([&label]);
         let old = all.map(|path| {
             let content = self.files.get(path.as_str()).map(|bytes| (bytes.clone(), 0o600));
-            Ok(OldFile { path: path.clone(), content })
+            OldFile { path: path.clone(), content }
         });
         old.collect()
     }
