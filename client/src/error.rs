@@ -87,8 +87,8 @@ impl RewindError {
     pub fn unfinished(mut self) -> Self {
         self.class = Class::Unfinished;
         self.message = format!(
-            "the target is modified and unfinished, do not start PostgreSQL, run pgrejoin resume: \
-             {}",
+            "the target is modified and unfinished, do not start PostgreSQL, run pgrejoin resume or \
+             pgrejoin rollback: {}",
             self.message
         );
         self

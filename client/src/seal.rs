@@ -139,7 +139,7 @@ impl Sealing<'_> {
         self.check_replay(&replayed, &sealed, &torn)?;
         let auto_conf = self.source_auto_conf().await?;
         let mut manifest = self.manifest(&sealed, &staged, follower.staged(), auto_conf)?;
-        images.extend(self.images("cut", cut_images(&manifest, files)).await?);
+        images.extend(self.images("cut", cut_images(&manifest, self.plan.files.len())).await?);
         manifest.undo = self.way_back(&manifest, images)?;
         self.check_room(&manifest, follower.staged())?;
         let bytes = manifest.encode().map_err(|error| {

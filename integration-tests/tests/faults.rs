@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use client::Class;
 use client::apply::disk::Disk;
+use integration_tests::cluster::write;
 use integration_tests::faults::judge::{Choices, Judge, as_if_untouched};
 use integration_tests::faults::recorder::{Fault, Op, Recorder};
 use integration_tests::faults::simulated::{Simulated, State};
@@ -332,4 +333,37 @@ fn what_a_failed_barrier_lost_is_written_again() {
         }
     }
     assert!(failed > 10, "only {failed} barriers failed while the target was being changed");
+}
+
+/// What only one of the two ways needs may be damaged: the other one is still there, and is named.
+#[test]
+fn damage_to_one_way_leaves_the_other() {
+    let small = Small::new(&ACTIONS);
+    let killed = kills(&small);
+    let state = &killed[killed.len() / 2];
+    for (damaged, refuses, other) in
+        [("undo", Ending::Rollback, Ending::Resume), ("packs", Ending::Resume, Ending::Rollback)]
+    {
+        let real = Real::of(state);
+        let directory = real.root().join(".pgrejoin").join(damaged);
+        for entry in std::fs::read_dir(directory).expect("directory").flatten() {
+            let mut bytes = std::fs::read(entry.path()).expect("a file");
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            write(&entry.path(), bytes);
+        }
+        let door = |disk| disk;
+        let error = refuses.run(&real.root(), &door).expect_err("it is damaged").chain();
+        let named =
+            format!("run pgrejoin {}", if other == Ending::Resume { "resume" } else { "rollback" });
+        assert!(error.contains("damaged") && error.contains(&named), "{error}");
+        assert_eq!(small.control_in(&State::read(&real.root())), Control::None);
+        other.run(&real.root(), &door).unwrap_or_else(|error| panic!("{}", error.chain()));
+        let found = State::read(&real.root());
+        let right = match other {
+            Ending::Resume => small.is_rewound(&found),
+            Ending::Rollback => small.is_unchanged(&found),
+        };
+        right.expect("the right bytes");
+    }
 }

@@ -86,7 +86,8 @@ pub(super) fn sync_directories(
 }
 
 fn damaged(name: &DataPath) -> impl FnOnce(pack::PackError) -> RewindError {
-    let message = format!("what was staged is damaged on this node's disk ({name})");
+    let message =
+        format!("what was staged is damaged on this node's disk ({name}): run pgrejoin rollback");
     move |error| RewindError::because(Class::Other, message, error)
 }
 
@@ -212,7 +213,9 @@ impl Redo<'_> {
             file.and_then(|file| pack::read(file, digest, &mut |_| Ok(())))
                 .map_err(damaged(&name))?;
         }
-        for digest in self.manifest.undo.iter().flat_map(|undo| &undo.images) {
+        // Once the target is being changed the way on does not need what the way back does.
+        let way_back = self.manifest.undo.iter().filter(|_| !self.is_changing());
+        for digest in way_back.flat_map(|undo| &undo.images) {
             self.go_on_before_the_change()?;
             let name = state::undo(&digest.name);
             let file = self.disk.open(&name).map_err(pack::PackError::Io);
@@ -230,7 +233,7 @@ impl Redo<'_> {
     /// Whether all WAL to be put in place is staged or, once the target is being changed, in place
     /// already: before that a file of the same name there is the target's own.
     fn check_wal(&self) -> Result<(), RewindError> {
-        let changing = !self.has("global/pg_control").unwrap_or(true);
+        let changing = self.is_changing();
         let here =
             |name| self.pg_wal().is_staged(name) || changing && self.pg_wal().is_placed(name);
         let missing = self.manifest.wal.place.iter().find(|name| !here(name));
@@ -243,6 +246,10 @@ impl Redo<'_> {
     fn has(&self, path: &str) -> io::Result<bool> {
         let path = DataPath::new(path).map_err(io::Error::other)?;
         Ok(self.disk.is_directory(&path)?.is_some())
+    }
+
+    fn is_changing(&self) -> bool {
+        !self.has("global/pg_control").unwrap_or(true)
     }
 
     fn go_on_before_the_change(&self) -> Result<(), RewindError> {

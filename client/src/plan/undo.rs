@@ -40,19 +40,23 @@ pub fn images(plan: &Plan, target: &TargetFiles) -> Vec<Image> {
     images
 }
 
-/// What must be saved besides, of files that came shorter than they were planned.
-pub fn cut_images(manifest: &Manifest, target: &TargetFiles) -> Vec<Image> {
-    let cut = manifest.shorter.iter().filter_map(|(index, end)| {
-        let file = manifest.files.get(*index)?;
-        let length = target.get(&file.path).and_then(file_bytes)?;
-        let in_place = matches!(file.action, FileAction::Patch { .. });
-        (in_place && *end < length).then(|| Image {
-            file: *index,
-            path: file.path.clone(),
-            ranges: std::iter::once(*end..length).collect(),
-        })
-    });
-    cut.collect()
+/// What must be saved besides: whatever is cut that [`images`] of the first `planned` files, as they
+/// were planned, did not have. Those are files that came shorter, and files that must be emptied.
+pub fn cut_images(manifest: &Manifest, planned: usize) -> Vec<Image> {
+    let mut images = Vec::new();
+    for (index, file) in manifest.files.iter().enumerate() {
+        let (FileAction::Patch { bytes }, Some(before)) = (&file.action, manifest.before(index))
+        else {
+            continue;
+        };
+        let end = manifest.final_bytes(index, *bytes);
+        let saved = index < planned && end == *bytes;
+        if !saved && end < before.bytes {
+            let ranges = std::iter::once(end..before.bytes).collect();
+            images.push(Image { file: index, path: file.path.clone(), ranges });
+        }
+    }
+    images
 }
 
 /// Bytes in them.

@@ -42,13 +42,11 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
         facts.staged.iter().map(|name| name.file_name(facts.size)).collect();
     for name in facts.names {
         if let Some(segment) = SegmentName::parse(name, facts.size) {
-            if segment.number >= fork_segment {
-                if holds_lost_transactions(facts, segment) {
-                    changes.diverged.push(name.clone());
-                } else {
-                    // Also one whose name a staged one will have: it is needed for the way back.
-                    changes.remove.push(name.clone());
-                }
+            if segment.number >= fork_segment && holds_lost_transactions(facts, segment) {
+                changes.diverged.push(name.clone());
+            } else if segment.number >= fork_segment || staged.contains(name) {
+                // Also a common one whose name a staged one will have: it is needed for the way back.
+                changes.remove.push(name.clone());
             }
         } else if let Some(timeline) = TimelineId::from_history_file_name(name) {
             // A dead branch's history file would make recovery look for that branch.

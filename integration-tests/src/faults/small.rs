@@ -476,7 +476,7 @@ impl Small {
             sync: true,
             summary: "rewound".to_owned(),
         };
-        images.extend(saved("1-cut", &cut_images(&manifest, &target))?);
+        images.extend(saved("1-cut", &cut_images(&manifest, self.plan.files.len()))?);
         manifest.undo = self.undo.then(|| Undo { images, small: self.old_files(&manifest.wal) });
         let sealed = manifest.encode().map_err(std::io::Error::other)?;
         state::seal(&**disk, &sealed)?;
