@@ -7,7 +7,7 @@ use proto::model::Description;
 
 use crate::analysis::{Analysis, source_start};
 use crate::apply::plan_file::PlanFile;
-use crate::apply::preflight;
+use crate::apply::{preflight, state};
 use crate::choose::{Choice, choose, new_tablespaces, tablespaces_against_fork};
 use crate::error::RewindError;
 use crate::fetch::{Session, compare};
@@ -20,6 +20,7 @@ use crate::plan::undo::{bytes_of, images};
 use crate::plan::{Plan, SourceFiles, Strategy};
 use crate::rewind::{Run, blocking};
 use crate::seal::Attempt;
+use crate::unfinished::state_error;
 use crate::{continued, inspect};
 
 /// What will be done, and how it is known.
@@ -60,11 +61,14 @@ impl Run {
             self.retire();
             return Ok(None);
         };
-        preflight::check_permissions(&self.directory, &stored.plan)?;
-        self.monitor.note("going on with what an earlier run had fetched");
-        self.undo = stored.undo && self.config.undo;
         let PlanFile { start, source_redo, plan, listed: files, hash_bytes, .. } = stored;
         let choice = Choice { strategy, start, name, why: stored.strategy.1 };
+        let staged = state::staged_bytes(&*self.disk).map_err(state_error)?;
+        self.undo = self.check(&plan, source, (&choice, staged)).inspect_err(|_| {
+            // Nothing was touched yet, and what was fetched may be gone on with once this is mended.
+            self.prepared = false;
+        })?;
+        self.monitor.note("going on with what an earlier run had fetched");
         Ok(Some(Planned { choice, source_redo, plan, files, hash_bytes, again: true }))
     }
 
@@ -85,7 +89,7 @@ impl Run {
         let forbid_fork = forbid_fork.or(tablespaces.as_deref());
         let choice = choose(self.config.strategy, analysis, source, history, forbid_fork)?;
         let (plan, hash_bytes) = self.plan(session, source, &files, &choice).await?;
-        self.undo = self.check(&plan, source, &choice)?;
+        self.undo = self.check(&plan, source, (&choice, (0, 0)))?;
         if self.config.dry_run {
             changes(&plan).iter().for_each(|change| self.monitor.planned(change));
             let outcome = self.dry_outcome(analysis, &choice, &plan);
@@ -154,7 +158,7 @@ impl Run {
         &self,
         plan: &Plan,
         source: &Description,
-        choice: &Choice<'_>,
+        (choice, staged): (&Choice<'_>, (u64, u64)),
     ) -> Result<bool, RewindError> {
         let newest = source.wal_segments.iter().map(|name| name.number).max().unwrap_or(0);
         let size = source.node.control.wal_segment_size;
@@ -166,8 +170,8 @@ impl Run {
         let copied = staging.is_some() || self.directory.wal_is_elsewhere();
         let mut room = preflight::Room {
             // Staged pages are compressed; half of their size is what rows that compress badly need.
-            staged_bytes: Totals::of(plan).bytes() / 2,
-            wal_bytes,
+            staged_bytes: (Totals::of(plan).bytes() / 2).saturating_sub(staged.0),
+            wal_bytes: wal_bytes.saturating_sub(staged.1),
             copied_wal_bytes: if copied { wal_bytes } else { 0 },
             ..preflight::Room::on(&self.directory, staging)
         };

@@ -5,6 +5,7 @@
 //! then [`rollback`] can take all of it back.
 //! Every mutation goes through [`disk::Disk`].
 
+pub mod change;
 pub mod disk;
 pub mod header;
 pub mod hold;
@@ -17,3 +18,4 @@ pub mod redo;
 pub mod rollback;
 pub mod state;
 pub mod undo;
+pub mod void;

@@ -7,6 +7,7 @@ use pg_format::{Lsn, TimelineHistory};
 use proto::model::Description;
 
 use crate::analysis::{Analysis, source_segment, source_start};
+use crate::apply::preflight::check_place;
 use crate::cli::StrategyArg;
 use crate::error::{Class, RewindError};
 use crate::inspect::Target;
@@ -147,21 +148,4 @@ pub fn new_tablespaces(
         places.insert(tablespace.oid, place.clone());
     }
     Ok(places)
-}
-
-/// A tablespace's directory must exist, be empty and belong to us.
-pub fn check_place(place: &str) -> Result<(), String> {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = std::fs::metadata(place).map_err(|error| format!("is not usable ({error})"))?;
-    if !metadata.is_dir() {
-        return Err("is no directory".to_owned());
-    }
-    if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err("belongs to another user".to_owned());
-    }
-    match std::fs::read_dir(place).map(|mut entries| entries.next().is_none()) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err("is not empty".to_owned()),
-        Err(error) => Err(format!("cannot be read ({error})")),
-    }
 }

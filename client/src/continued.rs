@@ -4,9 +4,10 @@ use proto::model::{Node, Role};
 
 use crate::apply::disk::FileStat;
 use crate::apply::plan_file::PlanFile;
+use crate::apply::preflight::check_place;
 use crate::config::Config;
 use crate::inspect::Target;
-use crate::plan::Plan;
+use crate::plan::{FileAction, Plan, PlannedFile};
 
 /// Which life of which source: nothing that was read before may be believed in another.
 pub(crate) fn life(node: &Node) -> String {
@@ -36,6 +37,13 @@ pub(crate) fn before(plan: &Plan, target: &Target) -> Vec<Option<FileStat>> {
     plan.files.iter().map(|file| FileStat::of(target.files.get(&file.path)?)).collect()
 }
 
+fn place_is_taken(file: &PlannedFile) -> bool {
+    match &file.action {
+        FileAction::MakeDirectory { link: Some(place) } => check_place(place).is_err(),
+        _ => false,
+    }
+}
+
 /// Why a plan cannot be gone on with; `None` if it can.
 pub(crate) fn obstacle(
     stored: &PlanFile,
@@ -51,6 +59,11 @@ pub(crate) fn obstacle(
         Some("the source was restarted, promoted or stopped since, or it is another one")
     } else if stored.options != options(config) {
         Some("it was begun with other options")
+    } else if stored.plan.files.iter().any(place_is_taken) {
+        Some("a place for a new tablespace is not empty any more")
+    } else if config.config_from_source || config.mirror_extra_files {
+        // Nothing replays what happened to them since they were fetched.
+        Some("configuration and extra files of the source may have changed since")
     } else {
         None
     }

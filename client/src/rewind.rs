@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agenda::Planned;
 use crate::analysis::{Analysis, Subject, source_segment};
+use crate::apply::change::Change;
 use crate::apply::disk::{Disk, RealDisk};
 use crate::apply::hold;
 use crate::apply::manifest::Staging;
 use crate::apply::plan_file::PlanFile;
-use crate::apply::redo::Redo;
 use crate::apply::state::{self, Keep};
 use crate::apply::undo::Gate;
 use crate::cli::StrategyArg;
@@ -77,16 +77,22 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .map_err(|error| RewindError::because(Class::Other, "a worker failed", error))?
 }
 
+/// Where packs and WAL are staged, if not in the state directory.
+pub(crate) fn staging_of(
+    directory: &DataDir,
+    config: &Config,
+) -> Result<Option<Staging>, RewindError> {
+    let Some(staging) = &config.staging_dir else {
+        return Ok(None);
+    };
+    let name = directory.name_on_this_machine().map_err(state_error)?;
+    Ok(Some(Staging { directory: staging.clone(), name }))
+}
+
 /// Opens the door to a locked target. A staging directory has one of ours inside it, named so that
 /// targets that share it do not meet.
 fn disk_of(directory: &Arc<DataDir>, config: &Config) -> Result<Arc<dyn Disk>, RewindError> {
-    let staging = match &config.staging_dir {
-        Some(staging) => Some(Staging {
-            directory: staging.clone(),
-            name: directory.name_on_this_machine().map_err(state_error)?,
-        }),
-        None => None,
-    };
+    let staging = staging_of(directory, config)?;
     let disk = RealDisk::new(Arc::clone(directory), staging, config.sync);
     disk.map(|disk| Arc::new(disk) as Arc<dyn Disk>).map_err(state_error)
 }
@@ -98,7 +104,7 @@ pub async fn rewind(
     stop: Stop,
 ) -> Result<Outcome, RewindError> {
     let target = config.target.clone();
-    by_marks(&target, rewind_locked(config, monitor, stop).await)
+    by_marks(&target, Box::pin(rewind_locked(config, monitor, stop)).await)
 }
 
 async fn rewind_locked(
@@ -277,7 +283,8 @@ impl Run {
 
     /// Gives a plan up and keeps the pages fetched for it, by what file they are of.
     pub(crate) fn retire(&mut self) {
-        if !self.prepared {
+        // One that was not looked at yet may still hold.
+        if !self.prepared || self.stored.is_some() {
             return;
         }
         std::mem::take(&mut self.gate).close();
@@ -403,7 +410,8 @@ impl Run {
             listed: files.clone(),
             hash_bytes: *hash_bytes,
             run: self.runs,
-            undo: self.undo,
+            staging: staging_of(&self.directory, &self.config)?,
+            sync: self.config.sync,
         };
         stored.write(&*self.disk).map_err(|error| {
             RewindError::because(Class::Preflight, "could not write the plan to staging", error)
@@ -555,14 +563,14 @@ impl Run {
                 return Err(interrupted());
             }
             inspect::running::refuse_running(&directory)?;
-            let redo = Redo {
+            let change = Change {
                 manifest: &manifest,
                 disk: &*disk,
                 directory: &directory,
                 stop: &flag,
                 monitor: &*monitor,
             };
-            redo.run()
+            change.redo()
         })
         .await;
         if let Err(error) = applied {

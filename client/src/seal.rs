@@ -15,11 +15,11 @@ use proto::model::{Description, Role, Sealed};
 
 use crate::analysis::{Analysis, source_start};
 use crate::apply::disk::{Disk, FileStat};
-use crate::apply::manifest::{Manifest, Staging, WalChanges};
-use crate::apply::preflight::Room;
+use crate::apply::manifest::{Manifest, WalChanges};
+use crate::apply::preflight::{Room, check_place};
 use crate::apply::state;
 use crate::apply::undo::Gate;
-use crate::choose::{Choice, check_place};
+use crate::choose::Choice;
 use crate::cli::StrategyArg;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
@@ -36,7 +36,7 @@ use crate::plan::wal::{WalFacts, changes};
 use crate::plan::{Plan, SourceFiles, Strategy};
 use crate::recovered::Recovered;
 use crate::recovery;
-use crate::rewind::{Steps, Stop, blocking};
+use crate::rewind::{Steps, Stop, blocking, staging_of};
 use crate::stage::{self, FutureWal, Replayed, Staged};
 
 /// How an attempt ended.
@@ -494,13 +494,7 @@ impl Sealing<'_> {
         let read = Read { shorter: &staged.notes.shorter, vanished: &staged.notes.vanished };
         let target = &self.target.files;
         let (files, shorter) = final_lengths(&self.plan.files, self.files, target, read);
-        let staging = match &self.config.staging_dir {
-            Some(directory) => Some(Staging {
-                directory: directory.clone(),
-                name: self.target.directory.name_on_this_machine().map_err(staging)?,
-            }),
-            None => None,
-        };
+        let staging = staging_of(&self.target.directory, self.config)?;
         let before = files.iter().map(|file| FileStat::of(target.get(&file.path)?));
         Ok(Manifest {
             program_version: env!("CARGO_PKG_VERSION").to_owned(),

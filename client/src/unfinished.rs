@@ -6,19 +6,18 @@ use std::sync::atomic::AtomicBool;
 
 use data_dir::DataDir;
 
+use crate::apply::change::Change;
 use crate::apply::disk::{Disk, RealDisk};
-use crate::apply::hold;
 use crate::apply::manifest::Manifest;
 use crate::apply::plan_file::PlanFile;
-use crate::apply::redo::{Redo, changed_file};
-use crate::apply::rollback::Rollback;
 use crate::apply::state::{self, State};
+use crate::apply::{hold, void};
 use crate::config::Config;
 use crate::error::{Class, RewindError};
 use crate::inspect;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Step};
 use crate::outcome::{Outcome, Result as Ended};
-use crate::rewind::{Stop, blocking};
+use crate::rewind::{Stop, blocking, staging_of};
 
 /// Makes an error say what the marks say: while the target is being changed it is unfinished,
 /// whatever else is wrong.
@@ -40,34 +39,39 @@ pub(crate) async fn earlier(
 ) -> Result<Option<Outcome>, RewindError> {
     let (disk, state) = disk_of_state(directory)?;
     if config.dry_run {
-        return match state {
+        let ends_there = match &state {
             State::None
             | State::Preparing
             | State::Sealed(_)
-            | State::Cleaning
             | State::RolledBack(_)
-            | State::CleaningBack => Ok(None),
-            State::Hidden(_) | State::Exposed(_) | State::Committed(_) | State::Undoing(_) => {
-                Ok(Some(Outcome::new(Ended::WouldRewind, describe_state(&state))))
-            }
+            | State::CleaningBack => false,
+            State::Committed(manifest) => never_started(directory, manifest),
+            State::Cleaning => directory.has("backup_label"),
+            State::Hidden(_) | State::Exposed(_) | State::Undoing(_) => true,
         };
+        let outcome = || Outcome::new(Ended::WouldRewind, describe_state(&state));
+        return Ok(ends_there.then(outcome));
     }
+    let wanted = staging_of(directory, config)?;
     let (directory, monitor, flag) =
         (Arc::clone(directory), Arc::clone(monitor), Arc::clone(&stop.flag));
     blocking(move || {
         let work = Work { directory: &directory, disk: &*disk, monitor: &*monitor, stop: &flag };
         match state {
             State::None => Ok(None),
-            // With its plan it may be gone on with.
-            State::Preparing if PlanFile::read(&*disk).map_err(state_error)?.is_some() => Ok(None),
             State::Preparing | State::Sealed(_) => {
-                clear_away(&*disk, &directory).map_err(state_error)?;
+                let stored = PlanFile::read(&*disk).map_err(state_error)?;
+                let left = match stored.is_some_and(|stored| stored.staging == wanted) {
+                    // Its plan may still hold, and then all that is staged is of use.
+                    true => state::unseal(&*disk).and_then(|()| hold::restore(&*disk)),
+                    false => clear_away(&*disk, &directory),
+                };
+                left.map_err(state_error)?;
                 Ok(None)
             }
             // If the node has run since, it is looked at like any other.
             State::Committed(manifest) => {
-                let live = directory.control().map(|control| control.bytes).unwrap_or_default();
-                let never_started = live == manifest.new_control;
+                let never_started = never_started(&directory, &manifest);
                 let outcome = work.clean_up(&manifest)?;
                 Ok(never_started.then_some(outcome))
             }
@@ -88,7 +92,7 @@ pub(crate) async fn earlier(
                 work.take_back(&manifest).map(|_| None)
             }
             State::RolledBack(manifest) => {
-                work.rollback(&manifest).clean_up()?;
+                work.change(&manifest).clean_up_back()?;
                 Ok(None)
             }
             State::CleaningBack => {
@@ -98,6 +102,11 @@ pub(crate) async fn earlier(
         }
     })
     .await
+}
+
+/// Whether PostgreSQL has not run on a rewound target.
+fn never_started(directory: &DataDir, manifest: &Manifest) -> bool {
+    directory.control().is_ok_and(|control| control.bytes == manifest.new_control)
 }
 
 /// Leaves a target that was not changed as it was found.
@@ -128,37 +137,54 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn redo<'m>(&'m self, manifest: &'m Manifest) -> Redo<'m> {
+    fn change<'m>(&'m self, manifest: &'m Manifest) -> Change<'m> {
         let Self { directory, disk, monitor, stop } = *self;
-        Redo { manifest, disk, directory, stop, monitor }
+        Change { manifest, disk, directory, stop, monitor }
     }
 
     /// Changes the target as the manifest says; what was done before is done again.
     fn finish(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
         hold::take(self.disk, self.directory.path())?;
         inspect::running::refuse_running(self.directory)?;
-        self.redo(manifest).run()?;
+        self.monitor.step(Step::Apply);
+        self.change(manifest).redo()?;
         Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
     }
 
-    fn rollback<'m>(&'m self, manifest: &'m Manifest) -> Rollback<'m> {
-        let Self { directory, disk, monitor, stop } = *self;
-        Rollback { manifest, disk, directory, stop, monitor }
+    fn clear_away(&self) -> Result<(), RewindError> {
+        clear_away(self.disk, self.directory).map_err(state_error)
     }
 
     /// Makes the target what it was before the rewind.
     fn take_back(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
         hold::take(self.disk, self.directory.path())?;
         inspect::running::refuse_running(self.directory)?;
-        self.rollback(manifest).run()?;
+        self.change(manifest).roll_back()?;
         Ok(Outcome::new(Ended::RolledBack, "the target is as it was before the rewind"))
     }
 
     /// Only removes what is left over.
     fn clean_up(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
-        self.redo(manifest).clean_up()?;
+        self.change(manifest).clean_up()?;
         Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
     }
+}
+
+/// Locks a target and ends what is unfinished there, in one way or the other.
+fn end(
+    target: &Path,
+    (monitor, stop): (&dyn Monitor, &AtomicBool),
+    ending: impl FnOnce(&Work<'_>, State) -> Result<Outcome, RewindError>,
+) -> Result<Outcome, RewindError> {
+    let locked = || {
+        let directory = Arc::new(inspect::lock_only(target)?);
+        let (disk, state) = disk_of_state(&directory)?;
+        if !state.is_over() {
+            inspect::running::refuse_running(&directory)?;
+        }
+        ending(&Work { directory: &directory, disk: &*disk, monitor, stop }, state)
+    };
+    by_marks(target, locked())
 }
 
 /// `pgrejoin resume`
@@ -167,42 +193,32 @@ pub fn resume(
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Outcome, RewindError> {
-    by_marks(target, resume_locked(target, monitor, stop))
-}
-
-fn resume_locked(
-    target: &Path,
-    monitor: &dyn Monitor,
-    stop: &AtomicBool,
-) -> Result<Outcome, RewindError> {
-    let directory = Arc::new(inspect::lock_only(target)?);
-    let (disk, state) = disk_of_state(&directory)?;
-    if !state.is_over() {
-        inspect::running::refuse_running(&directory)?;
-    }
-    let work = Work { directory: &directory, disk: &*disk, monitor, stop };
-    match state {
+    end(target, (monitor, stop), |work, state| match state {
         State::None => nothing("no rewind is unfinished here: the target is as it was"),
+        State::Preparing if PlanFile::read(work.disk).map_err(state_error)?.is_some() => nothing(
+            "not all of it was fetched: the target is as it was. Run pgrejoin rewind to go on, or \
+             pgrejoin rollback to clear away what was fetched",
+        ),
         State::Preparing => {
-            clear_away(&*disk, &directory).map_err(state_error)?;
-            nothing("nothing was complete yet: it is cleared away, the target is as it was")
+            work.clear_away()?;
+            nothing("nothing was fetched yet: it is cleared away, the target is as it was")
         }
         State::Sealed(manifest) => {
-            let same_control = directory.control()?.bytes == manifest.old_control;
-            if same_control && changed_file(&*disk, &manifest).map_err(state_error)?.is_none() {
-                return work.finish(&manifest);
+            match void::reason(work.disk, &manifest).map_err(state_error)? {
+                None => work.finish(&manifest),
+                Some(why) => {
+                    work.clear_away()?;
+                    nothing(&format!(
+                        "{why}: what was prepared is discarded, the target was not changed by it"
+                    ))
+                }
             }
-            clear_away(&*disk, &directory).map_err(state_error)?;
-            nothing(
-                "PostgreSQL was started here, or a file was changed, since the rewind was prepared: \
-                 what was prepared is discarded, the target was not changed by it",
-            )
         }
         State::Hidden(manifest) | State::Undoing(manifest) => work.finish(&manifest),
         State::Exposed(_) => Err(exposed()),
         State::Committed(manifest) => work.clean_up(&manifest),
         State::Cleaning => {
-            state::discard(&*disk, &directory).map_err(state_error)?;
+            state::discard(work.disk, work.directory).map_err(state_error)?;
             nothing("the target is rewound, and the last temporary files are gone")
         }
         State::RolledBack(_) | State::CleaningBack => Err(RewindError::new(
@@ -210,7 +226,7 @@ fn resume_locked(
             "the rewind was taken back and the target is as it was: there is nothing to resume; \
              run pgrejoin rollback to remove what is left, or pgrejoin rewind",
         )),
-    }
+    })
 }
 
 /// `pgrejoin rollback`
@@ -219,24 +235,10 @@ pub fn rollback(
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Outcome, RewindError> {
-    by_marks(target, rollback_locked(target, monitor, stop))
-}
-
-fn rollback_locked(
-    target: &Path,
-    monitor: &dyn Monitor,
-    stop: &AtomicBool,
-) -> Result<Outcome, RewindError> {
-    let directory = Arc::new(inspect::lock_only(target)?);
-    let (disk, state) = disk_of_state(&directory)?;
-    if !state.is_over() {
-        inspect::running::refuse_running(&directory)?;
-    }
-    let work = Work { directory: &directory, disk: &*disk, monitor, stop };
-    match state {
+    end(target, (monitor, stop), |work, state| match state {
         State::None => nothing("no rewind is unfinished here: there is nothing to take back"),
         State::Preparing | State::Sealed(_) => {
-            clear_away(&*disk, &directory).map_err(state_error)?;
+            work.clear_away()?;
             nothing("the target had not been changed yet: what was prepared is cleared away")
         }
         State::Hidden(manifest) | State::Undoing(manifest) => work.take_back(&manifest),
@@ -246,14 +248,14 @@ fn rollback_locked(
             "the target is rewound and PostgreSQL may have run on it: that cannot be taken back",
         )),
         State::RolledBack(manifest) => {
-            work.rollback(&manifest).clean_up()?;
+            work.change(&manifest).clean_up_back()?;
             nothing("the target is as it was, and the last temporary files are gone")
         }
         State::CleaningBack => {
-            state::discard(&*disk, &directory).map_err(state_error)?;
+            state::discard(work.disk, work.directory).map_err(state_error)?;
             nothing("the target is as it was, and the last temporary files are gone")
         }
-    }
+    })
 }
 
 /// `pgrejoin status`: looks and touches nothing, whoever is at work there.
@@ -337,7 +339,11 @@ fn disk_of_state(directory: &Arc<DataDir>) -> Result<(Arc<dyn Disk>, State), Rew
         | State::Committed(manifest)
         | State::Undoing(manifest)
         | State::RolledBack(manifest) => (manifest.staging.clone(), manifest.sync),
-        State::None | State::Preparing | State::Cleaning | State::CleaningBack => (None, true),
+        State::Preparing => match PlanFile::read(&plain).map_err(state_error)? {
+            Some(stored) => (stored.staging, stored.sync),
+            None => (None, true),
+        },
+        State::None | State::Cleaning | State::CleaningBack => (None, true),
     };
     let disk = RealDisk::new(Arc::clone(directory), staging, sync);
     Ok((Arc::new(disk.map_err(state_error)?), state))

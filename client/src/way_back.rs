@@ -56,7 +56,13 @@ impl Sealing<'_> {
 
     fn old_file(&self, path: &DataPath) -> Result<OldFile, RewindError> {
         let content = match self.disk.stat(path) {
-            Ok(None) => Ok(None),
+            Ok(None) if matches!(self.disk.is_directory(path), Ok(None)) => Ok(None),
+            Ok(None) => {
+                let message = format!(
+                    "{path} on the target is no regular file and would be replaced: move it away"
+                );
+                return Err(RewindError::new(Class::Preflight, message));
+            }
             Ok(Some(stat)) => {
                 let read = self.target.directory.read(path, SMALL_FILE_BYTES_MAX);
                 read.map(|bytes| Some((bytes, stat.mode)))

@@ -200,9 +200,9 @@ impl Frozen {
         (code == KILLED, format!("killed at {call} number {number}"))
     }
 
-    /// A copy of the target whose rewind was killed where `status` says `words`: tried at one call
-    /// after the other until it does. The copy, and the server.
-    pub fn killed_where(&self, call: &str, words: &str) -> Node {
+    /// A copy of the target whose rewind was killed where `status` says `words` and there is this file
+    /// in `.pgrejoin`: tried at one call after the other until it is so.
+    pub fn killed_where(&self, call: &str, (words, file): (&str, &str)) -> Node {
         let server = Server::start(&self.pair.b, &self.pki);
         let count = self.counts.iter().find(|(name, _)| *name == call).map_or(0, |(_, n)| *n);
         for number in 1..=count {
@@ -210,7 +210,8 @@ impl Frozen {
             let target = self.pair.a.copy(&place);
             let rewind = Rewind::new(&target, &server, &self.pki).following(&self.pair.b);
             drop(output(traced(&rewind.into_command(), call, number)));
-            if output(command(&target, "status")).contains(words) {
+            let there = target.data.join(".pgrejoin").join(file).exists();
+            if there && output(command(&target, "status")).contains(words) {
                 return target;
             }
             std::fs::remove_dir_all(&place).expect("removed");

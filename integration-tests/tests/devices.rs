@@ -18,9 +18,36 @@ use rustix::process::Signal;
 /// Room for a small cluster and a rewind of it.
 const MEGABYTES: u64 = 400;
 
+/// A fork, its target on a disk of its own, and a server beside the source.
+struct Fork {
+    pair: Pair,
+    target: Node,
+    device: Device,
+    pki: Pki,
+    server: Server,
+    before: Content,
+}
+
+impl Fork {
+    fn rewind(&self, target: &Node) -> Rewind {
+        Rewind::new(target, &self.server, &self.pki).following(&self.pair.b)
+    }
+
+    /// Rewinds the target if it is not, and holds the result to the source.
+    fn verify(&self) {
+        if !self.target.data.join("backup_label").exists() {
+            self.rewind(&self.target).succeed();
+        }
+        oracle::verify_running(&self.target, &self.pair.b);
+        self.target.stop("fast");
+        oracle::checksums(&self.target);
+    }
+}
+
 /// A fork whose target was killed in the middle of its work on a disk of its own: what the server
 /// wrote last is in the kernel's cache alone.
-fn killed_fork(mount: &str) -> (Pair, Node, Device) {
+fn killed_fork() -> Fork {
+    let mount = "disk";
     let pair = Pair::new(15, Shape { segment_mb: 1, ..Shape::default() });
     let device = Device::new(&pair.home.path().join(mount), MEGABYTES);
     pair.a.stop("fast");
@@ -34,7 +61,10 @@ fn killed_fork(mount: &str) -> (Pair, Node, Device) {
     pair.b.sql("create table bulk as select g id, md5(g::text) a from generate_series(1, 60000) g");
     pair.b.sql("checkpoint");
     target.kill();
-    (pair, target, device)
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let before = content(&target);
+    Fork { pair, target, device, pki, server, before }
 }
 
 fn node_on(node: &Node, mount: &Path) -> Node {
@@ -63,10 +93,8 @@ fn pause(running: &mut Running, node: &Node, (step, delay): (&str, u64)) {
 /// The device holds what was confirmed, and nothing that only waited in memory.
 #[test]
 fn a_power_cut_on_a_real_disk_keeps_the_promise() {
-    let (pair, target, device) = killed_fork("disk");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let before = content(&target);
+    let fork = killed_fork();
+    let Fork { pair, target, before, .. } = &fork;
     let mut choices = Choices::new(7);
     let mut met = Vec::new();
     for (round, step) in
@@ -77,13 +105,13 @@ fn a_power_cut_on_a_real_disk_keeps_the_promise() {
         let fresh = Device::new(&mount, MEGABYTES);
         let begun = target.copy(&mount.join("n"));
         let delay = choices.below(20) as u64;
-        let mut running = Rewind::new(&begun, &server, &pki).following(&pair.b).spawn();
+        let mut running = fork.rewind(&begun).spawn();
         pause(&mut running, &begun, (step, delay));
         running.signal(Signal::KILL);
         running.wait();
         let cut = pair.home.path().join(format!("c{round}"));
         let survivor = fresh.after_a_power_cut(&cut);
-        let node = node_on(&target, &cut);
+        let node = node_on(target, &cut);
         let status = state_command("status", &node).text;
         println!("{delay} ms after {step}: {status}");
         if status.contains("has not finished") {
@@ -102,7 +130,7 @@ fn a_power_cut_on_a_real_disk_keeps_the_promise() {
             before.assert_same(&content(&node));
         }
         if !node.data.join("backup_label").exists() {
-            Rewind::new(&node, &server, &pki).following(&pair.b).succeed();
+            fork.rewind(&node).succeed();
         }
         oracle::verify_running(&node, &pair.b);
         node.stop("fast");
@@ -110,31 +138,27 @@ fn a_power_cut_on_a_real_disk_keeps_the_promise() {
         drop((survivor, fresh));
     }
     assert!(met.contains(&"unfinished"), "no cut met the target while it was changed: {met:?}");
-    drop(device);
 }
 
 #[test]
 fn a_disk_that_fills_up_keeps_the_promise() {
-    let (pair, target, device) = killed_fork("disk");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let before = content(&target);
+    let fork = killed_fork();
+    let Fork { target, device, before, .. } = &fork;
     // While it fetches: refused, and nothing is left.
-    let slow = Rewind::new(&target, &server, &pki).following(&pair.b).args(["--max-rate", "500k"]);
-    let mut running = slow.spawn();
+    let mut running = fork.rewind(target).args(["--max-rate", "500k"]).spawn();
     running.wait_for("fetch");
     let filler = device.fill();
     let ended = running.wait();
     assert_eq!(ended.code, 7, "{}", ended.text);
     assert!(ended.text.contains("No space left on device"), "{}", ended.text);
     assert!(!target.data.join(".pgrejoin").exists(), "{}", ended.text);
-    before.assert_same(&content(&target));
+    before.assert_same(&content(target));
     fs::remove_file(filler).expect("removed");
     // While it changes the target: unfinished, and finished once there is room.
     let mut codes = Vec::new();
     for delay in [0, 2, 5, 10] {
-        let mut running = Rewind::new(&target, &server, &pki).following(&pair.b).spawn();
-        pause(&mut running, &target, ("hidden", delay));
+        let mut running = fork.rewind(target).spawn();
+        pause(&mut running, target, ("hidden", delay));
         let filler = device.fill();
         running.signal(Signal::CONT);
         let ended = running.wait();
@@ -144,41 +168,37 @@ fn a_disk_that_fills_up_keeps_the_promise() {
         if ended.code == 8 {
             assert!(ended.text.contains("No space left on device"), "{}", ended.text);
             assert!(!target.try_start(), "PostgreSQL started unfinished");
-            let back = state_command("rollback", &target);
+            let back = state_command("rollback", target);
             assert_eq!(back.code, 0, "{}", back.text);
         } else if ended.code != 7 {
             break;
         }
-        before.assert_same(&content(&target));
+        before.assert_same(&content(target));
     }
     assert!(codes.contains(&8), "no run met a full disk while it changed the target: {codes:?}");
     println!("exit codes with a disk that filled up while the target was changed: {codes:?}");
-    Rewind::new(&target, &server, &pki).following(&pair.b).run();
-    oracle::verify_running(&target, &pair.b);
-    target.stop("fast");
+    fork.verify();
 }
 
 #[test]
 fn a_disk_that_refuses_writes_keeps_the_promise() {
-    let (pair, target, mut device) = killed_fork("disk");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let before = content(&target);
+    let mut fork = killed_fork();
     let mut met = Vec::new();
     for (step, delay) in [("fetch", 20), ("hidden", 0), ("hidden", 5), ("hidden", 10)] {
-        let mut running = Rewind::new(&target, &server, &pki).following(&pair.b).spawn();
-        pause(&mut running, &target, (step, delay));
-        device.refuse_writes();
+        let mut running = fork.rewind(&fork.target).spawn();
+        pause(&mut running, &fork.target, (step, delay));
+        fork.device.refuse_writes();
         running.signal(Signal::CONT);
         let ended = running.wait();
-        device = device.take_writes();
-        let status = state_command("status", &target).text;
+        fork.device = fork.device.take_writes();
+        let status = state_command("status", &fork.target).text;
         println!("{delay} ms after {step}: exit code {}, {status}", ended.code);
         met.push(ended.code);
         match ended.code {
             0 | 9 => break,
             8 => {
-                let ended = state_command(if delay == 0 { "rollback" } else { "resume" }, &target);
+                let ended =
+                    state_command(if delay == 0 { "rollback" } else { "resume" }, &fork.target);
                 assert_eq!(ended.code, 0, "{}", ended.text);
                 if delay > 0 {
                     break;
@@ -186,48 +206,34 @@ fn a_disk_that_refuses_writes_keeps_the_promise() {
             }
             _ => {}
         }
-        before.assert_same(&content(&target));
+        fork.before.assert_same(&content(&fork.target));
     }
     assert!(
         met.contains(&8),
         "no run met a disk that refuses while it changed the target: {met:?}"
     );
-    Rewind::new(&target, &server, &pki).following(&pair.b).run();
-    oracle::verify_running(&target, &pair.b);
-    target.stop("fast");
+    fork.verify();
 }
 
-/// Data directory, WAL, a tablespace and the staged data each on a file system of its own.
-#[test]
-fn everything_on_disks_of_its_own_goes_either_way() {
-    let pair = Pair::new(15, Shape { segment_mb: 1, ..Shape::default() });
+/// A fork whose target has its data, its WAL and a tablespace in these places. The target is killed;
+/// both nodes.
+fn spread_out(pair: &Pair, [data, wal, space]: [&Path; 3]) -> (Node, Node) {
     let user = pair.a.user;
-    let home = pair.home.path();
-    let disks = ["data", "wal", "space", "staging"].map(|name| Device::new(&home.join(name), 300));
-    let place = |disk: usize| {
-        let path = home.join(["data", "wal", "space", "staging"][disk]).join("n");
-        fs::create_dir_all(&path).expect("directory");
-        user.own(&path);
-        path
-    };
-    let (space, own) = (place(2), home.join("space-b"));
+    let own = pair.home.path().join("space-b");
     pair.b.stop("fast");
     pair.a.sql(&format!("create tablespace away location '{}'", space.display()));
     pair.a.sql("create table far tablespace away as select generate_series(1, 5000) id");
     pair.a.stop("fast");
     fs::remove_dir_all(&pair.b.data).expect("removed");
     let b = pair.a.copy(&pair.b.socket);
-    run(user.command("/bin/cp").arg("-a").arg(&space).arg(&own));
+    run(user.command("/bin/cp").arg("-a").arg(space).arg(&own));
     let links = fs::read_dir(b.data.join("pg_tblspc")).expect("links");
     let link = links.flatten().next().expect("a tablespace").path();
     fs::remove_file(&link).expect("unlinked");
     std::os::unix::fs::symlink(&own, &link).expect("linked");
-    b.follow(&pair.a);
-    let target = pair.a.copy(&place(0));
-    let wal = place(1).join("wal");
-    run(user.command("/bin/mv").arg(target.data.join("pg_wal")).arg(&wal));
-    std::os::unix::fs::symlink(&wal, target.data.join("pg_wal")).expect("linked");
-    // The standby follows the target, which is the primary from here on.
+    let target = pair.a.copy(data);
+    run(user.command("/bin/mv").arg(target.data.join("pg_wal")).arg(wal));
+    std::os::unix::fs::symlink(wal, target.data.join("pg_wal")).expect("linked");
     b.follow(&target);
     target.start();
     b.start();
@@ -240,9 +246,27 @@ fn everything_on_disks_of_its_own_goes_either_way() {
     b.sql("create table far_new tablespace away as select * from far");
     b.sql("checkpoint");
     target.kill();
+    (target, b)
+}
+
+/// Data directory, WAL, a tablespace and the staged data each on a file system of its own.
+#[test]
+fn everything_on_disks_of_its_own_goes_either_way() {
+    let pair = Pair::new(15, Shape { segment_mb: 1, ..Shape::default() });
+    let home = pair.home.path();
+    let names = ["data", "wal", "space", "staging"];
+    let disks = names.map(|name| Device::new(&home.join(name), 300));
+    let [data, wal, space, staging] = names.map(|name| {
+        let path = home.join(name).join("n");
+        fs::create_dir_all(&path).expect("directory");
+        pair.a.user.own(&path);
+        path
+    });
+    let wal = wal.join("wal");
+    let (target, b) = spread_out(&pair, [&data, &wal, &space]);
     let pki = Pki::new(home);
     let server = Server::start(&b, &pki);
-    let staging = place(3).display().to_string();
+    let staging = staging.display().to_string();
     let rewind =
         || Rewind::new(&target, &server, &pki).following(&b).args(["--staging-dir", &staging]);
     let all = || {
@@ -253,6 +277,15 @@ fn everything_on_disks_of_its_own_goes_either_way() {
         ]
     };
     let before = all();
+    // What a run that died had fetched goes with it, wherever it lies.
+    let mut running = rewind().spawn();
+    pause(&mut running, &target, ("fetch", 10));
+    running.signal(Signal::KILL);
+    running.wait();
+    assert_ne!(fs::read_dir(&staging).expect("staging").count(), 0, "nothing was staged");
+    let ended = state_command("rollback", &target);
+    assert_eq!(ended.code, 0, "{}", ended.text);
+    assert_eq!(fs::read_dir(&staging).expect("staging").count(), 0, "staged data is left");
     for (ending, delay) in [("rollback", 3), ("rollback", 12), ("resume", 6)] {
         let mut running = rewind().spawn();
         pause(&mut running, &target, ("hidden", delay));
@@ -270,4 +303,37 @@ fn everything_on_disks_of_its_own_goes_either_way() {
     oracle::verify_running(&target, &b);
     target.stop("fast");
     drop(disks);
+}
+
+/// Where there is room for the rewind but not for undo images, it is said, and the rewind goes on.
+#[test]
+fn undo_images_are_given_up_where_there_is_no_room_for_them() {
+    let fork = killed_fork();
+    let Fork { target, device, .. } = &fork;
+    // A full disk tells how much is needed, beside what is always kept free.
+    let filler = device.fill();
+    let refused = fork.rewind(target).refuse(7, "not enough space");
+    fs::remove_file(&filler).expect("removed");
+    let needed = refused.text.split("about ").nth(1).and_then(|rest| rest.split(' ').next());
+    let needed: u64 = needed.and_then(|bytes| bytes.parse().ok()).expect("a number");
+    let wanted = needed + (16 << 20) + (1 << 20);
+    let free = rustix::fs::statvfs(&target.data).expect("statvfs");
+    let free = free.f_bavail * free.f_frsize;
+    let taken = fs::File::create(&filler).expect("filler");
+    rustix::fs::fallocate(&taken, rustix::fs::FallocateFlags::empty(), 0, free - wanted)
+        .expect("allocated");
+    let mut running = fork.rewind(target).spawn();
+    pause(&mut running, target, ("hidden", 0));
+    running.signal(Signal::KILL);
+    let ended = running.wait();
+    assert!(ended.text.contains("no undo images are saved"), "{}", ended.text);
+    let status = state_command("status", target).text;
+    assert!(status.contains("can be finished, not taken back"), "{status}");
+    let refused = state_command("rollback", target);
+    assert_eq!(refused.code, 8, "{}", refused.text);
+    assert!(refused.text.contains("run pgrejoin resume"), "{}", refused.text);
+    let resumed = state_command("resume", target);
+    assert_eq!(resumed.code, 0, "{}", resumed.text);
+    fs::remove_file(&filler).expect("removed");
+    fork.verify();
 }

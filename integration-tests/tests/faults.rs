@@ -3,6 +3,7 @@
 //! rewound.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -250,7 +251,7 @@ fn an_error_of_the_disk_at_any_operation_keeps_the_promise() {
                 let expected: &[Class] = match small.control_in(&left) {
                     Control::None => &[Class::Unfinished],
                     Control::New => &[Class::Rewound],
-                    Control::Old => &[Class::Preflight, Class::Unfinished],
+                    Control::Old => &[Class::Preflight, Class::Other],
                     Control::Other => panic!("{fault:?} at {at}: a control file of neither kind"),
                 };
                 assert!(
@@ -333,6 +334,35 @@ fn what_a_failed_barrier_lost_is_written_again() {
         }
     }
     assert!(failed > 10, "only {failed} barriers failed while the target was being changed");
+}
+
+/// An operator who stops either way is told so, and either way is still there.
+#[test]
+fn a_signal_stops_either_way_in_a_promised_state() {
+    let small = Small::new(&ACTIONS);
+    let killed = kills(&small);
+    let state = &killed[killed.len() / 2];
+    let stop = AtomicBool::new(true);
+    for (stopped, then) in [
+        (Ending::Resume, Ending::Resume),
+        (Ending::Resume, Ending::Rollback),
+        (Ending::Rollback, Ending::Resume),
+        (Ending::Rollback, Ending::Rollback),
+    ] {
+        let real = Real::of(state);
+        let door = |disk| disk;
+        let error = stopped.run_until(&real.root(), &door, &stop).expect_err("it was stopped");
+        assert_eq!(error.class(), Class::Unfinished, "{}", error.chain());
+        assert!(error.chain().contains("stopped by a signal"), "{}", error.chain());
+        assert_eq!(small.control_in(&State::read(&real.root())), Control::None);
+        then.run(&real.root(), &door).unwrap_or_else(|error| panic!("{}", error.chain()));
+        let found = State::read(&real.root());
+        let right = match then {
+            Ending::Resume => small.is_rewound(&found),
+            Ending::Rollback => small.is_unchanged(&found),
+        };
+        right.expect("the right bytes");
+    }
 }
 
 /// What only one of the two ways needs may be damaged: the other one is still there, and is named.

@@ -47,7 +47,7 @@ fn ends(what: &str, node: &Node, code: i32, words: &str) {
 #[test]
 fn a_target_with_a_plan_only_is_as_it_was() {
     let frozen = Frozen::new();
-    let prepared = || frozen.killed_where("pwrite64", "a rewind is being prepared");
+    let prepared = || frozen.killed_where("pwrite64", ("a rewind is being prepared", "plan"));
     let target = prepared();
     assert!(frozen.is_unchanged(&target));
     ends("rollback", &target, 0, "is cleared away");
@@ -56,8 +56,9 @@ fn a_target_with_a_plan_only_is_as_it_was() {
     assert!(frozen.is_rewound(&target));
     std::fs::remove_dir_all(&target.socket).expect("removed");
     let target = prepared();
-    ends("resume", &target, 0, "cleared away");
-    assert!(frozen.is_unchanged(&target));
+    // There is nothing to resume without the source, and nothing is thrown away.
+    ends("resume", &target, 0, "Run pgrejoin rewind to go on");
+    assert!(frozen.is_unchanged(&target) && target.data.join(".pgrejoin/plan").exists());
     std::fs::remove_dir_all(&target.socket).expect("removed");
     let target = prepared();
     run_for_a_while(&target);
@@ -72,7 +73,7 @@ fn a_target_with_a_plan_only_is_as_it_was() {
 #[test]
 fn a_sealed_target_is_finished_or_its_plan_is_void() {
     let frozen = Frozen::new();
-    let sealed = || frozen.killed_where("fsync", "a rewind is prepared");
+    let sealed = || frozen.killed_where("fsync", ("a rewind is prepared", "sealed"));
     let target = sealed();
     assert!(frozen.is_unchanged(&target));
     ends("resume", &target, 0, "is rewound");
@@ -81,6 +82,14 @@ fn a_sealed_target_is_finished_or_its_plan_is_void() {
     let target = sealed();
     ends("rollback", &target, 0, "is cleared away");
     assert!(frozen.is_unchanged(&target));
+    std::fs::remove_dir_all(&target.socket).expect("removed");
+    // With the source there it is gone on with, and nothing is fetched again.
+    let target = sealed();
+    let ended = frozen.rewind(&target);
+    assert_eq!(ended.code, 0, "{}", ended.text);
+    assert_eq!(ended.field("pages_received"), "0", "{}", ended.text);
+    assert_ne!(ended.field("pages_recovered"), "0", "{}", ended.text);
+    assert!(frozen.is_rewound(&target));
     std::fs::remove_dir_all(&target.socket).expect("removed");
     let target = sealed();
     run_for_a_while(&target);
@@ -94,7 +103,7 @@ fn a_sealed_target_is_finished_or_its_plan_is_void() {
     let version = target.data.join("PG_VERSION");
     write(&version, "15\n");
     target.user.own(&version);
-    ends("resume", &target, 0, "a file was changed");
+    ends("resume", &target, 0, "PG_VERSION on the target changed");
     assert!(frozen.is_unchanged(&target));
 }
 
@@ -102,7 +111,7 @@ fn a_sealed_target_is_finished_or_its_plan_is_void() {
 #[test]
 fn a_hidden_target_does_not_start_and_goes_either_way() {
     let frozen = Frozen::new();
-    let hidden = || frozen.killed_where("ftruncate", "has not finished");
+    let hidden = || frozen.killed_where("ftruncate", ("has not finished", "hidden"));
     let target = hidden();
     assert!(!target.try_start());
     let sealed = target.data.join(".pgrejoin/sealed");
@@ -133,7 +142,7 @@ fn a_hidden_target_does_not_start_and_goes_either_way() {
 #[test]
 fn a_committed_target_may_run_and_is_not_taken_back() {
     let frozen = Frozen::new();
-    let target = frozen.killed_where("unlinkat", "only temporary files are left");
+    let target = frozen.killed_where("unlinkat", ("only temporary files are left", "committed"));
     assert!(frozen.is_rewound(&target));
     target.start();
     assert_eq!(target.sql("select pg_is_in_recovery()"), "t");

@@ -189,19 +189,19 @@ impl Disk for RealDisk {
     fn create_directory(&self, path: &DataPath) -> io::Result<()> {
         if let Some((fd, own)) = self.staged(path) {
             match rustix::fs::mkdirat(fd, own, Mode::from_raw_mode(0o700)) {
-                Ok(()) => rustix::fs::fsync(fd)?,
-                Err(rustix::io::Errno::EXIST) => {}
+                Ok(()) | Err(rustix::io::Errno::EXIST) if self.sync => rustix::fs::fsync(fd)?,
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
         let (parent, name) = self.parent(path)?;
         match rustix::fs::mkdirat(&parent, &*name, self.directory_mode) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::EXIST) => return Ok(()),
+            // The umask must not decide who may read a database.
+            Ok(()) => self.set_mode(path, self.directory_mode.as_raw_mode())?,
+            Err(rustix::io::Errno::EXIST) => {}
             Err(errno) => return Err(errno.into()),
         }
-        // The umask must not decide who may read a database.
-        self.set_mode(path, self.directory_mode.as_raw_mode())?;
+        // Also one that was there: a run that died may not have come to this.
         if self.sync && self.staged(path).is_some() {
             rustix::fs::fsync(&parent)?;
         }

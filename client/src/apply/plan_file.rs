@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::{Disk, FileStat, replace_file};
 use super::header::{self, HeaderError};
+use super::manifest::Staging;
 use crate::plan::{Plan, SourceFiles};
 
 /// See the module.
@@ -36,8 +37,10 @@ pub struct PlanFile {
     pub hash_bytes: u64,
     /// Counts the runs: each names its packs by it.
     pub run: u32,
-    /// Whether undo images are saved.
-    pub undo: bool,
+    /// Where packs and WAL are staged, if not in the state directory.
+    pub staging: Option<Staging>,
+    /// Whether the disk is waited for.
+    pub sync: bool,
 }
 
 fn path() -> io::Result<DataPath> {

@@ -5,38 +5,22 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use data_dir::DataDir;
 use pg_format::{BLOCK_BYTES, DataPath, FileClass};
 use proto::fetch::{Item, ItemBody, PageContent};
 
+use super::change::{Change, failed, sync_directories};
 use super::disk::{Disk, beside, remove_tree, replace_file};
-use super::manifest::Manifest;
-use super::pg_wal::PgWal;
-use super::{pack, state, undo};
+use super::{pack, state, undo, void};
 use crate::error::{Class, RewindError};
-use crate::monitor::{Monitor, Step};
+use crate::monitor::Step;
 use crate::plan::FileAction;
 
 /// Threads that wait for the disk; one file after the other would leave it idle.
 const SYNC_THREADS: usize = 8;
-
-/// One run of the redo.
-#[derive(Debug, Clone, Copy)]
-pub struct Redo<'a> {
-    /// What to do.
-    pub manifest: &'a Manifest,
-    /// Through this door.
-    pub disk: &'a dyn Disk,
-    /// On this directory.
-    pub directory: &'a DataDir,
-    /// Set when the operator wants to stop.
-    pub stop: &'a AtomicBool,
-    /// Told what happens.
-    pub monitor: &'a dyn Monitor,
-}
 
 /// Moves `path` to `to`, unless an earlier run did.
 pub(super) fn move_away(disk: &dyn Disk, path: &DataPath, to: &DataPath) -> io::Result<()> {
@@ -55,60 +39,18 @@ pub(super) fn move_away(disk: &dyn Disk, path: &DataPath, to: &DataPath) -> io::
     }
 }
 
-/// A planned file that is not what it was when the plan was made: somebody was at work meanwhile.
-pub fn changed_file(disk: &dyn Disk, manifest: &Manifest) -> io::Result<Option<DataPath>> {
-    for (index, file) in manifest.files.iter().enumerate() {
-        let before = manifest.before(index);
-        let is_tree = matches!(file.action, FileAction::RemoveTree);
-        if !is_tree && disk.stat(&file.path)?.as_ref() != before {
-            return Ok(Some(file.path.clone()));
-        }
-    }
-    Ok(None)
-}
-
-/// Makes names durable in all of `directories`.
-pub(super) fn sync_directories(
-    disk: &dyn Disk,
-    directories: &BTreeSet<Option<DataPath>>,
-) -> Result<(), RewindError> {
-    for directory in directories {
-        match disk.sync_directory(directory.as_ref()) {
-            // Gone with a tree that was removed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => {
-                let name = directory.as_ref().map_or_else(String::new, ToString::to_string);
-                result.map_err(failed(format!("could not make names in \"{name}\" durable")))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn damaged(name: &DataPath) -> impl FnOnce(pack::PackError) -> RewindError {
-    let message =
-        format!("what was staged is damaged on this node's disk ({name}): run pgrejoin rollback");
-    move |error| RewindError::because(Class::Other, message, error)
-}
-
-pub(super) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RewindError {
-    let what = what.into();
-    move |error| RewindError::because(Class::Unfinished, what, error)
-}
-
-impl Redo<'_> {
+impl Change<'_> {
     /// Hides `pg_control`, changes everything, commits, cleans up.
-    pub fn run(&self) -> Result<(), RewindError> {
+    pub fn redo(&self) -> Result<(), RewindError> {
         // Staged data that cannot be read back must be found while the target is as it was.
         self.check_packs()?;
         self.check_wal()?;
         if self.has("global/pg_control").map_err(failed("could not look at pg_control"))? {
             self.refuse_a_changed_target()?;
-            state::hide(self.disk).map_err(failed("could not hide pg_control"))?;
+            state::hide(self.disk).map_err(|error| self.not_hidden(error))?;
         } else {
             state::mark_hidden(self.disk).map_err(failed("could not mark the target"))?;
         }
-        self.monitor.step(Step::Apply);
         if !self.links()? {
             return self.change();
         }
@@ -118,36 +60,27 @@ impl Redo<'_> {
         let directory = Arc::new(directory.map_err(reopen)?);
         let reopen = failed("could not open the target again");
         let disk = self.disk.reopen(&directory).map_err(reopen)?;
-        Redo { disk: &*disk, directory: &directory, ..*self }.change()
+        Change { disk: &*disk, directory: &directory, ..*self }.change()
     }
 
-    /// Nobody may have started the server since the plan was made.
+    /// Nobody may have been at work here since the plan was made.
     fn refuse_a_changed_target(&self) -> Result<(), RewindError> {
-        let mut live = Vec::new();
-        let path = DataPath::new("global/pg_control").map_err(io::Error::other);
-        let read = path
-            .and_then(|path| self.disk.open(&path))
-            .and_then(|mut file| io::Read::read_to_end(&mut file, &mut live));
-        read.map_err(|error| {
-            RewindError::because(Class::Other, "could not read the target's pg_control", error)
+        let void = void::reason(self.disk, self.manifest).map_err(|error| {
+            RewindError::because(Class::Other, "could not look at the target's files", error)
         })?;
-        let void = |what: &str| {
-            let message = format!("{what}: the plan is void; keep it stopped and run again");
-            RewindError::new(Class::Transient, message)
-        };
-        if live != self.manifest.old_control {
-            return Err(void("PostgreSQL was started on the target while the rewind was prepared"));
+        void.map_or(Ok(()), |why| {
+            let message = format!("{why}: the plan is void; keep the target stopped and run again");
+            Err(RewindError::new(Class::Transient, message))
+        })
+    }
+
+    /// Whether a hide that failed hid anything.
+    fn not_hidden(&self, error: io::Error) -> RewindError {
+        if self.is_changing() {
+            return failed("could not hide pg_control")(error);
         }
-        match changed_file(self.disk, self.manifest) {
-            Ok(None) => Ok(()),
-            Ok(Some(path)) => {
-                Err(void(&format!("{path} on the target changed while the rewind was prepared")))
-            }
-            Err(error) => {
-                let message = "could not look at the target's files";
-                Err(RewindError::because(Class::Other, message, error))
-            }
-        }
+        let message = "could not hide pg_control; the target is as it was";
+        RewindError::because(Class::Other, message, error)
     }
 
     /// Makes the links of new tablespaces; whether the plan has any.
@@ -211,7 +144,7 @@ impl Redo<'_> {
             let name = state::pack(&digest.name);
             let file = self.disk.open(&name).map_err(pack::PackError::Io);
             file.and_then(|file| pack::read(file, digest, &mut |_| Ok(())))
-                .map_err(damaged(&name))?;
+                .map_err(|error| self.damaged(&name, error))?;
         }
         // Once the target is being changed the way on does not need what the way back does.
         let way_back = self.manifest.undo.iter().filter(|_| !self.is_changing());
@@ -220,14 +153,9 @@ impl Redo<'_> {
             let name = state::undo(&digest.name);
             let file = self.disk.open(&name).map_err(pack::PackError::Io);
             file.and_then(|file| undo::read(file, digest, &mut |_, _, _| Ok(())))
-                .map_err(damaged(&name))?;
+                .map_err(|error| self.damaged(&name, error))?;
         }
         Ok(())
-    }
-
-    fn pg_wal(&self) -> PgWal<'_> {
-        let Self { manifest, disk, directory, .. } = *self;
-        PgWal { changes: &manifest.wal, disk, directory }
     }
 
     /// Whether all WAL to be put in place is staged or, once the target is being changed, in place
@@ -246,6 +174,12 @@ impl Redo<'_> {
     fn has(&self, path: &str) -> io::Result<bool> {
         let path = DataPath::new(path).map_err(io::Error::other)?;
         Ok(self.disk.is_directory(&path)?.is_some())
+    }
+
+    fn damaged(&self, name: &DataPath, error: pack::PackError) -> RewindError {
+        let way_out = if self.is_changing() { ": run pgrejoin rollback" } else { "" };
+        let message = format!("what was staged is damaged on this node's disk ({name}){way_out}");
+        RewindError::because(Class::Other, message, error)
     }
 
     fn is_changing(&self) -> bool {
@@ -403,7 +337,7 @@ impl Redo<'_> {
             }
         }
         directories.extend(state::state_directories(self.directory).into_iter().map(Some));
-        sync_directories(self.disk, &directories)
+        sync_directories(self.disk, directories)
     }
 
     /// Gives files that are replaced a second name for the way back, durably: the new one takes the
@@ -426,7 +360,7 @@ impl Redo<'_> {
                 directories.extend([file.path.parent(), trash.parent()]);
             }
         }
-        sync_directories(self.disk, &directories)
+        sync_directories(self.disk, directories)
     }
 
     /// Renames a new file to its place; one that it replaces hands its mode on.

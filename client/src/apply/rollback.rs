@@ -3,39 +3,23 @@
 //! Like the redo it can be repeated from the start after any crash, and it leaves everything the
 //! redo needs: until the end of either the other can still be chosen.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
-use data_dir::DataDir;
 use pg_format::DataPath;
 
-use super::disk::{Disk, beside, remove_tree, replace_file};
-use super::manifest::{Manifest, Undo};
-use super::pg_wal::PgWal;
-use super::redo::{failed, sync_directories};
+use super::change::{Change, failed, sync_directories};
+use super::disk::{beside, remove_tree, replace_file};
+use super::manifest::Undo;
 use super::{hold, state, undo};
 use crate::error::{Class, RewindError};
-use crate::monitor::{Monitor, Step};
+use crate::monitor::Step;
 use crate::plan::FileAction;
 
-/// One run of the rollback.
-#[derive(Debug, Clone, Copy)]
-pub struct Rollback<'a> {
-    /// What is taken back.
-    pub manifest: &'a Manifest,
-    /// Through this door.
-    pub disk: &'a dyn Disk,
-    /// On this directory.
-    pub directory: &'a DataDir,
-    /// Set when the operator wants to stop.
-    pub stop: &'a AtomicBool,
-    /// Told what happens.
-    pub monitor: &'a dyn Monitor,
-}
-
-impl Rollback<'_> {
+impl Change<'_> {
     /// Puts everything back where it was, `pg_control` last, and cleans up.
-    pub fn run(&self) -> Result<(), RewindError> {
+    pub fn roll_back(&self) -> Result<(), RewindError> {
         let Some(way_back) = &self.manifest.undo else {
             return Err(RewindError::new(
                 Class::Unfinished,
@@ -43,26 +27,25 @@ impl Rollback<'_> {
                  only be finished: run pgrejoin resume",
             ));
         };
-        self.check(way_back)?;
+        self.check_way_back(way_back)?;
         state::mark_hidden(self.disk).map_err(failed("could not mark the target"))?;
         state::begin_undo(self.disk).map_err(failed("could not mark the target"))?;
         self.monitor.step(Step::Rollback);
         self.take_away().map_err(failed("could not take new files away"))?;
-        self.put_back()?;
-        self.go_on()?;
-        self.write(way_back)?;
-        let wal = PgWal { changes: &self.manifest.wal, disk: self.disk, directory: self.directory };
-        wal.take_back().map_err(failed("could not put the WAL back"))?;
+        self.bring_back()?;
+        self.go_back()?;
+        self.write_images(way_back)?;
+        self.pg_wal().take_back().map_err(failed("could not put the WAL back"))?;
         self.small(way_back).map_err(failed("could not put settings back"))?;
-        self.go_on()?;
-        self.sync()?;
+        self.go_back()?;
+        self.sync_back()?;
         state::put_back(self.disk, &self.manifest.old_control)
             .map_err(failed("could not put pg_control back"))?;
-        self.clean_up()
+        self.clean_up_back()
     }
 
     /// Removes everything the rewind left, after the target is as it was.
-    pub fn clean_up(&self) -> Result<(), RewindError> {
+    pub fn clean_up_back(&self) -> Result<(), RewindError> {
         let left = |error: io::Error| {
             let message = "the target is as it was, but temporary files in .pgrejoin are left: run \
                            pgrejoin rollback again";
@@ -74,7 +57,7 @@ impl Rollback<'_> {
     }
 
     /// Images that cannot be read back must be found while the rewind can still be finished.
-    fn check(&self, way_back: &Undo) -> Result<(), RewindError> {
+    fn check_way_back(&self, way_back: &Undo) -> Result<(), RewindError> {
         for digest in &way_back.images {
             let name = state::undo(&digest.name);
             let file = self.disk.open(&name).map_err(super::pack::PackError::Io);
@@ -90,7 +73,7 @@ impl Rollback<'_> {
         Ok(())
     }
 
-    fn go_on(&self) -> Result<(), RewindError> {
+    fn go_back(&self) -> Result<(), RewindError> {
         if self.stop.load(Ordering::Relaxed) {
             let message = "stopped by a signal while the target was being taken back: run pgrejoin \
                            rollback, do not start PostgreSQL";
@@ -134,9 +117,9 @@ impl Rollback<'_> {
     }
 
     /// Brings back what was moved aside.
-    fn put_back(&self) -> Result<(), RewindError> {
+    fn bring_back(&self) -> Result<(), RewindError> {
         for (index, file) in self.manifest.files.iter().enumerate() {
-            self.go_on()?;
+            self.go_back()?;
             let trash = state::trash(self.directory, &file.path, index);
             let back = match self.disk.is_directory(&trash) {
                 Ok(None) => Ok(()),
@@ -149,7 +132,7 @@ impl Rollback<'_> {
     }
 
     /// Writes the images and sets the lengths.
-    fn write(&self, way_back: &Undo) -> Result<(), RewindError> {
+    fn write_images(&self, way_back: &Undo) -> Result<(), RewindError> {
         let total: u64 = way_back.images.iter().map(|digest| digest.bytes).sum();
         let mut done = 0;
         for digest in &way_back.images {
@@ -166,7 +149,7 @@ impl Rollback<'_> {
                 })
             });
             if read.is_err() {
-                self.go_on()?;
+                self.go_back()?;
             }
             read.map_err(|error| {
                 RewindError::because(Class::Unfinished, format!("could not apply {name}"), error)
@@ -213,7 +196,7 @@ impl Rollback<'_> {
     }
 
     /// Makes contents and names durable.
-    fn sync(&self) -> Result<(), RewindError> {
+    fn sync_back(&self) -> Result<(), RewindError> {
         for (path, _) in self.patched() {
             let synced = self.disk.sync_file(path);
             synced.map_err(failed(format!("could not make {path} durable")))?;
@@ -223,6 +206,7 @@ impl Rollback<'_> {
         let small = self.manifest.undo.iter().flat_map(|undo| &undo.small);
         let small = small.map(|old| old.path.parent());
         let own = state::state_directories(self.directory).into_iter().map(Some);
-        sync_directories(self.disk, &files.chain(small).chain(own).collect())
+        let all: BTreeSet<_> = files.chain(small).chain(own).collect();
+        sync_directories(self.disk, all)
     }
 }

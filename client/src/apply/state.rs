@@ -281,8 +281,32 @@ pub fn prepare_again(disk: &dyn Disk, directory: &DataDir, keep: Keep) -> io::Re
     make_directories(disk, directory)
 }
 
+/// Bytes staged so far: in packs, and of WAL.
+pub fn staged_bytes(disk: &dyn Disk) -> io::Result<(u64, u64)> {
+    let bytes_in = |directory: &str| -> io::Result<u64> {
+        let directory = own(directory);
+        if disk.is_directory(&directory)? != Some(true) {
+            return Ok(0);
+        }
+        let mut bytes = 0;
+        for name in disk.names(&directory)? {
+            let file = directory.join(&name).map_err(io::Error::other)?;
+            bytes += disk.stat(&file)?.map_or(0, |stat| stat.bytes);
+        }
+        Ok(bytes)
+    };
+    Ok((bytes_in(STAGED_DIRECTORIES[0])?, bytes_in(STAGED_DIRECTORIES[1])?))
+}
+
 /// Makes the packs a cache for another plan.
 pub fn retire_packs(disk: &dyn Disk) -> io::Result<()> {
+    if disk.is_directory(&own(STAGED_DIRECTORIES[0]))?.is_none() {
+        // Done already, and the run ended before it had another plan.
+        return match disk.is_directory(&own(CACHE))? {
+            Some(true) => Ok(()),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        };
+    }
     remove_tree(disk, &own(CACHE))?;
     disk.rename(&own(STAGED_DIRECTORIES[0]), &own(CACHE))
 }

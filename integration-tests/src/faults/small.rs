@@ -8,11 +8,10 @@ use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use client::RewindError;
+use client::apply::change::Change as Work;
 use client::apply::disk::{Disk, FileStat, RealDisk};
 use client::apply::manifest::{Manifest, OldFile, SmallFile, Undo, WalChanges};
 use client::apply::pack::PackWriter;
-use client::apply::redo::Redo;
-use client::apply::rollback::Rollback;
 use client::apply::undo::{Gate, Image, save};
 use client::apply::{hold, state};
 use client::monitor::{Monitor, Step};
@@ -284,7 +283,7 @@ impl Small {
 
     /// Stages a segment; with the first comes the history.
     fn stage_wal(&mut self, timeline: u32, number: u64, tag: u8) {
-        let name = format!("{timeline:08X}{:016X}", number);
+        let name = format!("{timeline:08X}{number:016X}");
         self.gets(&format!("pg_wal/{name}"), pages(&[tag]));
         // The last one is not complete.
         if number < 4 {
@@ -413,14 +412,14 @@ impl Small {
         let staging = |error| RewindError::because(client::Class::Preflight, "staging", error);
         let manifest = self.stage(root, (&directory, &disk)).map_err(staging)?;
         let stop = AtomicBool::new(false);
-        let redo = Redo {
+        let work = Work {
             manifest: &manifest,
             disk: &*disk,
             directory: &directory,
             stop: &stop,
             monitor: &Silent,
         };
-        redo.run()
+        work.redo()
     }
 
     fn stage(
@@ -523,6 +522,16 @@ impl Ending {
         root: &Path,
         door: &dyn Fn(Arc<dyn Disk>) -> Arc<dyn Disk>,
     ) -> Result<(), RewindError> {
+        self.run_until(root, door, &AtomicBool::new(false))
+    }
+
+    /// The same, for an operator who may want to stop.
+    pub fn run_until(
+        self,
+        root: &Path,
+        door: &dyn Fn(Arc<dyn Disk>) -> Arc<dyn Disk>,
+        stop: &AtomicBool,
+    ) -> Result<(), RewindError> {
         let directory = Arc::new(DataDir::open(root).expect("a data directory"));
         let disk = door(Arc::new(RealDisk::new(Arc::clone(&directory), None, true).expect("disk")));
         let state = state::load(&*disk).expect("the state can be told");
@@ -531,10 +540,10 @@ impl Ending {
         };
         hold::take(&*disk, root)?;
         let (manifest, disk, directory) = (&*manifest, &*disk, &*directory);
-        let (stop, monitor) = (&AtomicBool::new(false), &Silent);
+        let work = Work { manifest, disk, directory, stop, monitor: &Silent };
         match self {
-            Self::Resume => Redo { manifest, disk, directory, stop, monitor }.run(),
-            Self::Rollback => Rollback { manifest, disk, directory, stop, monitor }.run(),
+            Self::Resume => work.redo(),
+            Self::Rollback => work.roll_back(),
         }
     }
 }

@@ -1,0 +1,62 @@
+//! One run that changes the target: on to the source's history ([`Change::redo`]) or back to what it was
+//! ([`Change::roll_back`]). Both walk over the same manifest, and either can follow the other from wherever
+//! that one stopped.
+
+use std::io;
+use std::sync::atomic::AtomicBool;
+
+use data_dir::DataDir;
+use pg_format::DataPath;
+
+use super::disk::Disk;
+use super::manifest::Manifest;
+use super::pg_wal::PgWal;
+use crate::error::{Class, RewindError};
+use crate::monitor::Monitor;
+
+/// See the module.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// What is done or taken back.
+    pub manifest: &'a Manifest,
+    /// Through this door.
+    pub disk: &'a dyn Disk,
+    /// On this directory.
+    pub directory: &'a DataDir,
+    /// Set when the operator wants to stop.
+    pub stop: &'a AtomicBool,
+    /// Told what happens.
+    pub monitor: &'a dyn Monitor,
+}
+
+impl<'a> Change<'a> {
+    /// The part of it in `pg_wal`.
+    pub(super) fn pg_wal(&self) -> PgWal<'a> {
+        let Self { manifest, disk, directory, .. } = *self;
+        PgWal { changes: &manifest.wal, disk, directory }
+    }
+}
+
+/// An error while the target is being changed.
+pub(super) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RewindError {
+    let what = what.into();
+    move |error| RewindError::because(Class::Unfinished, what, error)
+}
+
+/// Makes names durable in all of `directories`.
+pub(super) fn sync_directories(
+    disk: &dyn Disk,
+    directories: impl IntoIterator<Item = Option<DataPath>>,
+) -> Result<(), RewindError> {
+    for directory in directories {
+        match disk.sync_directory(directory.as_ref()) {
+            // Gone with a tree that was removed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => {
+                let name = directory.map_or_else(String::new, |path| path.to_string());
+                result.map_err(failed(format!("could not make names in \"{name}\" durable")))?;
+            }
+        }
+    }
+    Ok(())
+}

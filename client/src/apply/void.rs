@@ -1,0 +1,39 @@
+//! Whether a sealed plan still holds: until the target is hidden somebody may have been at work on it.
+
+use std::io;
+
+use pg_format::DataPath;
+
+use super::disk::Disk;
+use super::manifest::Manifest;
+use super::preflight::check_place;
+use crate::plan::FileAction;
+
+/// Why the plan is void; `None` if it holds.
+pub fn reason(disk: &dyn Disk, manifest: &Manifest) -> io::Result<Option<String>> {
+    let mut live = Vec::new();
+    let control = DataPath::new("global/pg_control").map_err(io::Error::other)?;
+    io::Read::read_to_end(&mut disk.open(&control)?, &mut live)?;
+    if live != manifest.old_control {
+        let why = "PostgreSQL was started on the target while the rewind was prepared";
+        return Ok(Some(why.to_owned()));
+    }
+    for (index, file) in manifest.files.iter().enumerate() {
+        let path = &file.path;
+        let why = match &file.action {
+            FileAction::RemoveTree => None,
+            // What is in it afterwards must be ours alone.
+            FileAction::MakeDirectory { link: Some(place) } => {
+                check_place(place).err().map(|why| format!("{place}, the place for {path}, {why}"))
+            }
+            _ if disk.stat(path)?.as_ref() != manifest.before(index) => {
+                Some(format!("{path} on the target changed while the rewind was prepared"))
+            }
+            _ => None,
+        };
+        if why.is_some() {
+            return Ok(why);
+        }
+    }
+    Ok(None)
+}
