@@ -213,6 +213,15 @@ fn a_file_that_cannot_be_written_is_refused_before_anything_changes() {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o400)).unwrap();
     refusal.refuse(refusal.rewind(), 7, "cannot be written");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    // One that is replaced and belongs to somebody else; only root can make it so.
+    if rustix::process::geteuid().is_root() {
+        let version = refusal.pair.a.data.join("PG_VERSION");
+        std::os::unix::fs::chown(&version, Some(0), Some(0)).unwrap();
+        fs::set_permissions(&version, fs::Permissions::from_mode(0o644)).unwrap();
+        refusal.refuse(refusal.rewind(), 7, "PG_VERSION on the target cannot be written");
+        fs::set_permissions(&version, fs::Permissions::from_mode(0o600)).unwrap();
+        refusal.pair.a.user.own(&version);
+    }
     refusal.succeed();
 }
 

@@ -3,7 +3,7 @@
 //! that one stopped.
 
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use data_dir::DataDir;
 use pg_format::DataPath;
@@ -30,6 +30,16 @@ pub struct Change<'a> {
 }
 
 impl<'a> Change<'a> {
+    /// Whether the operator wants to stop.
+    pub(super) fn go_on(&self) -> Result<(), RewindError> {
+        if self.stop.load(Ordering::Relaxed) {
+            let message = "stopped by a signal while the target was being changed: run pgrejoin \
+                           resume or pgrejoin rollback, do not start PostgreSQL";
+            return Err(RewindError::new(Class::Unfinished, message));
+        }
+        Ok(())
+    }
+
     /// The part of it in `pg_wal`.
     pub(super) fn pg_wal(&self) -> PgWal<'a> {
         let Self { manifest, disk, directory, .. } = *self;

@@ -9,7 +9,7 @@ use data_dir::DataDir;
 use data_dir::confined::open_below;
 use data_dir::dir::mount_of;
 use pg_format::{DataPath, FileClass};
-use rustix::fs::{Access, AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
 
 use crate::error::{Class, RewindError};
 use crate::plan::input::{TargetFiles, file_bytes};
@@ -173,7 +173,8 @@ pub fn check_permissions(directory: &DataDir, plan: &Plan) -> Result<(), RewindE
             let opened = open_below(base, rest, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty());
             opened.map_err(|error| unwritable(&file.path, error))?;
         } else {
-            refuse_immutable(directory, &file.path)?;
+            let replaced = matches!(file.action, FileAction::Replace { .. });
+            refuse_immovable(directory, (&file.path, replaced))?;
         }
         parents.insert(file.path.parent());
     }
@@ -200,14 +201,23 @@ pub fn check_permissions(directory: &DataDir, plan: &Plan) -> Result<(), RewindE
     Ok(())
 }
 
+fn is_strange(stat: &Statx) -> bool {
+    let is_file = FileType::from_raw_mode(u32::from(stat.stx_mode)).is_file();
+    is_file && stat.stx_uid != rustix::process::geteuid().as_raw()
+}
+
 /// An immutable file cannot even be replaced or removed.
-fn refuse_immutable(directory: &DataDir, path: &DataPath) -> Result<(), RewindError> {
+fn refuse_immovable(
+    directory: &DataDir,
+    (path, replaced): (&DataPath, bool),
+) -> Result<(), RewindError> {
     let (base, rest) = directory.resolve(path);
     let name = if rest.is_empty() { "." } else { rest };
     let stat = rustix::fs::statx(base, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS);
     let immutable = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
     match stat {
-        Ok(stat) if stat.stx_attributes.intersects(immutable) => {
+        // A file of another user cannot be given the second name it has while it is replaced.
+        Ok(stat) if stat.stx_attributes.intersects(immutable) || replaced && is_strange(&stat) => {
             let error = std::io::Error::from(rustix::io::Errno::PERM);
             Err(unwritable(path, error))
         }

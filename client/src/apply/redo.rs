@@ -195,15 +195,6 @@ impl Change<'_> {
         self.go_on()
     }
 
-    fn go_on(&self) -> Result<(), RewindError> {
-        if self.stop.load(Ordering::Relaxed) {
-            let message = "stopped by a signal while the target was being changed: run pgrejoin \
-                           resume, do not start PostgreSQL";
-            return Err(RewindError::new(Class::Unfinished, message));
-        }
-        Ok(())
-    }
-
     fn temporary(&self, index: usize) -> Option<DataPath> {
         let file = self.manifest.files.get(index)?;
         Some(state::temporary(self.directory, &file.path, index))
@@ -372,7 +363,8 @@ impl Change<'_> {
         self.disk.rename(&from, path)
     }
 
-    fn sync_files(&self, paths: &[DataPath]) -> Result<(), RewindError> {
+    /// Makes files durable, and what was written to others before.
+    pub(super) fn sync_files(&self, paths: &[DataPath]) -> Result<(), RewindError> {
         let waiting = Mutex::new(paths.iter());
         let fault: Mutex<Option<RewindError>> = Mutex::new(None);
         std::thread::scope(|scope| {

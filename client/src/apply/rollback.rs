@@ -33,11 +33,11 @@ impl Change<'_> {
         self.monitor.step(Step::Rollback);
         self.take_away().map_err(failed("could not take new files away"))?;
         self.bring_back()?;
-        self.go_back()?;
+        self.go_on()?;
         self.write_images(way_back)?;
         self.pg_wal().take_back().map_err(failed("could not put the WAL back"))?;
         self.small(way_back).map_err(failed("could not put settings back"))?;
-        self.go_back()?;
+        self.go_on()?;
         self.sync_back()?;
         state::put_back(self.disk, &self.manifest.old_control)
             .map_err(failed("could not put pg_control back"))?;
@@ -69,15 +69,6 @@ impl Change<'_> {
                 );
                 RewindError::because(Class::Unfinished, message, error)
             })?;
-        }
-        Ok(())
-    }
-
-    fn go_back(&self) -> Result<(), RewindError> {
-        if self.stop.load(Ordering::Relaxed) {
-            let message = "stopped by a signal while the target was being taken back: run pgrejoin \
-                           rollback, do not start PostgreSQL";
-            return Err(RewindError::new(Class::Unfinished, message));
         }
         Ok(())
     }
@@ -119,7 +110,7 @@ impl Change<'_> {
     /// Brings back what was moved aside.
     fn bring_back(&self) -> Result<(), RewindError> {
         for (index, file) in self.manifest.files.iter().enumerate() {
-            self.go_back()?;
+            self.go_on()?;
             let trash = state::trash(self.directory, &file.path, index);
             let back = match self.disk.is_directory(&trash) {
                 Ok(None) => Ok(()),
@@ -149,7 +140,7 @@ impl Change<'_> {
                 })
             });
             if read.is_err() {
-                self.go_back()?;
+                self.go_on()?;
             }
             read.map_err(|error| {
                 RewindError::because(Class::Unfinished, format!("could not apply {name}"), error)
@@ -197,11 +188,8 @@ impl Change<'_> {
 
     /// Makes contents and names durable.
     fn sync_back(&self) -> Result<(), RewindError> {
-        for (path, _) in self.patched() {
-            let synced = self.disk.sync_file(path);
-            synced.map_err(failed(format!("could not make {path} durable")))?;
-        }
-        self.disk.sync_all().map_err(failed("could not make the file systems durable"))?;
+        let patched: Vec<DataPath> = self.patched().map(|(path, _)| path.clone()).collect();
+        self.sync_files(&patched)?;
         let files = self.manifest.files.iter().map(|file| file.path.parent());
         let small = self.manifest.undo.iter().flat_map(|undo| &undo.small);
         let small = small.map(|old| old.path.parent());

@@ -53,6 +53,13 @@ impl Gate {
         self.closed.store(true, Ordering::SeqCst);
         drop(self.busy.lock());
     }
+
+    fn go_on(&self) -> io::Result<()> {
+        match self.closed.load(Ordering::SeqCst) {
+            true => Err(io::ErrorKind::Interrupted.into()),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Saves all `images` in files whose names begin with `name`, and makes them durable, unless the
@@ -64,9 +71,7 @@ pub fn save(
     gate: &Gate,
 ) -> io::Result<Vec<PackDigest>> {
     let _busy = gate.busy.lock().unwrap_or_else(PoisonError::into_inner);
-    if gate.closed.load(Ordering::SeqCst) {
-        return Err(io::ErrorKind::Interrupted.into());
-    }
+    gate.go_on()?;
     let waiting = Mutex::new(images.iter());
     let saver = |number: usize| -> io::Result<PackDigest> {
         let name = format!("{name}-{number}");
@@ -78,10 +83,7 @@ pub fn save(
         loop {
             let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
             match next {
-                Some(_) if gate.closed.load(Ordering::SeqCst) => {
-                    return Err(io::ErrorKind::Interrupted.into());
-                }
-                Some(image) => saver.save(&**disk, image)?,
+                Some(image) => saver.save(&**disk, image, gate)?,
                 None => return saver.file.finish(),
             }
         }
@@ -102,12 +104,13 @@ struct Saver {
 }
 
 impl Saver {
-    fn save(&mut self, disk: &dyn Disk, image: &Image) -> io::Result<()> {
+    fn save(&mut self, disk: &dyn Disk, image: &Image, gate: &Gate) -> io::Result<()> {
         let file = disk.open(&image.path)?;
         let number = u32::try_from(image.file).map_err(io::Error::other)?;
         for range in &image.ranges {
             let mut offset = range.start;
             while offset < range.end {
+                gate.go_on()?;
                 let length = RECORD_BYTES_MAX.min(range.end - offset);
                 let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
                 file.read_exact_at(&mut bytes, offset)?;
