@@ -15,10 +15,10 @@ use proto::model::{Description, Role, Sealed};
 
 use crate::analysis::{Analysis, source_start};
 use crate::apply::disk::{Disk, FileStat};
-use crate::apply::manifest::{Manifest, WalChanges};
+use crate::apply::manifest::{Manifest, PackDigest, WalChanges};
 use crate::apply::preflight::{Room, check_place};
-use crate::apply::state;
 use crate::apply::undo::Gate;
+use crate::apply::{pg_wal, state};
 use crate::choose::Choice;
 use crate::cli::StrategyArg;
 use crate::config::Config;
@@ -478,6 +478,12 @@ impl Sealing<'_> {
         name
     }
 
+    fn segment_digests(&self, staged: &BTreeSet<SegmentName>) -> std::io::Result<Vec<PackDigest>> {
+        let size = self.source.node.control.wal_segment_size;
+        let names = staged.iter().map(|name| name.file_name(size));
+        names.map(|name| pg_wal::digest(&**self.disk, &name)).collect()
+    }
+
     fn manifest(
         &self,
         sealed: &Sealed,
@@ -494,7 +500,6 @@ impl Sealing<'_> {
         let read = Read { shorter: &staged.notes.shorter, vanished: &staged.notes.vanished };
         let target = &self.target.files;
         let (files, shorter) = final_lengths(&self.plan.files, self.files, target, read);
-        let staging = staging_of(&self.target.directory, self.config)?;
         let before = files.iter().map(|file| FileStat::of(target.get(&file.path)?));
         Ok(Manifest {
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -503,7 +508,8 @@ impl Sealing<'_> {
             before: before.collect(),
             files,
             packs: staged.packs.clone(),
-            staging,
+            staging: staging_of(&self.target.directory, self.config)?,
+            segments: self.segment_digests(wal).map_err(staging)?,
             shorter: shorter.into_iter().collect(),
             vanished: staged.notes.vanished.iter().copied().collect(),
             wal: self.wal_changes(sealed, wal)?,

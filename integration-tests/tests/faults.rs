@@ -2,18 +2,19 @@
 //! PostgreSQL finds no `pg_control` and both `resume` and `rollback` end in the right bytes, or it is
 //! rewound.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use client::Class;
 use client::apply::disk::Disk;
+use client::monitor::Monitor;
+use client::{Class, unfinished};
 use integration_tests::cluster::write;
 use integration_tests::faults::judge::{Choices, Judge, as_if_untouched};
 use integration_tests::faults::recorder::{Fault, Op, Recorder};
 use integration_tests::faults::simulated::{Simulated, State};
-use integration_tests::faults::small::{ACTIONS, Action, Control, Ending, Small};
+use integration_tests::faults::small::{ACTIONS, Action, Control, Ending, Silent, Small};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
@@ -363,6 +364,62 @@ fn a_signal_stops_either_way_in_a_promised_state() {
         };
         right.expect("the right bytes");
     }
+}
+
+/// Any byte of the state directory may go bad: then either way ends in the right bytes, or in an error
+/// with the target still unstartable, and never in a panic.
+#[test]
+fn a_bad_byte_in_the_state_directory_makes_no_wrong_node() {
+    let small = Small::new(&ACTIONS);
+    let killed = kills(&small);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seed = u64::from(now.subsec_nanos());
+    println!("seed {seed}");
+    let mut choices = Choices::new(seed);
+    let (mut right, mut refused) = (0, 0);
+    for _ in 0..300 {
+        let real = Real::of(&killed[choices.below(killed.len())]);
+        let own = real.root().join(".pgrejoin");
+        // Trash is the target's own, which nobody can check.
+        let files: Vec<PathBuf> = files_below(&own)
+            .into_iter()
+            .filter(|path| !path.display().to_string().contains("trash"))
+            .collect();
+        let path = &files[choices.below(files.len())];
+        let mut bytes = std::fs::read(path).expect("a file");
+        if bytes.is_empty() {
+            continue;
+        }
+        let at = choices.below(bytes.len());
+        bytes[at] ^= 1 << choices.below(8);
+        write(path, bytes);
+        let ending: fn(&Path, &dyn Monitor, &AtomicBool) -> _ =
+            if choices.below(2) == 0 { unfinished::resume } else { unfinished::rollback };
+        let ended = ending(&real.root(), &Silent, &AtomicBool::new(false));
+        let found = State::read(&real.root());
+        match small.control_in(&found) {
+            Control::None => {
+                assert!(ended.is_err(), "it ended without a pg_control: {}", path.display());
+                refused += 1;
+            }
+            Control::Old => small.is_unchanged(&found).expect("the right bytes"),
+            Control::New => small.is_rewound(&found).expect("the right bytes"),
+            Control::Other => panic!("a control file of neither kind: {}", path.display()),
+        }
+        right += usize::from(ended.is_ok());
+    }
+    println!("{right} ended right, {refused} were refused");
+    assert!(right > 10 && refused > 10, "{right} ended right, {refused} were refused");
+}
+
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    }
+    files.sort();
+    files
 }
 
 /// What only one of the two ways needs may be damaged: the other one is still there, and is named.

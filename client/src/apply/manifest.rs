@@ -7,7 +7,7 @@ use super::disk::FileStat;
 use super::header::{self, HeaderError};
 use crate::plan::PlannedFile;
 
-/// A pack as it was when it was sealed.
+/// A staged file as it was when it was sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackDigest {
     /// Its name.
@@ -85,6 +85,8 @@ pub struct Manifest {
     pub before: Vec<Option<FileStat>>,
     /// The packs.
     pub packs: Vec<PackDigest>,
+    /// The staged WAL segments.
+    pub segments: Vec<PackDigest>,
     /// Where packs and WAL are staged, if not in the state directory.
     pub staging: Option<Staging>,
     /// Files that were shorter on the source when they were read than when they were listed: index

@@ -30,13 +30,13 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
     /// The system refused.
-    #[error("could not read the pack")]
+    #[error("it could not be read")]
     Io(#[from] io::Error),
     /// It is none, or of another release.
-    #[error("the pack cannot be used")]
+    #[error("it cannot be used")]
     Header(#[from] HeaderError),
     /// It is not what was sealed.
-    #[error("the pack is damaged: {0}")]
+    #[error("it is damaged: {0}")]
     Damaged(String),
 }
 

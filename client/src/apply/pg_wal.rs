@@ -7,7 +7,7 @@ use data_dir::DataDir;
 use pg_format::DataPath;
 
 use super::disk::{Disk, beside, replace_file};
-use super::manifest::WalChanges;
+use super::manifest::{PackDigest, WalChanges};
 use super::redo::move_away;
 use super::state;
 
@@ -24,6 +24,21 @@ pub struct PgWal<'a> {
 
 fn wal_path(name: &str) -> io::Result<DataPath> {
     DataPath::new(format!("pg_wal/{name}")).map_err(io::Error::other)
+}
+
+/// What staged segments are, for the seal and for whoever relies on it.
+pub fn digest(disk: &dyn Disk, name: &str) -> io::Result<PackDigest> {
+    let mut file = disk.open(&state::staged_wal(name))?;
+    let mut buffer = vec![0; 1 << 20];
+    let (mut bytes, mut crc) = (0, 0);
+    loop {
+        let read = io::Read::read(&mut file, &mut buffer)?;
+        if read == 0 {
+            return Ok(PackDigest { name: name.to_owned(), bytes, crc });
+        }
+        bytes += read as u64;
+        crc = crc32c::crc32c_append(crc, buffer.get(..read).unwrap_or_default());
+    }
 }
 
 impl PgWal<'_> {

@@ -14,7 +14,7 @@ use proto::fetch::{Item, ItemBody, PageContent};
 
 use super::change::{Change, failed, sync_directories};
 use super::disk::{Disk, beside, remove_tree, replace_file};
-use super::{pack, state, undo, void};
+use super::{pack, pg_wal, state, undo, void};
 use crate::error::{Class, RewindError};
 use crate::monitor::Step;
 use crate::plan::FileAction;
@@ -158,17 +158,25 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Whether all WAL to be put in place is staged or, once the target is being changed, in place
-    /// already: before that a file of the same name there is the target's own.
+    /// Whether all WAL to be put in place is staged as it was sealed or, once the target is being
+    /// changed, in place already: before that a file of the same name there is the target's own.
     fn check_wal(&self) -> Result<(), RewindError> {
         let changing = self.is_changing();
-        let here =
-            |name| self.pg_wal().is_staged(name) || changing && self.pg_wal().is_placed(name);
-        let missing = self.manifest.wal.place.iter().find(|name| !here(name));
-        missing.map_or(Ok(()), |name| {
-            let message = format!("staged WAL segment {name} is missing on this node's disk");
-            Err(RewindError::new(Class::Other, message))
-        })
+        for sealed in &self.manifest.segments {
+            self.go_on_before_the_change()?;
+            let name = &sealed.name;
+            if changing && !self.pg_wal().is_staged(name) && self.pg_wal().is_placed(name) {
+                continue;
+            }
+            let path = state::staged_wal(name);
+            let found = pg_wal::digest(self.disk, name).map_err(pack::PackError::Io);
+            let found = found.map_err(|error| self.damaged(&path, error))?;
+            if found != *sealed {
+                let why = "its content changed since the seal".to_owned();
+                return Err(self.damaged(&path, pack::PackError::Damaged(why)));
+            }
+        }
+        Ok(())
     }
 
     fn has(&self, path: &str) -> io::Result<bool> {

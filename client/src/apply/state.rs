@@ -465,6 +465,7 @@ mod tests {
             files: Vec::new(),
             before: Vec::new(),
             packs: Vec::new(),
+            segments: Vec::new(),
             staging: None,
             shorter: Vec::new(),
             vanished: Vec::new(),

@@ -12,6 +12,7 @@ use client::apply::change::Change as Work;
 use client::apply::disk::{Disk, FileStat, RealDisk};
 use client::apply::manifest::{Manifest, OldFile, SmallFile, Undo, WalChanges};
 use client::apply::pack::PackWriter;
+use client::apply::pg_wal::digest;
 use client::apply::undo::{Gate, Image, save};
 use client::apply::{hold, state};
 use client::monitor::{Monitor, Step};
@@ -464,6 +465,11 @@ impl Small {
             files,
             before,
             packs,
+            segments: self
+                .staged_wal
+                .keys()
+                .map(|name| digest(&**disk, name))
+                .collect::<Result<_, _>>()?,
             staging: None,
             shorter: shorter.into_iter().collect(),
             vanished: self.vanished.iter().copied().collect(),
