@@ -58,16 +58,14 @@ impl Run {
                 "the plan of an earlier run does not hold ({why}): what it fetched is compared with \
                  the source before it is used"
             ));
+            self.prepared = true;
             self.retire();
             return Ok(None);
         };
         let PlanFile { start, source_redo, plan, listed: files, hash_bytes, .. } = stored;
         let choice = Choice { strategy, start, name, why: stored.strategy.1 };
         let staged = state::staged_bytes(&*self.disk).map_err(state_error)?;
-        self.undo = self.check(&plan, source, (&choice, staged)).inspect_err(|_| {
-            // Nothing was touched yet, and what was fetched may be gone on with once this is mended.
-            self.prepared = false;
-        })?;
+        self.undo = self.check(&plan, source, (&choice, staged))?;
         self.monitor.note("going on with what an earlier run had fetched");
         Ok(Some(Planned { choice, source_redo, plan, files, hash_bytes, again: true }))
     }

@@ -153,7 +153,8 @@ async fn rewind_locked(
         monitor,
         steps,
         stop,
-        prepared: stored.is_some(),
+        prepared: false,
+        found: stored.is_some(),
         runs: stored.as_ref().map_or(0, |stored| stored.run),
         cache: None,
         stored,
@@ -201,8 +202,11 @@ pub(crate) struct Run {
     pub(crate) monitor: Arc<dyn Monitor>,
     pub(crate) steps: Steps,
     pub(crate) stop: Stop,
-    /// Whether the state directory was made: only then there is something to clear away.
+    /// Whether the state directory is this run's: only then it may clear it away. What an earlier run
+    /// left stays as it is until its plan was looked at.
     pub(crate) prepared: bool,
+    /// Whether an earlier run left a plan.
+    found: bool,
     /// Plans made and runs begun before this one, for the same rewind.
     pub(crate) runs: u32,
     /// Files of a plan that did not hold, whose pages are a cache for the next.
@@ -230,6 +234,7 @@ impl Run {
             match made {
                 Ok(Attempt::Finished(mut outcome)) => {
                     // What an earlier run had prepared is not needed any more.
+                    self.prepared |= self.found;
                     self.abandon();
                     let running = (&mut self.steps, &self.stop);
                     start_if_asked(&self.config, &self.directory, None, running).await?;
@@ -424,6 +429,7 @@ impl Run {
         inspect::running::refuse_running(&self.directory)?;
         self.prepared = true;
         let (disk, directory) = (&*self.disk, &*self.directory);
+        state::unseal(disk).map_err(state_error)?;
         let made = match (again, &self.cache) {
             (true, _) => state::prepare_again(disk, directory, Keep::Plan),
             (false, Some(_)) => state::prepare_again(disk, directory, Keep::Cache),

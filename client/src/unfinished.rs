@@ -8,7 +8,7 @@ use data_dir::DataDir;
 
 use crate::apply::change::Change;
 use crate::apply::disk::{Disk, RealDisk};
-use crate::apply::manifest::Manifest;
+use crate::apply::manifest::{Manifest, Staging};
 use crate::apply::plan_file::PlanFile;
 use crate::apply::state::{self, State};
 use crate::apply::{hold, void};
@@ -37,33 +37,29 @@ pub(crate) async fn earlier(
     monitor: &Arc<dyn Monitor>,
     stop: &Stop,
 ) -> Result<Option<Outcome>, RewindError> {
-    let (disk, state) = disk_of_state(directory)?;
+    let Found { directory, disk, state } = open_state(directory)?;
     if config.dry_run {
-        let ends_there = match &state {
-            State::None
-            | State::Preparing
-            | State::Sealed(_)
-            | State::RolledBack(_)
-            | State::CleaningBack => false,
-            State::Committed(manifest) => never_started(directory, manifest),
-            State::Cleaning => directory.has("backup_label"),
-            State::Hidden(_) | State::Exposed(_) | State::Undoing(_) => true,
-        };
         let outcome = || Outcome::new(Ended::WouldRewind, describe_state(&state));
-        return Ok(ends_there.then(outcome));
+        return Ok(ends_there(&directory, &state).then(outcome));
     }
-    let wanted = staging_of(directory, config)?;
-    let (directory, monitor, flag) =
-        (Arc::clone(directory), Arc::clone(monitor), Arc::clone(&stop.flag));
+    let wanted = staging_of(&directory, config)?;
+    let (monitor, flag) = (Arc::clone(monitor), Arc::clone(&stop.flag));
     blocking(move || {
         let work = Work { directory: &directory, disk: &*disk, monitor: &*monitor, stop: &flag };
         match state {
             State::None => Ok(None),
             State::Preparing | State::Sealed(_) => {
                 let stored = PlanFile::read(&*disk).map_err(state_error)?;
+                if state.manifest().is_some() {
+                    monitor.note(
+                        "an earlier rewind is prepared and has changed nothing yet: pgrejoin resume \
+                         would finish it without the source",
+                    );
+                }
                 let left = match stored.is_some_and(|stored| stored.staging == wanted) {
-                    // Its plan may still hold, and then all that is staged is of use.
-                    true => state::unseal(&*disk).and_then(|()| hold::restore(&*disk)),
+                    // Its plan may still hold, and then all that is staged is of use. Until the source
+                    // says that it does, a complete set stays complete.
+                    true => hold::restore(&*disk),
                     false => clear_away(&*disk, &directory),
                 };
                 left.map_err(state_error)?;
@@ -87,6 +83,7 @@ pub(crate) async fn earlier(
                 work.finish(&manifest).map(Some)
             }
             State::Exposed(_) => Err(exposed()),
+            State::Spoiled(_) => Err(spoiled()),
             State::Undoing(manifest) => {
                 monitor.note("a rollback was interrupted: finishing it before anything else");
                 work.take_back(&manifest).map(|_| None)
@@ -102,6 +99,20 @@ pub(crate) async fn earlier(
         }
     })
     .await
+}
+
+/// Whether a rewind of what an earlier one left would end with finishing that.
+fn ends_there(directory: &DataDir, state: &State) -> bool {
+    match state {
+        State::None
+        | State::Preparing
+        | State::Sealed(_)
+        | State::RolledBack(_)
+        | State::CleaningBack => false,
+        State::Committed(manifest) => never_started(directory, manifest),
+        State::Cleaning => directory.has("backup_label"),
+        State::Hidden(_) | State::Exposed(_) | State::Spoiled(_) | State::Undoing(_) => true,
+    }
 }
 
 /// Whether PostgreSQL has not run on a rewound target.
@@ -123,6 +134,15 @@ fn exposed() -> RewindError {
          from a mixture. Remove global/pg_control and run pgrejoin resume or pgrejoin rollback",
     )
 }
+
+fn spoiled() -> RewindError {
+    RewindError::new(Class::Unfinished, SPOILED)
+}
+
+const SPOILED: &str = "a rewind was changing the target when somebody put a pg_control back, and \
+                       PostgreSQL has run on it: neither the source's nor the old history can be made \
+                       of this mixture. Save .pgrejoin/diverged if its WAL is needed, and make a new \
+                       base backup";
 
 fn nothing(reason: &str) -> Result<Outcome, RewindError> {
     Ok(Outcome::new(Ended::NothingToDo, reason))
@@ -147,7 +167,13 @@ impl Work<'_> {
         hold::take(self.disk, self.directory.path())?;
         inspect::running::refuse_running(self.directory)?;
         self.monitor.step(Step::Apply);
-        self.change(manifest).redo()?;
+        if let Err(error) = self.change(manifest).redo() {
+            if !state::is_being_changed(self.directory.path()) && error.class() != Class::Rewound {
+                // Nothing was changed: the next server must not find our number.
+                hold::restore(self.disk).map_err(state_error)?;
+            }
+            return Err(error);
+        }
         Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
     }
 
@@ -177,8 +203,8 @@ fn end(
     ending: impl FnOnce(&Work<'_>, State) -> Result<Outcome, RewindError>,
 ) -> Result<Outcome, RewindError> {
     let locked = || {
-        let directory = Arc::new(inspect::lock_only(target)?);
-        let (disk, state) = disk_of_state(&directory)?;
+        let held = Arc::new(inspect::lock_only(target)?);
+        let Found { directory, disk, state } = open_state(&held)?;
         if !state.is_over() {
             inspect::running::refuse_running(&directory)?;
         }
@@ -216,6 +242,7 @@ pub fn resume(
         }
         State::Hidden(manifest) | State::Undoing(manifest) => work.finish(&manifest),
         State::Exposed(_) => Err(exposed()),
+        State::Spoiled(_) => Err(spoiled()),
         State::Committed(manifest) => work.clean_up(&manifest),
         State::Cleaning => {
             state::discard(work.disk, work.directory).map_err(state_error)?;
@@ -243,6 +270,7 @@ pub fn rollback(
         }
         State::Hidden(manifest) | State::Undoing(manifest) => work.take_back(&manifest),
         State::Exposed(_) => Err(exposed()),
+        State::Spoiled(_) => Err(spoiled()),
         State::Committed(_) | State::Cleaning => Err(RewindError::new(
             Class::Target,
             "the target is rewound and PostgreSQL may have run on it: that cannot be taken back",
@@ -312,6 +340,7 @@ fn describe_state(state: &State) -> &'static str {
              pg_control back. Do not start PostgreSQL: remove global/pg_control, then run pgrejoin \
              resume or pgrejoin rollback"
         }
+        State::Spoiled(_) => SPOILED,
         State::Committed(_) | State::Cleaning => {
             "the data directory is rewound; only temporary files are left. Start PostgreSQL, or \
              run pgrejoin resume to remove them"
@@ -328,25 +357,45 @@ fn describe_state(state: &State) -> &'static str {
     }
 }
 
-/// The disk of a locked target whose packs may lie elsewhere, as its manifest says, and its state.
-fn disk_of_state(directory: &Arc<DataDir>) -> Result<(Arc<dyn Disk>, State), RewindError> {
-    let plain = RealDisk::new(Arc::clone(directory), None, true).map_err(state_error)?;
+/// A locked target, the door to it, and what an earlier run left.
+struct Found {
+    /// The directory with every tablespace there was, also one whose link has gone.
+    directory: Arc<DataDir>,
+    disk: Arc<dyn Disk>,
+    state: State,
+}
+
+fn open_state(locked: &Arc<DataDir>) -> Result<Found, RewindError> {
+    let plain = RealDisk::new(Arc::clone(locked), None, true).map_err(state_error)?;
     let state = state::load(&plain).map_err(state_error)?;
-    let (staging, sync) = match &state {
-        State::Sealed(manifest)
-        | State::Hidden(manifest)
-        | State::Exposed(manifest)
-        | State::Committed(manifest)
-        | State::Undoing(manifest)
-        | State::RolledBack(manifest) => (manifest.staging.clone(), manifest.sync),
-        State::Preparing => match PlanFile::read(&plain).map_err(state_error)? {
+    let (staging, sync) = match (state.manifest(), &state) {
+        (Some(manifest), _) => (manifest.staging.clone(), manifest.sync),
+        (None, State::Preparing) => match PlanFile::read(&plain).map_err(state_error)? {
             Some(stored) => (stored.staging, stored.sync),
             None => (None, true),
         },
-        State::None | State::Cleaning | State::CleaningBack => (None, true),
+        (None, _) => (None, true),
     };
-    let disk = RealDisk::new(Arc::clone(directory), staging, sync);
-    Ok((Arc::new(disk.map_err(state_error)?), state))
+    let directory = match state.manifest() {
+        Some(manifest) => Arc::new(state::reopen(locked, manifest).map_err(state_error)?),
+        None => Arc::clone(locked),
+    };
+    // What is over needs nothing that was staged: a staging directory that has gone took it along.
+    let gone = |staging: &Staging| state.is_over() && !staging.directory.exists();
+    let staging = staging.filter(|staging| !gone(staging));
+    let place = staging.as_ref().map(|staging| staging.directory.display().to_string());
+    let disk = RealDisk::new(Arc::clone(&directory), staging, sync);
+    let disk = disk.map_err(|error| match place {
+        Some(place) => {
+            let message = format!(
+                "the staging directory {place}, where this rewind keeps what it fetched, cannot be \
+                 opened: make it reachable again"
+            );
+            RewindError::because(Class::Other, message, error)
+        }
+        None => state_error(error),
+    })?;
+    Ok(Found { directory, disk: Arc::new(disk), state })
 }
 
 pub(crate) fn state_error(

@@ -77,6 +77,15 @@ impl DataDir {
         Ok(Self { path: path.to_owned(), root, linked_wal, wal_is_elsewhere, linked_tablespaces })
     }
 
+    /// Reaches the tablespace `oid` through the link at `link`, where a rewind has moved it. Nothing
+    /// happens if there is no link.
+    pub fn adopt_tablespace(&mut self, oid: &str, link: &DataPath) -> io::Result<()> {
+        if let Some(opened) = open_link(&self.root, link.as_str())? {
+            self.linked_tablespaces.insert(oid.to_owned(), opened);
+        }
+        Ok(())
+    }
+
     /// Where it was opened; for messages, not for opening files.
     pub fn path(&self) -> &Path {
         &self.path

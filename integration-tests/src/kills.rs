@@ -225,6 +225,11 @@ impl Frozen {
         Rewind::new(target, &server, &self.pki).following(&self.pair.b).run()
     }
 
+    /// The same while the source cannot be reached.
+    pub fn rewind_without_source(&self, target: &Node) -> crate::client::Ended {
+        Rewind::to(target, "https://127.0.0.1:1", &self.pki).following(&self.pair.b).run()
+    }
+
     /// Whether a target is what it was before the rewind.
     pub fn is_unchanged(&self, target: &Node) -> bool {
         content(target) == self.before
@@ -274,7 +279,7 @@ fn strace(trace: &Path) -> Command {
 }
 
 /// The same command, killed at the entry of its n-th call of one kind.
-fn traced(command: &Command, call: &str, number: usize) -> Command {
+pub fn traced(command: &Command, call: &str, number: usize) -> Command {
     let program = Path::new(command.get_program());
     let mut traced = strace(Path::new("/dev/null"));
     traced.arg(format!("--trace={call}"));

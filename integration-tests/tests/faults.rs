@@ -114,16 +114,17 @@ fn a_power_cut_at_any_moment_of_a_larger_rewind_keeps_the_promise() {
     println!("{states} disk states tried");
 }
 
-/// States in which a rewind stops when it is killed, one after each of its operations.
-fn kills(small: &Small) -> Vec<State> {
+/// Disks as a rewind leaves them when it is killed, one after each of its operations, from the moment
+/// the target is hidden on. What it had not made durable is not.
+fn kills(small: &Small) -> Vec<Simulated> {
     let mut disk = small.disk();
-    let mut states = Vec::new();
+    let mut killed = Vec::new();
     for op in rewind_ops(small) {
         disk.apply(&op);
-        states.push(all(&disk));
+        killed.push(disk.clone());
     }
-    states.retain(|state| small.control_in(state) == Control::None);
-    states
+    killed.retain(|disk| small.control_in(&all(disk)) == Control::None);
+    killed
 }
 
 /// The ways out are interrupted themselves, at any moment, and the other way is taken then.
@@ -132,15 +133,16 @@ fn a_power_cut_while_it_is_resumed_or_taken_back_keeps_the_promise() {
     let small = Small::new(&ACTIONS);
     let killed = kills(&small);
     let mut judge = Judge::new(&small, 2, 0);
-    // One in so many moments is enough for the second fault.
-    for state in killed.iter().step_by(60) {
+    // One in so many moments is enough for the second fault; the first is that of the hide itself.
+    for disk in killed.iter().step_by(60) {
+        let state = &all(disk);
         for ending in [Ending::Resume, Ending::Rollback] {
             let real = Real::of(state);
             let work =
                 |door: &dyn Fn(Arc<dyn Disk>) -> Arc<dyn Disk>| ending.run(&real.root(), door);
             let (ended, recorder) = recorded(Recorder::new, work);
             ended.unwrap_or_else(|error| panic!("{ending:?}: {}", error.chain()));
-            judge.cut_everywhere(&mut Simulated::holding(state), &recorder.ops(), true);
+            judge.cut_everywhere(&mut disk.clone(), &recorder.ops(), true);
         }
     }
     println!("{} disk states tried", judge.states());
@@ -341,7 +343,7 @@ fn what_a_failed_barrier_lost_is_written_again() {
 #[test]
 fn a_signal_stops_either_way_in_a_promised_state() {
     let small = Small::new(&ACTIONS);
-    let killed = kills(&small);
+    let killed: Vec<State> = kills(&small).iter().map(all).collect();
     let state = &killed[killed.len() / 2];
     let stop = AtomicBool::new(true);
     for (stopped, then) in [
@@ -371,7 +373,7 @@ fn a_signal_stops_either_way_in_a_promised_state() {
 #[test]
 fn a_bad_byte_in_the_state_directory_makes_no_wrong_node() {
     let small = Small::new(&ACTIONS);
-    let killed = kills(&small);
+    let killed: Vec<State> = kills(&small).iter().map(all).collect();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seed = u64::from(now.subsec_nanos());
     println!("seed {seed}");
@@ -426,7 +428,7 @@ fn files_below(directory: &Path) -> Vec<PathBuf> {
 #[test]
 fn damage_to_one_way_leaves_the_other() {
     let small = Small::new(&ACTIONS);
-    let killed = kills(&small);
+    let killed: Vec<State> = kills(&small).iter().map(all).collect();
     let state = &killed[killed.len() / 2];
     for (damaged, refuses, other) in
         [("undo", Ending::Rollback, Ending::Resume), ("packs", Ending::Resume, Ending::Rollback)]

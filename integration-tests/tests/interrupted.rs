@@ -1,12 +1,14 @@
 //! Runs that end in the middle of changing the target: PostgreSQL must not start, and a second run or
-//! `resume` finishes. (All moments, power cuts and disk errors have tests of their own to come.)
+//! `resume` finishes.
 
 use std::fs;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
 use integration_tests::client::{Rewind, state_command};
 use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::kills::traced;
 use integration_tests::oracle;
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Content;
@@ -119,4 +121,88 @@ fn a_control_file_put_back_is_found_and_nothing_is_thrown_away() {
     let resumed = state_command("resume", &target);
     assert_eq!(resumed.code, 0, "{}", resumed.text);
     oracle::verify(&target, &pair.b);
+}
+
+/// Where a copy of the target was killed after it had removed the tablespace `oid`.
+fn killed_without_tablespace(pair: &Pair, server: &Server, pki: &Pki, place: &Path) -> Node {
+    let saved = pair.home.path().join("saved");
+    let copy = |from: &Path, to: &Path| {
+        let mut copy = pair.a.user.command("/bin/cp");
+        integration_tests::user::run(copy.arg("-a").arg(from).arg(to));
+    };
+    if !saved.exists() {
+        copy(place, &saved);
+    }
+    let links = |node: &Node| fs::read_dir(node.data.join("pg_tblspc")).expect("read").count();
+    for number in 1..=ROUNDS_MAX {
+        fs::remove_dir_all(place).expect("removed");
+        copy(&saved, place);
+        let target = pair.a.copy(&pair.home.path().join(format!("killed-{number}")));
+        let rewind = Rewind::new(&target, server, pki).following(&pair.b);
+        let number = usize::try_from(number).expect("small");
+        drop(traced(&rewind.into_command(), "syncfs", number).output().expect("strace runs"));
+        if links(&target) == 0 && target.data.join(".pgrejoin/hidden").exists() {
+            return target;
+        }
+        fs::remove_dir_all(&target.socket).expect("removed");
+    }
+    unreachable!("no syncfs comes after the tablespace has gone");
+}
+
+/// What lies in a removed tablespace is found by the next program too, although its link is gone.
+#[test]
+fn a_tablespace_of_the_target_alone_comes_back_or_goes_whole() {
+    let pair = Pair::new(15, Shape::default());
+    let place = pair.home.path().join("only-here");
+    fs::create_dir(&place).expect("made");
+    pair.a.user.own(&place);
+    pair.b.promote();
+    pair.a.sql(&format!("create tablespace only_here location '{}'", place.display()));
+    pair.a.sql("create table there tablespace only_here as select generate_series(1, 5000) g");
+    pair.b.sql("update plain set n = 3");
+    pair.b.sql("checkpoint");
+    pair.a.stop("fast");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let (before, there) = (Content::of(&pair.a.data), Content::of(&place));
+    let target = killed_without_tablespace(&pair, &server, &pki, &place);
+    let back = state_command("rollback", &target);
+    assert_eq!(back.code, 0, "{}", back.text);
+    before.assert_same(&Content::of(&target.data));
+    there.assert_same(&Content::of(&place));
+    target.start();
+    assert_eq!(target.sql("select count(*) from there"), "5000");
+    target.stop("fast");
+    fs::remove_dir_all(&target.socket).expect("removed");
+    let target = killed_without_tablespace(&pair, &server, &pki, &place);
+    drop(server);
+    let resumed = state_command("resume", &target);
+    assert_eq!(resumed.code, 0, "{}", resumed.text);
+    assert_eq!(fs::read_dir(&place).expect("readable").count(), 0, "files are left in it");
+    oracle::verify(&target, &pair.b);
+}
+
+/// A server that ran on a half-changed directory wrote to it: neither way leads to a right node then.
+#[test]
+fn a_server_that_ran_on_a_mixture_is_told_and_nothing_is_promised() {
+    let pair = fork_with_much_to_change();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let (target, _) = interrupted(&pair, &server, &pki, Signal::KILL);
+    let control = target.data.join("global/pg_control");
+    fs::copy(pair.a.data.join("global/pg_control"), &control).expect("copied");
+    target.user.own(&control);
+    drop(fs::remove_file(target.data.join("postmaster.pid")));
+    drop(fs::remove_file(target.data.join("backup_label")));
+    assert!(target.try_start(), "{}", target.log_tail());
+    target.stop("fast");
+    let words = "PostgreSQL has run on it";
+    let status = state_command("status", &target);
+    assert!(status.text.contains(words), "{}", status.text);
+    Rewind::new(&target, &server, &pki).refuse(8, words);
+    for what in ["resume", "rollback"] {
+        let ended = state_command(what, &target);
+        assert_eq!(ended.code, 8, "{}", ended.text);
+        assert!(ended.text.contains(words), "{}", ended.text);
+    }
 }

@@ -4,7 +4,7 @@
 use std::time::SystemTime;
 
 use integration_tests::client::state_command;
-use integration_tests::cluster::{Node, write};
+use integration_tests::cluster::{Node, append, write};
 use integration_tests::kills::Frozen;
 
 fn variable(name: &str) -> Option<u64> {
@@ -83,6 +83,13 @@ fn a_sealed_target_is_finished_or_its_plan_is_void() {
     ends("rollback", &target, 0, "is cleared away");
     assert!(frozen.is_unchanged(&target));
     std::fs::remove_dir_all(&target.socket).expect("removed");
+    // A complete set stays complete while the source cannot say whether it is still wanted.
+    let target = sealed();
+    assert_eq!(frozen.rewind_without_source(&target).code, 5);
+    assert!(frozen.is_unchanged(&target) && !target.is_running());
+    ends("resume", &target, 0, "is rewound");
+    assert!(frozen.is_rewound(&target));
+    std::fs::remove_dir_all(&target.socket).expect("removed");
     // With the source there it is gone on with, and nothing is fetched again.
     let target = sealed();
     let ended = frozen.rewind(&target);
@@ -105,6 +112,20 @@ fn a_sealed_target_is_finished_or_its_plan_is_void() {
     target.user.own(&version);
     ends("resume", &target, 0, "PG_VERSION on the target changed");
     assert!(frozen.is_unchanged(&target));
+    std::fs::remove_dir_all(&target.socket).expect("removed");
+    let target = sealed();
+    append(&target.data.join("postgresql.auto.conf"), "work_mem = '5MB'\n");
+    ends("resume", &target, 0, "postgresql.auto.conf on the target changed");
+    std::fs::remove_dir_all(&target.socket).expect("removed");
+    // What is staged turns out damaged: nothing of ours is left in the server's way.
+    let target = sealed();
+    let packs = target.data.join(".pgrejoin/packs");
+    let pack = std::fs::read_dir(packs).expect("packs").flatten().next().expect("a pack").path();
+    append(&pack, "x");
+    let file = std::fs::File::options().write(true).open(&pack).expect("open");
+    file.set_len(100).expect("cut");
+    ends("resume", &target, 1, "what was staged is damaged");
+    assert!(!target.is_running() && frozen.is_unchanged(&target));
 }
 
 /// Hidden: finished or taken back, never started; what another release began is not touched.

@@ -47,6 +47,10 @@ impl<'a> Change<'a> {
     }
 }
 
+/// What is left when both ways are blocked.
+pub(super) const NO_WAY_OUT: &str = ", and the other way is closed too: make the files in .pgrejoin or the staging directory readable \
+     again, or make a new base backup";
+
 /// An error while the target is being changed.
 pub(super) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RewindError {
     let what = what.into();

@@ -178,6 +178,12 @@ pub fn check_permissions(directory: &DataDir, plan: &Plan) -> Result<(), RewindE
         }
         parents.insert(file.path.parent());
     }
+    // What the commit writes or removes.
+    for name in ["postgresql.auto.conf", "standby.signal", "recovery.signal", "backup_label"] {
+        if let Ok(path) = DataPath::new(name) {
+            refuse_immovable(directory, (&path, false))?;
+        }
+    }
     parents.insert(None);
     for name in ["global", "pg_wal"] {
         parents.extend(DataPath::new(name).ok().map(Some));

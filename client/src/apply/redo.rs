@@ -8,7 +8,6 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use data_dir::DataDir;
 use pg_format::{BLOCK_BYTES, DataPath, FileClass};
 use proto::fetch::{Item, ItemBody, PageContent};
 
@@ -43,8 +42,7 @@ impl Change<'_> {
     /// Hides `pg_control`, changes everything, commits, cleans up.
     pub fn redo(&self) -> Result<(), RewindError> {
         // Staged data that cannot be read back must be found while the target is as it was.
-        self.check_packs()?;
-        self.check_wal()?;
+        self.check_staged()?;
         if self.has("global/pg_control").map_err(failed("could not look at pg_control"))? {
             self.refuse_a_changed_target()?;
             state::hide(self.disk).map_err(|error| self.not_hidden(error))?;
@@ -56,7 +54,7 @@ impl Change<'_> {
         }
         // New tablespaces are reached through their links: everything is opened anew.
         let reopen = failed("could not open the target again");
-        let directory = DataDir::open(self.directory.path()).map_err(io::Error::other);
+        let directory = state::reopen(self.directory, self.manifest);
         let directory = Arc::new(directory.map_err(reopen)?);
         let reopen = failed("could not open the target again");
         let disk = self.disk.reopen(&directory).map_err(reopen)?;
@@ -137,44 +135,62 @@ impl Change<'_> {
             .map_err(Self::left("temporary files in .pgrejoin are left"))
     }
 
-    /// Reads all packs and checks them, before anything depends on them.
-    fn check_packs(&self) -> Result<(), RewindError> {
-        for digest in &self.manifest.packs {
+    /// Reads all that was staged and checks it, before anything depends on it.
+    fn check_staged(&self) -> Result<(), RewindError> {
+        // Once the target is being changed the way on does not need what the way back does.
+        let changing = self.is_changing();
+        let sound = self.staged().and_then(|()| if changing { Ok(()) } else { self.images() });
+        if sound.is_err() {
             self.go_on_before_the_change()?;
+        }
+        sound.map_err(|(name, error)| self.damaged(&name, error))
+    }
+
+    fn not_stopped(&self) -> io::Result<()> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::Interrupted.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether everything the way on needs can be read back; what cannot, and why.
+    pub(super) fn staged(&self) -> Result<(), (DataPath, pack::PackError)> {
+        for digest in &self.manifest.packs {
             let name = state::pack(&digest.name);
             let file = self.disk.open(&name).map_err(pack::PackError::Io);
-            file.and_then(|file| pack::read(file, digest, &mut |_| Ok(())))
-                .map_err(|error| self.damaged(&name, error))?;
+            file.and_then(|file| pack::read(file, digest, &mut |_| self.not_stopped()))
+                .map_err(|error| (name, error))?;
         }
-        // Once the target is being changed the way on does not need what the way back does.
-        let way_back = self.manifest.undo.iter().filter(|_| !self.is_changing());
-        for digest in way_back.flat_map(|undo| &undo.images) {
-            self.go_on_before_the_change()?;
-            let name = state::undo(&digest.name);
-            let file = self.disk.open(&name).map_err(pack::PackError::Io);
-            file.and_then(|file| undo::read(file, digest, &mut |_, _, _| Ok(())))
-                .map_err(|error| self.damaged(&name, error))?;
-        }
-        Ok(())
+        self.staged_wal()
     }
 
     /// Whether all WAL to be put in place is staged as it was sealed or, once the target is being
     /// changed, in place already: before that a file of the same name there is the target's own.
-    fn check_wal(&self) -> Result<(), RewindError> {
+    fn staged_wal(&self) -> Result<(), (DataPath, pack::PackError)> {
         let changing = self.is_changing();
         for sealed in &self.manifest.segments {
-            self.go_on_before_the_change()?;
             let name = &sealed.name;
             if changing && !self.pg_wal().is_staged(name) && self.pg_wal().is_placed(name) {
                 continue;
             }
-            let path = state::staged_wal(name);
-            let found = pg_wal::digest(self.disk, name).map_err(pack::PackError::Io);
-            let found = found.map_err(|error| self.damaged(&path, error))?;
-            if found != *sealed {
-                let why = "its content changed since the seal".to_owned();
-                return Err(self.damaged(&path, pack::PackError::Damaged(why)));
-            }
+            let found = self.not_stopped().and_then(|()| pg_wal::digest(self.disk, name));
+            let why = match found {
+                Ok(found) if found == *sealed => continue,
+                Ok(_) => pack::PackError::Damaged("its content changed since the seal".to_owned()),
+                Err(error) => pack::PackError::Io(error),
+            };
+            return Err((state::staged_wal(name), why));
+        }
+        Ok(())
+    }
+
+    /// The same of what the way back needs, if there is one.
+    pub(super) fn images(&self) -> Result<(), (DataPath, pack::PackError)> {
+        for digest in self.manifest.undo.iter().flat_map(|undo| &undo.images) {
+            let name = state::undo(&digest.name);
+            let file = self.disk.open(&name).map_err(pack::PackError::Io);
+            file.and_then(|file| undo::read(file, digest, &mut |_, _, _| self.not_stopped()))
+                .map_err(|error| (name, error))?;
         }
         Ok(())
     }
@@ -185,7 +201,12 @@ impl Change<'_> {
     }
 
     fn damaged(&self, name: &DataPath, error: pack::PackError) -> RewindError {
-        let way_out = if self.is_changing() { ": run pgrejoin rollback" } else { "" };
+        let can_go_back = || self.manifest.undo.is_some() && self.images().is_ok();
+        let way_out = match self.is_changing() {
+            false => "",
+            true if can_go_back() => ": run pgrejoin rollback",
+            true => super::change::NO_WAY_OUT,
+        };
         let message = format!("what was staged is damaged on this node's disk ({name}){way_out}");
         RewindError::because(Class::Other, message, error)
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use pg_format::DataPath;
 
-use super::change::{Change, failed, sync_directories};
+use super::change::{Change, NO_WAY_OUT, failed, sync_directories};
 use super::disk::{beside, remove_tree, replace_file};
 use super::manifest::Undo;
 use super::{hold, state, undo};
@@ -27,7 +27,7 @@ impl Change<'_> {
                  only be finished: run pgrejoin resume",
             ));
         };
-        self.check_way_back(way_back)?;
+        self.check_way_back()?;
         state::mark_hidden(self.disk).map_err(failed("could not mark the target"))?;
         state::begin_undo(self.disk).map_err(failed("could not mark the target"))?;
         self.monitor.step(Step::Rollback);
@@ -57,20 +57,21 @@ impl Change<'_> {
     }
 
     /// Images that cannot be read back must be found while the rewind can still be finished.
-    fn check_way_back(&self, way_back: &Undo) -> Result<(), RewindError> {
-        for digest in &way_back.images {
-            let name = state::undo(&digest.name);
-            let file = self.disk.open(&name).map_err(super::pack::PackError::Io);
-            let read = file.and_then(|file| undo::read(file, digest, &mut |_, _, _| Ok(())));
-            read.map_err(|error| {
-                let message = format!(
-                    "what is needed to go back is damaged on this node's disk ({name}): run \
-                     pgrejoin resume"
-                );
-                RewindError::because(Class::Unfinished, message, error)
-            })?;
+    fn check_way_back(&self) -> Result<(), RewindError> {
+        let sound = self.images();
+        if sound.is_err() {
+            self.go_on()?;
         }
-        Ok(())
+        sound.map_err(|(name, error)| {
+            let way_out = match self.staged() {
+                Ok(()) => ": run pgrejoin resume",
+                Err(_) => NO_WAY_OUT,
+            };
+            let message = format!(
+                "what is needed to go back is damaged on this node's disk ({name}){way_out}"
+            );
+            RewindError::because(Class::Unfinished, message, error)
+        })
     }
 
     /// Removes what was not there before, the innermost first.

@@ -5,10 +5,12 @@ use std::io;
 use data_dir::DataDir;
 use pg_format::DataPath;
 use pg_format::file_class::OWN_DIRECTORY;
+use pg_format::relation::is_oid;
 
 use super::disk::{Disk, remove_tree, replace_file};
 use super::header::{self, HEADER_BYTES, HeaderError};
 use super::manifest::{Manifest, ManifestError};
+use crate::plan::FileAction;
 
 /// Directories that `--staging-dir` moves elsewhere.
 pub const STAGED_DIRECTORIES: [&str; 4] =
@@ -98,6 +100,21 @@ pub fn state_directories(directory: &DataDir) -> Vec<DataPath> {
     all
 }
 
+/// Opens a target anew whose links have changed. A tablespace that goes is reached through its link in
+/// the trash, so that what lies there comes back or goes with it.
+pub fn reopen(directory: &DataDir, manifest: &Manifest) -> io::Result<DataDir> {
+    let mut opened = DataDir::open(directory.path()).map_err(io::Error::other)?;
+    for (index, file) in manifest.files.iter().enumerate() {
+        let oid = file.path.as_str().strip_prefix("pg_tblspc/").filter(|oid| is_oid(oid));
+        let Some(oid) = oid.filter(|_| file.action == FileAction::Remove) else {
+            continue;
+        };
+        let trash = trash(directory, &file.path, index);
+        opened.adopt_tablespace(oid, &trash)?;
+    }
+    Ok(opened)
+}
+
 /// What the marks say.
 #[derive(Debug)]
 pub enum State {
@@ -112,6 +129,9 @@ pub enum State {
     /// The target is being changed, and somebody put a `pg_control` back: PostgreSQL would start
     /// from a mixture.
     Exposed(Box<Manifest>),
+    /// The target was being changed when a `pg_control` was put back and PostgreSQL ran on the mixture:
+    /// what it wrote is in nobody's plan.
+    Spoiled(Box<Manifest>),
     /// The target is rewound; only clean-up is left.
     Committed(Box<Manifest>),
     /// The same, and the clean-up had almost finished.
@@ -125,6 +145,20 @@ pub enum State {
 }
 
 impl State {
+    /// What was sealed, if it still counts.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        match self {
+            Self::Sealed(manifest)
+            | Self::Hidden(manifest)
+            | Self::Exposed(manifest)
+            | Self::Spoiled(manifest)
+            | Self::Committed(manifest)
+            | Self::Undoing(manifest)
+            | Self::RolledBack(manifest) => Some(manifest),
+            Self::None | Self::Preparing | Self::Cleaning | Self::CleaningBack => None,
+        }
+    }
+
     /// Whether PostgreSQL may run here: nothing was begun, or all of it is over.
     pub fn is_over(&self) -> bool {
         match self {
@@ -137,6 +171,7 @@ impl State {
             | Self::Sealed(_)
             | Self::Hidden(_)
             | Self::Exposed(_)
+            | Self::Spoiled(_)
             | Self::Undoing(_) => false,
         }
     }
@@ -191,14 +226,20 @@ pub fn load(disk: &dyn Disk) -> Result<State, StateError> {
     // The last rename came before its mark; a server may have run since and changed the file. Only
     // the other one of the two is surely not what was put there.
     let live = read(disk, CONTROL)?;
+    // A server writes its file when it starts.
+    let has_run = live != manifest.old_control && live != manifest.new_control;
+    let put_back = |manifest| match has_run {
+        true => State::Spoiled(manifest),
+        false => State::Exposed(manifest),
+    };
     if undoing {
         let done = exists(disk, UNDONE)? && live != manifest.new_control;
-        return Ok(if done { State::RolledBack(manifest) } else { State::Exposed(manifest) });
+        return Ok(if done { State::RolledBack(manifest) } else { put_back(manifest) });
     }
     Ok(match (exists(disk, HIDDEN)?, exists(disk, REDONE)?) {
         (_, true) if live != manifest.old_control => State::Committed(manifest),
         (false, false) => State::Sealed(manifest),
-        (_, _) => State::Exposed(manifest),
+        (_, _) => put_back(manifest),
     })
 }
 
@@ -377,12 +418,13 @@ fn unmark(disk: &dyn Disk, name: &str) -> io::Result<()> {
 /// Takes `pg_control` away: PostgreSQL refuses to start from here on.
 pub fn hide(disk: &dyn Disk) -> io::Result<()> {
     disk.rename(&own(CONTROL), &own(SAVED_CONTROL))?;
-    sync_control(disk)?;
     mark_hidden(disk)
 }
 
-/// Writes the mark that says so.
+/// Makes it durable that `pg_control` is away, whoever took it, and writes the mark that says so: a
+/// run that was killed may have taken it and no more.
 pub fn mark_hidden(disk: &dyn Disk) -> io::Result<()> {
+    sync_control(disk)?;
     mark(disk, HIDDEN)
 }
 
@@ -486,11 +528,12 @@ mod tests {
         assert!(matches!(load(&disk).unwrap(), State::Hidden(_)));
         assert!(is_being_changed(home.path()));
         // Somebody helps with a copy: whatever it is, the directory is a mixture.
-        for meddled in [&b"old"[..], b"of pg_resetwal"] {
-            control(meddled).unwrap();
-            assert!(matches!(load(&disk).unwrap(), State::Exposed(_)));
-            assert!(is_being_changed(home.path()));
-        }
+        control(b"old").unwrap();
+        assert!(matches!(load(&disk).unwrap(), State::Exposed(_)));
+        assert!(is_being_changed(home.path()));
+        control(b"old, and the server has run").unwrap();
+        assert!(matches!(load(&disk).unwrap(), State::Spoiled(_)));
+        assert!(is_being_changed(home.path()));
         std::fs::remove_file(home.path().join("global/pg_control")).unwrap();
         // The commit's rename, then a crash before its mark.
         commit(&disk, b"new").unwrap();

@@ -35,5 +35,19 @@ pub fn reason(disk: &dyn Disk, manifest: &Manifest) -> io::Result<Option<String>
             return Ok(why);
         }
     }
+    for old in manifest.undo.iter().flat_map(|undo| &undo.small) {
+        let live = match disk.open(&old.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            file => {
+                let mut bytes = Vec::new();
+                io::Read::read_to_end(&mut file?, &mut bytes)?;
+                Some(bytes)
+            }
+        };
+        if live.as_ref() != old.content.as_ref().map(|(bytes, _)| bytes) {
+            let path = &old.path;
+            return Ok(Some(format!("{path} on the target changed while the rewind was prepared")));
+        }
+    }
     Ok(None)
 }
