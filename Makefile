@@ -5,7 +5,7 @@ MINUTES ?= 10
 KILLS ?= 250
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test check torture kills fuzz bench postgres bins
+.PHONY: demo test check torture kills fuzz bench bench-quick postgres bins
 
 postgres:
 	scripts/get-postgres.sh
@@ -49,8 +49,15 @@ kills: postgres
 fuzz:
 	scripts/fuzz.sh $(FUZZ_SECONDS)
 
-# Beside pg_rewind over TLS and pg_waldump, in one run; prints a table.
+# Beside pg_rewind, pg_basebackup and rsync, over emulated long links (these take root) and the loopback.
+# PGREJOIN_BENCH_LINKS, _FORKS, _SOURCES, _TOOLS, _ROUNDS, _SCALE, _MAJOR choose something else
+# (benches/link/settings.rs has the names).
 bench:
 	scripts/get-postgres.sh 15
+	scripts/need-bench-tools.sh
 	cargo build --release --workspace --bins
-	cargo bench -p integration-tests --bench rewind
+	cargo bench -p integration-tests --bench link
+
+# The same in less than ten minutes.
+bench-quick:
+	PGREJOIN_BENCH_QUICK=1 $(MAKE) bench

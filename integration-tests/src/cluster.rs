@@ -358,6 +358,12 @@ impl Node {
         Load { child: command.spawn().expect("pgbench runs"), feeding: None }
     }
 
+    /// So many transactions of `pgbench` on each of four connections.
+    pub fn pgbench_transactions(&self, count: u32) {
+        let mut command = self.pgbench_command();
+        run(command.args(["-n", "-c", "4", "-t", &count.to_string(), "postgres"]));
+    }
+
     fn pgbench_command(&self) -> std::process::Command {
         let mut command = self.user.command(Install::of(15).program("pgbench"));
         command.args(["-U", "postgres", "-p", "5432", "-h"]).arg(&self.socket);

@@ -15,3 +15,4 @@ pub mod snapshot;
 pub mod steps;
 pub mod torture;
 pub mod user;
+pub mod wan;

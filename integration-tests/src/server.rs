@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::binaries::program;
 use crate::cluster::Node;
 use crate::user::User;
+use crate::wan::SOURCE_ADDRESS;
 
 /// A throw-away authority with one certificate for the server and one for the client.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ impl Pki {
         let directory = home.join("pki");
         certs::init(&directory).expect("authority");
         let pki = Self { directory };
-        pki.issue("server", &["127.0.0.1".to_owned()], 30);
+        pki.issue("server", &["127.0.0.1".to_owned(), SOURCE_ADDRESS.to_owned()], 30);
         pki.issue("client", &[], 30);
         let user = User::unprivileged();
         user.own(&pki.directory);
@@ -49,7 +50,7 @@ impl Pki {
 #[derive(Debug)]
 pub struct Server {
     child: Child,
-    /// Its port on 127.0.0.1.
+    /// Its port.
     pub port: u16,
     /// Where it logs.
     pub log: PathBuf,
@@ -70,9 +71,15 @@ impl Server {
 
     /// Serves with exactly these options.
     pub fn spawn(data: &Path, user: User, pki: &Pki, port: u16, options: &[&str]) -> Self {
+        Self::at(data, user, pki, &format!("127.0.0.1:{port}"), options)
+    }
+
+    /// Serves at an address.
+    pub fn at(data: &Path, user: User, pki: &Pki, address: &str, options: &[&str]) -> Self {
         let log = data.with_file_name(format!("pgrejoin-server-{}.log", std::process::id()));
         drop(fs::remove_file(&log));
-        let mut command = command(data, user, pki, port);
+        let mut command = command(data, user, pki, address);
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         let output = File::create(&log).expect("server log");
         command.args(options).stderr(output).stdout(std::process::Stdio::null());
         let child = command.spawn().expect("server starts");
@@ -80,8 +87,8 @@ impl Server {
         let since = Instant::now();
         while server.port == 0 {
             let text = server.log_text();
-            let address = text.split("127.0.0.1:").nth(1).unwrap_or_default();
-            let digits: String = address.chars().take_while(char::is_ascii_digit).collect();
+            let port = text.split(&format!("{host}:")).nth(1).unwrap_or_default();
+            let digits: String = port.chars().take_while(char::is_ascii_digit).collect();
             server.port = digits.parse().unwrap_or(0);
             assert!(since.elapsed() < Duration::from_secs(20), "server does not listen: {text}");
             sleep(Duration::from_millis(20));
@@ -125,9 +132,9 @@ impl Server {
 }
 
 /// The command that serves a directory.
-pub fn command(data: &Path, user: User, pki: &Pki, port: u16) -> Command {
+pub fn command(data: &Path, user: User, pki: &Pki, address: &str) -> Command {
     let mut command = user.command(program("pgrejoin-server"));
-    command.arg("--pgdata").arg(data).arg("--listen").arg(format!("127.0.0.1:{port}"));
+    command.arg("--pgdata").arg(data).arg("--listen").arg(address);
     command.arg("--cert").arg(pki.file("server.crt")).arg("--key").arg(pki.file("server.key"));
     command.arg("--client-ca").arg(pki.file("ca.crt"));
     command

@@ -4,6 +4,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use crate::wan::Network;
+
 /// User and group ids.
 #[derive(Debug, Clone, Copy)]
 pub struct User {
@@ -14,6 +16,8 @@ pub struct User {
     switch: bool,
     /// A process whose mounts the commands see instead of ours.
     mounts_of: Option<u32>,
+    /// The network the commands are in instead of ours.
+    network: Option<Network>,
 }
 
 impl User {
@@ -26,6 +30,7 @@ impl User {
                 gid: rustix::process::getegid().as_raw(),
                 switch: false,
                 mounts_of: None,
+                network: None,
             };
         }
         let users = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd is readable");
@@ -35,7 +40,7 @@ impl User {
             Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
         };
         let (uid, gid) = find("postgres").or_else(|| find("nobody")).expect("a user to run as");
-        Self { uid, gid, switch: true, mounts_of: None }
+        Self { uid, gid, switch: true, mounts_of: None, network: None }
     }
 
     /// The same user, who sees the mounts of another process.
@@ -44,19 +49,30 @@ impl User {
         Self { mounts_of: Some(process), ..self }
     }
 
+    /// The same user at one end of an emulated link.
+    #[must_use]
+    pub fn in_network(self, network: Network) -> Self {
+        Self { network: Some(network), ..self }
+    }
+
     /// A command that runs as this user.
     pub fn command(self, program: impl AsRef<Path>) -> Command {
-        let mut command = match self.mounts_of {
-            Some(process) => {
+        let elsewhere: Vec<String> = (self.mounts_of.into_iter())
+            .flat_map(|process| ["-m".to_owned(), "-t".to_owned(), process.to_string()])
+            .chain(self.network.map(Network::argument))
+            .collect();
+        let here = elsewhere.is_empty();
+        let mut command = match here {
+            false => {
                 let mut command = Command::new("nsenter");
-                command.args(["-m", "-t", &process.to_string(), "--wdns=/", "--", "setpriv"]);
+                command.args(elsewhere).args(["--wdns=/", "--", "setpriv"]);
                 command.args(["--reuid", &self.uid.to_string(), "--regid", &self.gid.to_string()]);
                 command.arg("--clear-groups").arg("--").arg(program.as_ref());
                 command
             }
-            None => Command::new(program.as_ref()),
+            true => Command::new(program.as_ref()),
         };
-        if self.switch && self.mounts_of.is_none() {
+        if self.switch && here {
             command.uid(self.uid).gid(self.gid);
         }
         command.current_dir("/").env("LC_ALL", "C.UTF-8").stdin(std::process::Stdio::null());
