@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use proto::limits::{CONNECTIONS_CLIENT_MAX, CONNECTIONS_DEFAULT};
+use proto::limits::CONNECTIONS_CLIENT_MAX;
 
 /// Makes a PostgreSQL node that lost its place rejoin its cluster without a new base backup.
 ///
@@ -120,9 +120,9 @@ pub struct RewindArgs {
     /// How the way is chosen
     #[arg(long, value_enum, default_value = "auto", help_heading = "Transfer")]
     pub strategy: StrategyArg,
-    /// TCP connections
-    #[arg(long, value_name = "N", default_value_t = CONNECTIONS_DEFAULT, value_parser = connections, help_heading = "Transfer")]
-    pub connections: usize,
+    /// TCP connections, 1 to 16; without it 4, and more where more arrives with them
+    #[arg(long, value_name = "N", value_parser = connections, help_heading = "Transfer")]
+    pub connections: Option<usize>,
     /// Bytes a second received on all connections together; k, M and G multiply by 1024
     #[arg(long, value_name = "RATE", value_parser = proto::rate::parse_rate, help_heading = "Transfer")]
     pub max_rate: Option<u64>,

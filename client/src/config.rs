@@ -10,6 +10,7 @@ use rustls::pki_types::ServerName;
 
 use crate::cli::{ConfigFilesArg, ExtraFilesArg, OutputArg, RewindArgs, StrategyArg, YesNo};
 use crate::error::{Class, RewindError};
+use crate::fetch::adapt::Connections;
 
 /// Where the server is and who it must be.
 #[derive(Debug, Clone)]
@@ -46,7 +47,7 @@ pub struct Config {
     /// How the way is chosen.
     pub strategy: StrategyArg,
     /// TCP connections.
-    pub connections: usize,
+    pub connections: Connections,
     /// Bytes a second received.
     pub max_rate: Option<u64>,
     /// How long the source may be silent.
@@ -122,7 +123,7 @@ impl Config {
             source: SourceAddress { host, port, server_name, tls: Arc::new(tls) },
             dry_run: args.dry_run,
             strategy: args.strategy,
-            connections: args.connections,
+            connections: args.connections.map_or(Connections::Adaptive, Connections::Fixed),
             max_rate: args.max_rate,
             timeout: args.timeout,
             progress: args.progress,

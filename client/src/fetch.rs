@@ -1,5 +1,6 @@
 //! Gets things from the source: connections, the units of work, and what survives a cut link.
 
+pub mod adapt;
 pub mod cache;
 pub mod compare;
 pub mod connect;
@@ -8,5 +9,6 @@ pub mod pool;
 pub mod progress;
 pub mod session;
 pub mod wal;
+pub mod wal_units;
 
 pub use session::Session;

@@ -315,11 +315,8 @@ impl Run {
         }
     }
 
-    async fn attempt(
-        &mut self,
-        number: u32,
-        forbid_fork: Option<String>,
-    ) -> Result<Attempt, RewindError> {
+    /// Connects and learns what the source is.
+    async fn open(&self, number: u32) -> Result<(Session, Description), RewindError> {
         let config = &self.config;
         let (address, limit) = (&config.source, config.timeout);
         let (connections, rate) = (config.connections, config.max_rate);
@@ -327,9 +324,19 @@ impl Run {
             1 => Session::open(address.clone(), connections, limit, rate).await,
             _ => Session::open_again(address, connections, limit, rate).await,
         };
-        let (session, source) = opened?;
-        let mut source = source;
+        let (session, mut source) = opened?;
         source.wal_segments.sort_unstable();
+        session.open_ahead();
+        Ok((session, source))
+    }
+
+    async fn attempt(
+        &mut self,
+        number: u32,
+        forbid_fork: Option<String>,
+    ) -> Result<Attempt, RewindError> {
+        let (session, source) = self.open(number).await?;
+        let config = &self.config;
         compat::check(&self.target, &source)?;
         compat::check_settings(&self.target, &source, config.start, &*self.monitor)?;
         let history = source.node.history().map_err(|error| {
@@ -386,7 +393,7 @@ impl Run {
             cache: self.cache.take(),
             undo: self.undo.then(|| Arc::clone(&self.gate)),
         };
-        sealing.run(&mut self.steps).await
+        Box::pin(sealing.run(&mut self.steps)).await
     }
 
     /// What the node will be started with, found before anything changes.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt as _;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -12,6 +13,7 @@ use pg_format::wal::SegmentName;
 use pg_format::{DataPath, FileClass, Lsn, RelationSegment, TimelineHistory};
 use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::model::{Description, Role, Sealed};
+use tokio::task::JoinHandle;
 
 use crate::analysis::{Analysis, source_start};
 use crate::apply::disk::{Disk, FileStat};
@@ -24,6 +26,7 @@ use crate::cli::StrategyArg;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
 use crate::fetch::wal::WalFollower;
+use crate::fetch::wal_units::WalUnits;
 use crate::fetch::{Session, cache};
 use crate::inspect::{Target, wal_context};
 use crate::monitor::{Monitor, Step};
@@ -37,7 +40,7 @@ use crate::plan::{Plan, SourceFiles, Strategy};
 use crate::recovered::Recovered;
 use crate::recovery;
 use crate::rewind::{Steps, Stop, blocking, staging_of};
-use crate::stage::{self, FutureWal, Replayed, Staged};
+use crate::stage::{self, FutureWal, Replayed, Staged, Wanted};
 
 /// How an attempt ended.
 pub(crate) enum Attempt {
@@ -60,10 +63,18 @@ pub(crate) struct SealedRun {
     pub(crate) outcome: Outcome,
 }
 
+/// How the fetch ended.
+enum Fetched {
+    /// All is staged, and the WAL is followed no further.
+    All(Box<(Staged, WalFollower)>),
+    /// The WAL says that it must be planned anew.
+    Again(Attempt),
+}
+
 /// Everything the way to the seal needs.
 pub(crate) struct Sealing<'a> {
     pub(crate) config: &'a Config,
-    pub(crate) target: &'a Target,
+    pub(crate) target: &'a Arc<Target>,
     pub(crate) disk: &'a Arc<dyn Disk>,
     pub(crate) monitor: &'a Arc<dyn Monitor>,
     pub(crate) session: Session,
@@ -92,20 +103,21 @@ pub(crate) fn staging(error: std::io::Error) -> RewindError {
     RewindError::because(Class::Preflight, "could not write to staging", error)
 }
 
+fn local_wal(target: &Target) -> LocalWal<'_> {
+    LocalWal {
+        directory: &target.directory,
+        history: &target.history,
+        context: wal_context(&target.control.file),
+    }
+}
+
 impl Sealing<'_> {
     pub(crate) async fn run(mut self, steps: &mut Steps) -> Result<Attempt, RewindError> {
         steps.begin(Step::Fetch);
         let files = &self.target.files;
-        let mut follower = self.follower()?;
-        // WAL first: the source may recycle it.
+        let follower = self.follower()?;
         let now = self.session.seal().await?;
         if let Some(again) = self.changed(&now) {
-            return Ok(again);
-        }
-        let now = now.end;
-        follower.advance_to(now).await?;
-        let early = self.replay(follower.staged(), now, &[])?;
-        if let Some(again) = self.hazards(&early.hazards).await? {
             return Ok(again);
         }
         if let Some(files) = self.cache.take() {
@@ -115,17 +127,23 @@ impl Sealing<'_> {
         }
         // The old pages are saved while the new ones travel.
         let planned = self.images("planned", images(&self.plan, files));
-        let (staged, mut images) = tokio::try_join!(self.fetch(&mut follower), planned)?;
+        let fetched = self.fetch(follower, now.end);
+        let (fetched, mut images) = tokio::try_join!(fetched, planned)?;
+        let (staged, mut follower) = match fetched {
+            Fetched::All(all) => *all,
+            Fetched::Again(again) => return Ok(again),
+        };
         steps.begin(Step::Seal);
         let sealed = self.session.seal().await?;
         if let Some(again) = self.changed(&sealed) {
             return Ok(again);
         }
         self.check_end(&sealed)?;
+        let oldest = self.oldest_segment();
         follower.advance_to(sealed.end).await?;
         follower.finish(sealed.end).map_err(staging)?;
         let torn = self.torn(&staged);
-        let replayed = self.replay(follower.staged(), sealed.end, &torn)?;
+        let replayed = self.replay(follower.staged(), sealed.end, &torn).await?;
         if let Some(again) = self.hazards(&replayed.hazards).await? {
             return Ok(again);
         }
@@ -146,7 +164,7 @@ impl Sealing<'_> {
             RewindError::because(Class::Other, "the manifest cannot be written", error)
         })?;
         state::seal(&**self.disk, &bytes).map_err(staging)?;
-        let oldest = self.oldest_segment().await;
+        let oldest = oldest.await.ok().flatten();
         let outcome = self.outcome(&sealed, &staged, (&follower, &manifest, oldest));
         Ok(Attempt::Sealed(Box::new(SealedRun { manifest, outcome })))
     }
@@ -163,18 +181,10 @@ impl Sealing<'_> {
         self.analysis.fork.map_or(0, |fork| size.segment_of(fork.lsn))
     }
 
-    fn local(&self) -> LocalWal<'_> {
-        LocalWal {
-            directory: &self.target.directory,
-            history: &self.target.history,
-            context: wal_context(&self.target.control.file),
-        }
-    }
-
     /// Stages the common WAL that came from elsewhere and the target's own part of the fork's
     /// segment; the rest is left to the follower.
     fn follower(&self) -> Result<WalFollower, RewindError> {
-        let local = self.local();
+        let local = local_wal(self.target);
         let context = local.context;
         let size = context.segment_size;
         let fork_segment = self.fork_segment();
@@ -246,22 +256,29 @@ impl Sealing<'_> {
         Ok(())
     }
 
-    fn replay(
+    /// Decodes the WAL up to `to` as it will be replayed, beside whatever else goes on.
+    async fn replay(
         &self,
         staged: &BTreeSet<SegmentName>,
         to: Lsn,
         torn: &[(RelationSegment, u32)],
     ) -> Result<Replayed, RewindError> {
-        let local = self.local();
-        let context = local.context;
-        let disk = &**self.disk;
-        let wal = FutureWal { disk, staged, local, fork_segment: self.fork_segment() };
-        let from = self.choice.start.redo;
-        let replayed = stage::replay(&wal, context, (from, to), torn, &self.stop.flag);
-        self.go_on()?;
-        replayed.map_err(|error| {
-            RewindError::because(Class::Other, "the WAL to be replayed is not usable", error)
+        let (target, disk, flag) =
+            (Arc::clone(self.target), Arc::clone(self.disk), Arc::clone(&self.stop.flag));
+        let (staged, torn) = (staged.clone(), torn.to_vec());
+        let (from, fork_segment) = (self.choice.start.redo, self.fork_segment());
+        let replayed = blocking(move || {
+            let local = local_wal(&target);
+            let context = local.context;
+            let wal = FutureWal { disk: &*disk, staged: &staged, local, fork_segment };
+            let replayed = stage::replay(&wal, context, (from, to), &torn, &flag);
+            replayed.map_err(|error| {
+                RewindError::because(Class::Other, "the WAL to be replayed is not usable", error)
+            })
         })
+        .await;
+        self.go_on()?;
+        replayed
     }
 
     /// Work that does not wait looks at the signal itself.
@@ -293,29 +310,75 @@ impl Sealing<'_> {
 
     /// The oldest segment the source still has: from there on it can be followed. A source that is
     /// gone by now does not make a complete set incomplete.
-    async fn oldest_segment(&mut self) -> Option<String> {
-        let description = self.session.describe().await.ok()?;
-        let size = description.node.control.wal_segment_size;
-        let oldest = description.wal_segments.into_iter().min_by_key(|name| name.number)?;
-        Some(oldest.file_name(size))
+    fn oldest_segment(&self) -> JoinHandle<Option<String>> {
+        let mut session = self.session.clone();
+        tokio::spawn(async move {
+            let description = session.describe().await.ok()?;
+            let size = description.node.control.wal_segment_size;
+            let oldest = description.wal_segments.into_iter().min_by_key(|name| name.number)?;
+            Some(oldest.file_name(size))
+        })
     }
 
-    /// Fetches pages and files while the WAL is followed.
-    async fn fetch(&self, follower: &mut WalFollower) -> Result<Staged, RewindError> {
-        let monitor = Arc::clone(self.monitor);
-        let disk = Arc::clone(self.disk);
+    /// Fetches pages, files and the WAL up to `now` over all connections. As soon as the WAL is there
+    /// it is looked at, and from then on what the source writes is followed.
+    async fn fetch(&self, follower: WalFollower, now: Lsn) -> Result<Fetched, RewindError> {
+        let (monitor, disk) = (Arc::clone(self.monitor), Arc::clone(self.disk));
         let recovered = blocking(move || Recovered::read(&*disk).map_err(staging)).await?;
-        let what = (&self.plan, self.attempt, recovered);
-        let fetch = stage::fetch(&self.session, self.disk, what, monitor);
-        tokio::select! {
-            staged = fetch => staged,
-            failed = follower.follow() => match failed? {},
-        }
+        let mut follower = follower;
+        let pieces = follower.missing_to(now, stage::UNIT_BYTES).map_err(staging)?;
+        follower.count(pieces.iter().map(|piece| piece.length).sum());
+        let size = self.source.node.control.wal_segment_size;
+        let wal = WalUnits::new(Arc::clone(self.disk), size, &pieces);
+        let announced = Arc::clone(&wal.1);
+        let wanted = Wanted { plan: &self.plan, attempt: self.attempt, recovered, wal };
+        let mut fetch = pin!(stage::fetch(&self.session, self.disk, wanted, monitor));
+        let mut staged = None;
+        let mut look = pin!(self.look_at_wal(follower, &announced, now));
+        let looked = loop {
+            tokio::select! {
+                fetched = &mut fetch, if staged.is_none() => staged = Some(fetched?),
+                looked = &mut look => break looked?,
+            }
+        };
+        let mut follower = match looked {
+            Ok(follower) => follower,
+            Err(again) => return Ok(Fetched::Again(again)),
+        };
+        let staged = match staged {
+            Some(staged) => staged,
+            None => tokio::select! {
+                staged = fetch => staged?,
+                failed = follower.follow() => match failed? {},
+            },
+        };
+        Ok(Fetched::All(Box::new((staged, follower))))
+    }
+
+    /// Waits for the announced WAL and decodes it; what it says about going on is known before all the
+    /// rest has come.
+    async fn look_at_wal(
+        &self,
+        follower: WalFollower,
+        announced: &WalUnits,
+        now: Lsn,
+    ) -> Result<Result<WalFollower, Attempt>, RewindError> {
+        announced.complete().await;
+        let mut follower = blocking(move || {
+            let mut follower = follower;
+            follower.recover().map_err(staging)?;
+            Ok(follower)
+        })
+        .await?;
+        follower.advance_to(now).await?;
+        let early = self.replay(follower.staged(), now, &[]).await?;
+        let again = self.hazards(&early.hazards).await?;
+        Ok(again.map_or(Ok(follower), Err))
     }
 
     /// R9, R11, R12: plans again where another start of replay avoids the hazard, refuses where
     /// none does.
-    async fn hazards(&mut self, hazards: &[Hazard]) -> Result<Option<Attempt>, RewindError> {
+    async fn hazards(&self, hazards: &[Hazard]) -> Result<Option<Attempt>, RewindError> {
         let newest = self.source_redo;
         for hazard in hazards {
             match hazard {
@@ -340,7 +403,7 @@ impl Sealing<'_> {
                 let without_fork = Some(why.clone());
                 return Ok(Some(Attempt::Again { why, without_fork }));
             }
-            let now = self.session.describe().await?;
+            let now = self.session.clone().describe().await?;
             if source_start(&now).redo > hazard.at() {
                 let why = format!("the source made a checkpoint after {}", hazard.at());
                 return Ok(Some(Attempt::Again { why, without_fork: None }));

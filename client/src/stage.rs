@@ -22,6 +22,7 @@ use crate::apply::state;
 use crate::error::{Class, RewindError};
 use crate::fetch::Session;
 use crate::fetch::pool::{self, Carried, Sink};
+use crate::fetch::wal_units::{WalUnits, is_wal};
 use crate::monitor::Monitor;
 use crate::plan::Plan;
 use crate::plan::replay::Hazard;
@@ -30,7 +31,7 @@ use crate::recovered::Recovered;
 /// Blocks and bytes in one unit: small enough that every connection gets its share of a small plan.
 const UNIT_BLOCKS: u32 = 128;
 /// See [`UNIT_BLOCKS`].
-const UNIT_BYTES: u64 = 1 << 20;
+pub const UNIT_BYTES: u64 = 1 << 20;
 
 /// Small files are asked for this much, so that one that grew since it was listed comes whole.
 const SMALL_FILE_BYTES: u64 = 1 << 20;
@@ -129,26 +130,40 @@ pub fn units(plan: &Plan) -> Vec<Unit> {
     units
 }
 
-/// Fetches what the plan wants into packs, but for what an earlier run had fetched.
+/// What is fetched for a plan.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// Pages and files.
+    pub plan: &'a Plan,
+    /// Counts the plans made and the runs begun for this rewind.
+    pub attempt: u32,
+    /// What an earlier run had fetched of them.
+    pub recovered: Recovered,
+    /// WAL, which comes first: the source may recycle it.
+    pub wal: (Vec<Unit>, Arc<WalUnits>),
+}
+
+/// Fetches pages and files into packs and WAL to its place in staging.
 pub async fn fetch(
     session: &Session,
     disk: &Arc<dyn Disk>,
-    (plan, attempt, recovered): (&Plan, u32, Recovered),
+    wanted: Wanted<'_>,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Staged, RewindError> {
-    let wanted = units(plan).into_iter().filter_map(|unit| recovered.left(unit)).collect();
+    let Wanted { plan, attempt, recovered, wal: (mut all_units, wal) } = wanted;
+    all_units.extend(units(plan).into_iter().filter_map(|unit| recovered.left(unit)));
     let Recovered { packs: mut all, notes, .. } = recovered;
     let recovered_pages = notes.pages;
     let notes = Arc::new(Mutex::new(notes));
     let packs = Arc::new(Mutex::new(BTreeMap::new()));
     let carried = pool::run(
         session,
-        wanted,
+        all_units,
         |number| {
             let name = format!("{attempt}-{number:04}");
             let writer = PackWriter::create(Arc::clone(disk), name).map_err(staging_error)?;
             let (notes, packs) = (Arc::clone(&notes), Arc::clone(&packs));
-            Ok(Box::new(PackSink { writer, number, notes, packs }))
+            Ok(Box::new(PackSink { writer, number, notes, packs, wal: Arc::clone(&wal) }))
         },
         monitor,
     )
@@ -163,16 +178,20 @@ fn staging_error(error: io::Error) -> RewindError {
     RewindError::because(Class::Preflight, "could not write fetched data to staging", error)
 }
 
-/// Appends frames to a pack and keeps the notes.
+/// Appends frames to a pack and keeps the notes; WAL goes elsewhere.
 struct PackSink {
     writer: PackWriter,
     number: usize,
     notes: Arc<Mutex<Notes>>,
     packs: Arc<Mutex<BTreeMap<usize, PackDigest>>>,
+    wal: Arc<WalUnits>,
 }
 
 impl Sink for PackSink {
     fn receive(&mut self, frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
+        if items.iter().any(is_wal) {
+            return self.wal.receive(items);
+        }
         self.writer.append(frame).map_err(staging_error)?;
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         items.iter().for_each(|item| notes.take(item));

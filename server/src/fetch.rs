@@ -56,6 +56,8 @@ pub(crate) struct Worker {
     peer: Arc<Peer>,
     /// Units of one file follow each other.
     open: Option<(DataPath, File)>,
+    /// Whether the last unit was one of WAL.
+    in_wal: bool,
 }
 
 /// What a worker is given.
@@ -96,6 +98,7 @@ fn work(job: Job) -> Result<(), Refusal> {
         allow,
         peer,
         open: None,
+        in_wal: false,
     };
     while let Some(batch) = next_batch(&mut units)? {
         for unit in batch {
@@ -122,6 +125,11 @@ impl Worker {
         // A name removed from the list is refused at its next unit, whatever is queued.
         self.allow.check(&self.peer)?;
         let id = unit.id;
+        // The client puts WAL in its place and keeps frames of everything else as they come.
+        let in_wal = matches!(unit.kind, UnitKind::Wal { .. });
+        if std::mem::replace(&mut self.in_wal, in_wal) != in_wal {
+            self.output.flush()?;
+        }
         let (vanished, bytes) = match unit.kind {
             UnitKind::Blocks { path, ranges } => self.blocks(id, &path, &ranges)?,
             UnitKind::Hashes { path, range } => self.hashes(id, &path, range)?,

@@ -4,13 +4,11 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use proto::client::Client;
-use proto::limits::{
-    HANDSHAKE_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, RECEIVE_BUDGET_BYTES,
-};
+use proto::limits::{HANDSHAKE_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use proto::model::Description;
 use proto::status::CallError;
 use socket2::SockRef;
@@ -23,9 +21,6 @@ use tonic::transport::Endpoint;
 use crate::config::SourceAddress;
 use crate::error::{Class, RewindError};
 
-/// Largest HTTP/2 window (RFC 9113, 6.9.1).
-const WINDOW_BYTES_MAX: u32 = (1 << 31) - 1;
-
 /// What HTTP/2 calls the source. The connection is made already and its certificate checked against
 /// the real name, which need not even have the form of a URI (IPv6).
 const AUTHORITY: &str = "http://source";
@@ -35,6 +30,8 @@ const AUTHORITY: &str = "http://source";
 pub struct Connection {
     /// The calls.
     pub client: Client,
+    /// How long the link took to answer when the connection was made.
+    pub round_trip: Duration,
     broke: Arc<Mutex<Option<String>>>,
 }
 
@@ -67,10 +64,10 @@ impl Connection {
     }
 }
 
-/// Opens a connection that may receive its share of the budget.
+/// Opens a connection that may have so many bytes on their way.
 pub async fn connect(
     source: &SourceAddress,
-    connections: usize,
+    window: u32,
     patience: Duration,
 ) -> Result<Connection, RewindError> {
     let address = match source.host.contains(':') {
@@ -82,7 +79,9 @@ pub async fn connect(
     };
     let unreachable = format!("could not connect to the source at {address}");
     let target = (source.host.as_str(), source.port);
+    let since = Instant::now();
     let tcp = tokio::time::timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(target)).await;
+    let round_trip = since.elapsed();
     let tcp = tcp
         .map_err(|_| RewindError::new(Class::Transient, format!("{unreachable}: no answer")))?
         .map_err(|error| transient(unreachable, error.into()))?;
@@ -101,9 +100,6 @@ pub async fn connect(
     };
     let broke = Arc::new(Mutex::new(None));
     let mut stream = Some(Watched { tls, broke: Arc::clone(&broke) });
-    // The connection that asks questions has its share too.
-    let share = u32::try_from(connections).unwrap_or(u32::MAX).saturating_add(1);
-    let window = (RECEIVE_BUDGET_BYTES / share).min(WINDOW_BYTES_MAX);
     let channel = Endpoint::from_static(AUTHORITY)
         .initial_stream_window_size(window)
         .initial_connection_window_size(window)
@@ -120,7 +116,7 @@ pub async fn connect(
         .map_err(|error| {
             transient(format!("no HTTP/2 with the source at {address}"), error.into())
         })?;
-    Ok(Connection { client: Client::new(channel, patience), broke })
+    Ok(Connection { client: Client::new(channel, patience), round_trip, broke })
 }
 
 /// What a failed handshake means to the operator.

@@ -6,7 +6,7 @@
 //! to the list, and a new connection is made.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Session;
+use super::adapt::Adapt;
 use super::connect::Connection;
 use super::progress::{Outstanding, cost, is_finished};
 use crate::error::{Class, RewindError};
@@ -32,6 +33,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const REQUESTS_QUEUED: usize = 4;
 /// Least that is kept asked for on a connection.
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
+/// Round trip of a link on which waiting for one costs more than connections that end unevenly.
+const LONG: Duration = Duration::from_millis(5);
 
 /// Takes what arrives on one connection. Runs on a blocking thread.
 pub trait Sink: Send {
@@ -62,6 +65,10 @@ impl Carried {
 /// What all connections share.
 struct Shared {
     waiting: Mutex<VecDeque<Unit>>,
+    /// Connections that may ask for more.
+    limit: AtomicUsize,
+    /// Payload bytes over all connections.
+    received: AtomicU64,
     done_bytes: AtomicU64,
     total_bytes: u64,
     last_progress: Mutex<Instant>,
@@ -81,6 +88,21 @@ impl Shared {
         *self.last_progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
+    /// Payload bytes a second since it was asked last.
+    fn rate(&self, (since, before): &mut (Instant, u64)) -> f64 {
+        let now = self.received.load(Ordering::Relaxed);
+        let bytes = now.saturating_sub(std::mem::replace(before, now));
+        let elapsed = std::mem::replace(since, Instant::now()).elapsed();
+        bytes as f64 / elapsed.as_secs_f64().max(f64::EPSILON)
+    }
+
+    /// Payload bytes that are likely still to come, if they shrink as the others did.
+    fn left(&self) -> f64 {
+        let done = self.done_bytes.load(Ordering::Relaxed).max(1);
+        let received = self.received.load(Ordering::Relaxed);
+        self.total_bytes.saturating_sub(done) as f64 * received as f64 / done as f64
+    }
+
     fn silent_for(&self) -> Duration {
         self.last_progress.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
@@ -93,8 +115,11 @@ pub async fn run(
     mut sink: impl FnMut(usize) -> Result<Box<dyn Sink>, RewindError>,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Carried, RewindError> {
+    let first = session.connections().first();
     let shared = Arc::new(Shared {
         total_bytes: units.iter().map(|unit| cost(&unit.kind)).sum(),
+        limit: AtomicUsize::new(first),
+        received: AtomicU64::new(0),
         waiting: Mutex::new(units.into()),
         done_bytes: AtomicU64::new(0),
         last_progress: Mutex::new(Instant::now()),
@@ -104,23 +129,49 @@ pub async fn run(
     });
     let mut opened = open_all(session, &shared).await?;
     let mut workers = JoinSet::new();
-    for number in 0..session.connections() {
+    let mut begun = 0;
+    let mut begin = |workers: &mut JoinSet<_>, opened: Option<Connection>| {
         let worker = Worker {
             session: session.clone(),
-            first: opened.pop(),
+            number: begun,
+            first: opened,
             shared: Arc::clone(&shared),
             outstanding: Arc::default(),
             payload_bytes: 0,
         };
-        let sink = sink(number)?;
+        let (number, sink) = (begun, sink(begun)?);
+        begun += 1;
         workers.spawn(async move { (number, worker.work(sink).await) });
+        Ok::<usize, RewindError>(begun)
+    };
+    let mut number = 0;
+    while number < first {
+        number = begin(&mut workers, opened.pop())?;
     }
-    let mut carried =
-        Carried { payload_bytes: vec![0; session.connections()], ..Carried::default() };
-    while let Some(finished) = workers.join_next().await {
+    let mut carried = Carried::default();
+    let mut adapt = Adapt::new(session.connections());
+    let mut interval = tokio::time::interval(Adapt::interval(session.round_trip()));
+    interval.tick().await;
+    let mut measured = (Instant::now(), 0);
+    loop {
+        let finished = tokio::select! {
+            finished = workers.join_next() => finished,
+            _ = interval.tick() => {
+                if let Some(limit) = adapt.observe(shared.rate(&mut measured), shared.left()) {
+                    tracing::debug!(limit, "number of data connections changes");
+                    shared.limit.store(limit, Ordering::Relaxed);
+                    while number < limit {
+                        number = begin(&mut workers, None)?;
+                    }
+                }
+                continue;
+            }
+        };
+        let Some(finished) = finished else { break };
         let (number, result) = finished.map_err(|error| {
             RewindError::because(Class::Other, "a connection's task failed", error)
         })?;
+        carried.payload_bytes.resize(carried.payload_bytes.len().max(number + 1), 0);
         if let Some(bytes) = carried.payload_bytes.get_mut(number) {
             *bytes = result?;
         }
@@ -138,9 +189,9 @@ async fn open_all(session: &Session, shared: &Shared) -> Result<Vec<Connection>,
         return Ok(opened);
     }
     let mut opening = JoinSet::new();
-    for _ in 0..session.connections() {
+    for number in 0..session.connections().first() {
         let session = session.clone();
-        opening.spawn(async move { session.reconnect().await });
+        opening.spawn(async move { session.take(number).await });
     }
     while let Some(connection) = opening.join_next().await {
         opened.push(connection.map_err(|error| {
@@ -158,6 +209,8 @@ fn lock(outstanding: &SharedOutstanding) -> std::sync::MutexGuard<'_, Outstandin
 
 struct Worker {
     session: Session,
+    /// Counts the connections of this run.
+    number: usize,
     /// The connection it begins with.
     first: Option<Connection>,
     shared: Arc<Shared>,
@@ -174,14 +227,18 @@ enum Ended {
 impl Worker {
     /// Works until no unit is waiting; returns the payload bytes received.
     async fn work(mut self, mut sink: Box<dyn Sink>) -> Result<u64, RewindError> {
-        while !self.shared.waiting().is_empty() {
+        let wanted = |worker: &Self| {
+            let limit = worker.shared.limit.load(Ordering::Relaxed);
+            worker.number < limit && !worker.shared.waiting().is_empty()
+        };
+        while wanted(&self) {
             let connection = match self.first.take() {
                 Some(connection) => connection,
-                None => self.session.reconnect().await?,
+                None => self.session.take(self.number).await?,
             };
             let (sender, receiver) = mpsc::channel(FRAMES_QUEUED);
             let checker = self.checker(sink, receiver);
-            let ended = self.stream(connection.client, sender).await;
+            let ended = self.stream(connection.client.clone(), sender).await;
             let (returned, checked) = checker.await.map_err(|error| {
                 RewindError::because(Class::Other, "a checking thread failed", error)
             })?;
@@ -192,17 +249,23 @@ impl Worker {
                 (true, Ended::Done) => Ended::Broken(early),
                 (_, ended) => ended,
             };
-            if let Ended::Broken(error) = ended {
-                if !error.is_transient() {
-                    return Err(error.into());
+            match ended {
+                Ended::Done => self.session.give(connection),
+                Ended::Broken(error) => {
+                    if !error.is_transient() {
+                        return Err(error.into());
+                    }
+                    if self.shared.silent_for() > self.session.patience() {
+                        return Err(error.into());
+                    }
+                    self.shared.reconnects.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(%error, "data connection lost");
+                    tokio::time::sleep(PAUSE).await;
                 }
-                if self.shared.silent_for() > self.session.patience() {
-                    return Err(error.into());
-                }
-                self.shared.reconnects.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(%error, "data connection lost");
-                tokio::time::sleep(PAUSE).await;
             }
+        }
+        if let Some(unused) = self.first.take() {
+            self.session.give(unused);
         }
         tokio::task::spawn_blocking(move || sink.finish()).await.map_err(|error| {
             RewindError::because(Class::Other, "a checking thread failed", error)
@@ -267,7 +330,7 @@ impl Worker {
             Arc::clone(&self.shared),
             Arc::clone(&self.outstanding),
             requests,
-            self.window(),
+            (self.number, self.window()),
         ));
         let ended = match client.fetch(queue).await {
             Ok(mut frames) => self.receive(&mut frames, &checked).await,
@@ -281,11 +344,13 @@ impl Worker {
     }
 
     /// Bytes this connection keeps asked for: its part of the receive budget, but of a small plan no
-    /// more than half of its share, so that no connection takes what others could carry.
+    /// more than half of its share, so that no connection takes what others could carry; on a long
+    /// link all of its share, since whoever asked for more later would wait for a round trip.
     fn window(&self) -> u64 {
-        let connections = self.session.connections().max(1) as u64;
+        let connections = self.shared.limit.load(Ordering::Relaxed).max(1) as u64;
         let budget = u64::from(RECEIVE_BUDGET_BYTES) / connections;
-        budget.min((self.shared.total_bytes / connections / 2).max(WINDOW_BYTES_MIN))
+        let parts = if self.session.round_trip() > LONG { 1 } else { 2 };
+        budget.min((self.shared.total_bytes / connections / parts).max(WINDOW_BYTES_MIN))
     }
 
     async fn receive(
@@ -297,7 +362,9 @@ impl Worker {
         loop {
             match tokio::time::timeout(limit, frames.next()).await {
                 Ok(Ok(Some(frame))) => {
-                    self.payload_bytes += frame.payload.len() as u64;
+                    let bytes = frame.payload.len() as u64;
+                    self.payload_bytes += bytes;
+                    self.shared.received.fetch_add(bytes, Ordering::Relaxed);
                     if checked.send(frame).await.is_err() {
                         // The checker found a fault and reports it.
                         return Ended::Done;
@@ -326,16 +393,20 @@ impl Worker {
     }
 }
 
-/// Keeps `window` bytes asked for until no unit is waiting; then the stream's requests end.
+/// Keeps `window` bytes asked for until no unit is waiting, or the connection is one too many; then
+/// the stream's requests end.
 async fn ask(
     shared: Arc<Shared>,
     outstanding: SharedOutstanding,
     requests: mpsc::Sender<Vec<Unit>>,
-    window: u64,
+    (number, window): (usize, u64),
 ) {
     /// How often the window is looked at when it is full; short beside the time it holds.
     const PAUSE: Duration = Duration::from_millis(5);
     loop {
+        if number >= shared.limit.load(Ordering::Relaxed) {
+            return;
+        }
         // Room for the message first: a unit that was taken is always sent.
         let Ok(permit) = requests.reserve().await else {
             return;

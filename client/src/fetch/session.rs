@@ -1,15 +1,17 @@
 //! A session with one source: its connections, and patience with them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use proto::fetch::{Item, Unit};
-use proto::limits::LIST_ENTRIES_MAX;
+use proto::limits::{LIST_ENTRIES_MAX, RECEIVE_BUDGET_BYTES};
 use proto::model::{Description, Node, Sealed};
 use proto::rate::RateLimit;
 use proto::status::CallError;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
+use super::adapt::Connections;
 use super::connect::{Connection, connect};
 use super::listing;
 use super::progress::Outstanding;
@@ -28,12 +30,26 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Session {
     source: Arc<SourceAddress>,
-    connections: usize,
+    connections: Connections,
     patience: Duration,
     control: Connection,
     rate: Option<Arc<RateLimit>>,
     /// What the source was at first; every connection must reach the same life of the same node.
     first: Arc<Node>,
+    spare: Arc<Mutex<Spare>>,
+}
+
+/// Data connections nobody uses just now.
+#[derive(Debug, Default)]
+struct Spare {
+    open: Vec<Connection>,
+    opening: Vec<JoinHandle<Result<Connection, RewindError>>>,
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        self.opening.iter().for_each(JoinHandle::abort);
+    }
 }
 
 impl Session {
@@ -41,22 +57,23 @@ impl Session {
     /// against a source that is not there wants to know at once.
     pub async fn open(
         source: SourceAddress,
-        connections: usize,
+        connections: Connections,
         patience: Duration,
         max_rate: Option<u64>,
     ) -> Result<(Self, Description), RewindError> {
-        let mut control = connect(&source, connections, patience).await?;
+        let mut control = connect(&source, window(connections, 0), patience).await?;
         let description = control.describe(DESCRIBE_TIMEOUT.min(patience)).await?;
         let source = Arc::new(source);
         let first = Arc::new(description.node.clone());
         let rate = max_rate.map(|rate| Arc::new(RateLimit::new(rate)));
-        Ok((Self { source, connections, patience, control, rate, first }, description))
+        let spare = Arc::default();
+        Ok((Self { source, connections, patience, control, rate, first, spare }, description))
     }
 
     /// The same for a run that has begun: a source between two roles is waited for.
     pub async fn open_again(
         source: &SourceAddress,
-        connections: usize,
+        connections: Connections,
         patience: Duration,
         max_rate: Option<u64>,
     ) -> Result<(Self, Description), RewindError> {
@@ -73,9 +90,53 @@ impl Session {
         }
     }
 
-    /// Number of data connections.
-    pub fn connections(&self) -> usize {
+    /// How many data connections there may be.
+    pub fn connections(&self) -> Connections {
         self.connections
+    }
+
+    /// The link's round trip, as the first connection met it.
+    pub fn round_trip(&self) -> Duration {
+        self.control.round_trip
+    }
+
+    fn spare(&self) -> std::sync::MutexGuard<'_, Spare> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to open the first data connections while other work goes on.
+    pub fn open_ahead(&self) {
+        for number in 0..self.connections.first() {
+            let session = Self { spare: Arc::default(), ..self.clone() };
+            let opening = tokio::spawn(async move { session.connect_once(number).await });
+            self.spare().opening.push(opening);
+        }
+    }
+
+    /// A data connection: one that is open already, or a new one.
+    pub async fn take(&self, number: usize) -> Result<Connection, RewindError> {
+        let (open, opening) = {
+            let mut spare = self.spare();
+            let open = spare.open.pop();
+            let opening = if open.is_none() { spare.opening.pop() } else { None };
+            (open, opening)
+        };
+        if let Some(open) = open {
+            return Ok(open);
+        }
+        // What went wrong with one that was opened ahead shows again, or it was of a moment.
+        if let Some(opening) = opening
+            && let Ok(Ok(open)) = opening.await
+        {
+            return Ok(open);
+        }
+        self.reconnect(number).await
+    }
+
+    /// Gives a connection back that works and is not needed any more: the next will not have to begin
+    /// slowly.
+    pub fn give(&self, connection: Connection) {
+        self.spare().open.push(connection);
     }
 
     /// The limit on received bytes, if there is one.
@@ -89,11 +150,11 @@ impl Session {
     }
 
     /// A new connection, tried for as long as the source may be silent.
-    pub async fn reconnect(&self) -> Result<Connection, RewindError> {
+    pub async fn reconnect(&self, number: usize) -> Result<Connection, RewindError> {
         let since = Instant::now();
         let mut pause = BACKOFF_MIN;
         loop {
-            let error = match self.connect_once().await {
+            let error = match self.connect_once(number).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => error,
             };
@@ -106,8 +167,9 @@ impl Session {
         }
     }
 
-    async fn connect_once(&self) -> Result<Connection, RewindError> {
-        let mut connection = connect(&self.source, self.connections, self.patience).await?;
+    async fn connect_once(&self, number: usize) -> Result<Connection, RewindError> {
+        let window = window(self.connections, number);
+        let mut connection = connect(&self.source, window, self.patience).await?;
         let node = connection.describe(DESCRIBE_TIMEOUT.min(self.patience)).await?.node;
         let first = &self.first;
         // Behind one address there may be several nodes.
@@ -139,7 +201,7 @@ impl Session {
             }
             tracing::debug!(%error, "control connection lost");
             tokio::time::sleep(BACKOFF_MIN).await;
-            self.control = self.reconnect().await?;
+            self.control = self.reconnect(0).await?;
         }
     }
 
@@ -185,6 +247,19 @@ impl Session {
         let rate = self.rate.clone();
         self.call(move |connection| collect(connection, units.clone(), patience, rate.clone()))
             .await
+    }
+}
+
+/// Bytes the data connection of this number may have on their way. The sum over all there may be, and
+/// the one that asks questions, is the receive budget: it does not change when some are added.
+fn window(connections: Connections, number: usize) -> u32 {
+    let share = |budget: u32, number: usize| budget / u32::try_from(number).unwrap_or(u32::MAX);
+    let first = connections.first();
+    match connections.most() - first {
+        0 => share(RECEIVE_BUDGET_BYTES, first + 1),
+        // Half for those that are there from the beginning and the one that asks.
+        more if number >= first => share(RECEIVE_BUDGET_BYTES / 2, more),
+        _ => share(RECEIVE_BUDGET_BYTES / 2, first + 1),
     }
 }
 

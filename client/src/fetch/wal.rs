@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::limits::UNIT_BYTES_MAX;
 
 use super::Session;
+use super::wal_units::Piece;
 use crate::apply::disk::Disk;
 use crate::apply::state;
 use crate::error::{Class, RewindError};
@@ -25,6 +27,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 /// Units asked for at once: together more than a long fast link holds.
 const UNITS_AT_ONCE: u64 = 4;
+
+/// Whether the page at `offset` was written for the position `lsn` (`xlp_pageaddr`).
+fn is_in_place(file: &File, offset: u64, lsn: Lsn) -> std::io::Result<bool> {
+    let mut header = [0; 16];
+    let bytes = read_at(file, &mut header, offset)?;
+    let address = header.last_chunk().copied().map(u64::from_le_bytes);
+    Ok(bytes == header.len() && address == Some(lsn.as_u64()))
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -96,6 +106,56 @@ impl WalFollower {
                 return Ok(());
             }
         }
+    }
+
+    /// What is not staged yet of the WAL up to `end`, in pieces of at most `piece_bytes`; the files of
+    /// all of it exist then. Whatever an earlier run had fetched in any order is not among it: a page
+    /// is there if it carries its own position, but for the first, which may have been fetched while it
+    /// was being filled.
+    pub fn missing_to(&mut self, end: Lsn, piece_bytes: u64) -> std::io::Result<Vec<Piece>> {
+        let size = self.context.segment_size;
+        let mut pieces: Vec<Piece> = Vec::new();
+        let first = self.decoder.wants().page_start();
+        let mut at = first;
+        let mut open = None;
+        while at < end {
+            let number = size.segment_of(at);
+            let timeline = self.history.timeline_of_segment(number, size);
+            let name = SegmentName { timeline, number };
+            if self.staged.insert(name) {
+                let path = state::staged_wal(&name.file_name(size));
+                if self.disk.stat(&path)?.is_none() {
+                    self.disk.create_file(&path)?;
+                }
+            }
+            let offset = size.offset_of(at);
+            if open.as_ref().is_none_or(|(known, _)| *known != name) {
+                let path = state::staged_wal(&name.file_name(size));
+                open = Some((name, self.disk.open(&path)?));
+            }
+            let there = match &open {
+                Some((_, file)) if at > first => is_in_place(file, offset, at)?,
+                _ => false,
+            };
+            match pieces.last_mut() {
+                _ if there => {}
+                Some(last)
+                    if last.name == name
+                        && last.offset + last.length == offset
+                        && last.length < piece_bytes =>
+                {
+                    last.length += BLOCK_BYTES;
+                }
+                _ => pieces.push(Piece { name, offset, length: BLOCK_BYTES }),
+            }
+            at = at.plus(BLOCK_BYTES);
+        }
+        Ok(pieces)
+    }
+
+    /// Notes WAL that others have staged.
+    pub fn count(&mut self, bytes: u64) {
+        self.fetched_bytes += bytes;
     }
 
     /// Decodes anew from the last record on: what follows it is fetched again.
