@@ -70,6 +70,7 @@ impl Recovered {
             }
             ItemBody::End { .. } => arrived.ended = true,
             ItemBody::PageHashes { .. }
+            | ItemBody::Same { .. }
             | ItemBody::SegmentDigest { .. }
             | ItemBody::RecordCrc { .. } => {}
         }

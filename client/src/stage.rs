@@ -21,7 +21,7 @@ use crate::apply::redo::file_of_unit;
 use crate::apply::state;
 use crate::error::{Class, RewindError};
 use crate::fetch::Session;
-use crate::fetch::pool::{self, Carried, Sink};
+use crate::fetch::pool::{self, AsTheyAre, Carried, Sink};
 use crate::fetch::wal_units::{WalUnits, is_wal};
 use crate::monitor::Monitor;
 use crate::plan::Plan;
@@ -158,7 +158,7 @@ pub async fn fetch(
     let packs = Arc::new(Mutex::new(BTreeMap::new()));
     let carried = pool::run(
         session,
-        all_units,
+        (all_units, Arc::new(AsTheyAre)),
         |number| {
             let name = format!("{attempt}-{number:04}");
             let writer = PackWriter::create(Arc::clone(disk), name).map_err(staging_error)?;

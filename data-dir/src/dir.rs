@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use pg_format::relation::is_oid;
 use pg_format::{DataPath, FormatError};
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom, StatxFlags};
 
 use crate::confined::open_below;
 
@@ -279,6 +279,19 @@ fn names_in(root: &OwnedFd, directory: &str) -> io::Result<Vec<String>> {
 }
 
 /// Opens the directory a symbolic link of the data directory points to; `None` if it is no link.
+/// Whether nothing was ever written to this range of a file: it reads as zeros without being read.
+/// Only what lies before the end of the file counts. Where the file system cannot tell, nothing is.
+pub fn is_hole(file: &File, offset: u64, length: u64) -> bool {
+    let end = offset.saturating_add(length);
+    if file.metadata().map_or(0, |metadata| metadata.len()) < end {
+        return false;
+    }
+    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+        Ok(data) => data >= end,
+        Err(errno) => errno == rustix::io::Errno::NXIO,
+    }
+}
+
 fn open_link(root: &OwnedFd, path: &str) -> io::Result<Option<(PathBuf, OwnedFd)>> {
     let target = match rustix::fs::readlinkat(root, path, Vec::new()) {
         Ok(target) => PathBuf::from(String::from_utf8_lossy(target.as_bytes()).into_owned()),

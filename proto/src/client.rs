@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -10,7 +11,9 @@ use tonic::{Request, Streaming};
 
 use crate::fetch::Unit;
 use crate::frame::Frame;
-use crate::limits::{FRAME_MESSAGE_BYTES_MAX, NODE_MESSAGE_BYTES_MAX, UNARY_TIMEOUT};
+use crate::limits::{
+    FRAME_MESSAGE_BYTES_MAX, LIST_BATCH_BYTES_MAX, NODE_MESSAGE_BYTES_MAX, UNARY_TIMEOUT,
+};
 use crate::model::{Description, FileEntry, Sealed};
 use crate::status::CallError;
 use crate::wire::rejoin_client::RejoinClient;
@@ -90,8 +93,24 @@ impl FileList {
             return Err(CallError::Broken("the file list ended before it was complete".to_owned()));
         };
         self.complete = reply.complete;
-        reply.entries.into_iter().map(TryInto::try_into).collect::<Result<_, _>>().map(Some)
+        entries_of(&reply).map(Some)
     }
+}
+
+/// The entries of one message.
+fn entries_of(reply: &wire::ListFilesReply) -> Result<Vec<FileEntry>, CallError> {
+    let invalid = |why: &str| CallError::InvalidReply(format!("its file list {why}"));
+    if reply.entries.is_empty() {
+        return Ok(Vec::new());
+    }
+    let promised = reply.entries_bytes as usize;
+    if promised > LIST_BATCH_BYTES_MAX {
+        return Err(invalid("has a part that is too long"));
+    }
+    let plain = zstd::bulk::decompress(&reply.entries, promised);
+    let plain = plain.map_err(|_| invalid("does not decompress"))?;
+    let entries = wire::FileEntries::decode(&plain[..]).map_err(|_| invalid("makes no sense"))?;
+    entries.entries.into_iter().map(TryInto::try_into).collect()
 }
 
 /// Frames being received.

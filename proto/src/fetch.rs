@@ -39,6 +39,9 @@ pub enum UnitKind {
         path: DataPath,
         /// The pages.
         range: BlockRange,
+        /// Hashes of runs of the client's own pages, see [`crate::hash::run_hash`]; empty if every
+        /// hash is wanted.
+        own: Vec<PageHash>,
     },
     /// Bytes of a file.
     File {
@@ -182,6 +185,13 @@ pub enum ItemBody {
         first: u32,
         /// Their hashes.
         hashes: Vec<PageHash>,
+    },
+    /// Consecutive pages that are what the client said its own are.
+    Same {
+        /// First page.
+        first: u32,
+        /// How many.
+        count: u32,
     },
     /// Bytes of a file or of WAL.
     Chunk(VerifiedChunk),

@@ -69,6 +69,9 @@ pub enum FrameError {
 /// Collects items into frames.
 pub struct FrameEncoder {
     compressor: Option<zstd::bulk::Compressor<'static>>,
+    level: Option<i32>,
+    also: Option<i32>,
+    sizes: (usize, Option<usize>),
     batch: wire::Batch,
     batch_bytes: usize,
     sequence: u64,
@@ -85,7 +88,32 @@ impl FrameEncoder {
     pub fn new() -> Self {
         // Without its memory zstd cannot work; frames then travel plain.
         let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL).ok();
-        Self { compressor, batch: wire::Batch::default(), batch_bytes: 0, sequence: 0 }
+        Self {
+            compressor,
+            level: Some(ZSTD_LEVEL),
+            also: None,
+            sizes: (0, None),
+            batch: wire::Batch::default(),
+            batch_bytes: 0,
+            sequence: 0,
+        }
+    }
+
+    /// Packs the next frames at this level of zstd, or not at all, and tries another one beside it:
+    /// the smaller of the two is what travels.
+    pub fn pack(&mut self, level: Option<i32>, also: Option<i32>) {
+        (self.level, self.also) = (level, also);
+    }
+
+    /// Bytes of the last frame at the level in use, and at the other one if that was tried.
+    pub fn sizes(&self) -> (usize, Option<usize>) {
+        self.sizes
+    }
+
+    fn compress(&mut self, plain: &[u8], level: Option<i32>) -> Option<Vec<u8>> {
+        let (compressor, level) = (self.compressor.as_mut()?, level?);
+        compressor.set_compression_level(level).ok()?;
+        compressor.compress(plain).ok().filter(|packed| packed.len() < plain.len())
     }
 
     /// Adds an item; a full batch comes back as a frame.
@@ -103,11 +131,15 @@ impl FrameEncoder {
         }
         let plain = std::mem::take(&mut self.batch).encode_to_vec();
         self.batch_bytes = 0;
-        let compressed = self.compressor.as_mut().and_then(|c| c.compress(&plain).ok());
+        let packed = self.compress(&plain, self.level);
+        let other = self.compress(&plain, self.also);
+        let bytes = |packed: &Option<Vec<u8>>| packed.as_ref().map_or(plain.len(), Vec::len);
+        self.sizes = (bytes(&packed), self.also.map(|_| bytes(&other)));
         let batch_bytes = u32::try_from(plain.len()).unwrap_or(u32::MAX);
-        let (codec, payload) = match compressed {
-            Some(compressed) if compressed.len() < plain.len() => (Codec::Zstd, compressed),
-            _ => (Codec::Plain, plain),
+        let smaller = [packed, other].into_iter().flatten().min_by_key(Vec::len);
+        let (codec, payload) = match smaller {
+            Some(packed) => (Codec::Zstd, packed),
+            None => (Codec::Plain, plain),
         };
         let payload = Bytes::from(payload);
         let sequence = self.sequence;

@@ -35,3 +35,10 @@ impl fmt::Debug for PageHash {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
+
+/// The hash of a run of pages: over the hashes of its pages, so that whoever has those need not read
+/// the pages again.
+pub fn run_hash(pages: &[PageHash]) -> PageHash {
+    let bytes: Vec<u8> = pages.iter().flat_map(|hash| *hash.as_bytes()).collect();
+    PageHash::of(&bytes)
+}

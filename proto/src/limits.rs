@@ -32,11 +32,18 @@ pub const UNIT_BLOCKS_MAX: u32 = 1024;
 /// Pages one unit may ask hashes for: 64 MiB of pages, 128 KiB of hashes.
 pub const UNIT_HASHES_MAX: u32 = 8192;
 
+/// Pages whose hashes are compared as one before each is: 1 MiB.
+pub const RUN_PAGES: u32 = 128;
+
 /// Bytes of a file or of WAL one unit may ask for.
 pub const UNIT_BYTES_MAX: u64 = 8 << 20;
 
-/// Entries in one message of a file list.
-pub const LIST_BATCH_ENTRIES: usize = 512;
+/// Entries in one message of a file list: enough to compress well.
+pub const LIST_BATCH_ENTRIES: usize = 4096;
+
+/// Bytes of such a message when decompressed: names are a few tens of bytes long, and a list of the
+/// longest ones possible does not come from a database.
+pub const LIST_BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// Entries a client takes in a file list: some gigabytes of memory. The largest clusters known have a
 /// few millions.

@@ -10,7 +10,8 @@ use crate::fetch::{
 use crate::frame::{Codec, Frame, FrameError};
 use crate::hash::HASH_BYTES;
 use crate::limits::{
-    BATCH_BYTES_MAX, FRAME_MESSAGE_BYTES_MAX, UNIT_BLOCKS_MAX, UNIT_BYTES_MAX, UNIT_HASHES_MAX,
+    BATCH_BYTES_MAX, FRAME_MESSAGE_BYTES_MAX, RUN_PAGES, UNIT_BLOCKS_MAX, UNIT_BYTES_MAX,
+    UNIT_HASHES_MAX,
 };
 use crate::status::{Reason, Refusal};
 use crate::{PageHash, wire};
@@ -56,10 +57,16 @@ impl TryFrom<wire::Unit> for Unit {
                 }
                 UnitKind::Blocks { path: path(blocks.path)?, ranges }
             }
-            Kind::Hashes(hashes) => UnitKind::Hashes {
-                range: range(hashes.first, hashes.count, UNIT_HASHES_MAX)?,
-                path: path(hashes.path)?,
-            },
+            Kind::Hashes(hashes) => {
+                let range = range(hashes.first, hashes.count, UNIT_HASHES_MAX)?;
+                let (own, rest) = hashes.own.as_chunks::<HASH_BYTES>();
+                let runs = range.count.div_ceil(RUN_PAGES) as usize;
+                if !rest.is_empty() || !own.is_empty() && own.len() != runs {
+                    return Err(bad_request("a unit has not one hash for each run of pages"));
+                }
+                let own = own.iter().map(|bytes| PageHash::from_bytes(*bytes)).collect();
+                UnitKind::Hashes { range, path: path(hashes.path)?, own }
+            }
             Kind::File(file) => {
                 length(file.offset, file.length)?;
                 UnitKind::File { path: path(file.path)?, offset: file.offset, length: file.length }
@@ -100,10 +107,11 @@ impl From<Unit> for wire::Unit {
                     .map(|r| wire::BlockRange { first: r.first, count: r.count })
                     .collect(),
             }),
-            UnitKind::Hashes { path, range } => Kind::Hashes(wire::HashesUnit {
+            UnitKind::Hashes { path, range, own } => Kind::Hashes(wire::HashesUnit {
                 path: path.into(),
                 first: range.first,
                 count: range.count,
+                own: all_bytes(&own),
             }),
             UnitKind::File { path, offset, length } => {
                 Kind::File(wire::FileUnit { path: path.into(), offset, length })
@@ -122,6 +130,10 @@ impl From<Unit> for wire::Unit {
         };
         Self { id: unit.id, kind: Some(kind) }
     }
+}
+
+fn all_bytes(hashes: &[PageHash]) -> Bytes {
+    hashes.iter().flat_map(|hash| *hash.as_bytes()).collect()
 }
 
 fn hash_bytes(hash: PageHash) -> Bytes {
@@ -149,9 +161,9 @@ impl From<Item> for wire::Item {
                 Body::Page(wire::PageItem { block, hash, data, torn })
             }
             ItemBody::PageHashes { first, hashes } => {
-                let hashes: Vec<u8> = hashes.iter().flat_map(|hash| *hash.as_bytes()).collect();
-                Body::PageHashes(wire::PageHashesItem { first, hashes: hashes.into() })
+                Body::PageHashes(wire::PageHashesItem { first, hashes: all_bytes(&hashes) })
             }
+            ItemBody::Same { first, count } => Body::Same(wire::SameItem { first, count }),
             ItemBody::Chunk(chunk) => Body::Chunk(wire::ChunkItem {
                 offset: chunk.offset(),
                 hash: hash_bytes(chunk.hash()),
@@ -191,6 +203,7 @@ impl TryFrom<wire::Item> for Item {
                 let list = hashes_of_16.iter().map(|bytes| PageHash::from_bytes(*bytes));
                 ItemBody::PageHashes { first: hashes.first, hashes: list.collect() }
             }
+            Body::Same(same) => ItemBody::Same { first: same.first, count: same.count },
             Body::Chunk(chunk) => {
                 let expected = hash(&chunk.hash, "hash")?;
                 ItemBody::Chunk(

@@ -10,17 +10,18 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use data_dir::DataDir;
-use data_dir::dir::read_at;
+use data_dir::dir::{is_hole, read_at};
 use data_dir::proof;
 use data_dir::wal::LocalWal;
 use pg_format::relation::tablespace_version_directory;
 use pg_format::wal::{SegmentName, Start};
-use pg_format::{BLOCK_BYTES, DataPath, FileClass, Fork, Lsn, TimelineHistory};
+use pg_format::{BLOCK_BYTES, BLOCK_SIZE, DataPath, FileClass, Fork, Lsn, TimelineHistory};
 use proto::fetch::{
     BlockRange, Item, ItemBody, PageContent, ProofStart, Unit, UnitKind, VerifiedChunk,
 };
 use proto::frame::Frame;
-use proto::limits::{CHUNK_BYTES, STREAM_IDLE_TIMEOUT};
+use proto::hash::run_hash;
+use proto::limits::{CHUNK_BYTES, RUN_PAGES, STREAM_IDLE_TIMEOUT};
 use proto::model::Node;
 use proto::tls::Peer;
 use proto::{PageHash, Reason, Refusal};
@@ -35,8 +36,6 @@ use crate::served::Served;
 
 /// Pages read at once.
 const RUN_BLOCKS: u32 = 32;
-/// Pages whose hashes go into one reply.
-const HASHES_AT_ONCE: u32 = 16;
 /// Relation maps have 512 or 524 bytes, two-phase files seldom more than a few thousand.
 const SEALED_FILE_BYTES_MAX: usize = 1 << 20;
 /// Times one with a wrong CRC is read; it is written in microseconds.
@@ -132,7 +131,7 @@ impl Worker {
         }
         let (vanished, bytes) = match unit.kind {
             UnitKind::Blocks { path, ranges } => self.blocks(id, &path, &ranges)?,
-            UnitKind::Hashes { path, range } => self.hashes(id, &path, range)?,
+            UnitKind::Hashes { path, range, own } => self.hashes(id, &path, range, &own)?,
             UnitKind::File { path, offset, length } => self.file(id, &path, offset, length)?,
             UnitKind::Wal { timeline, number, offset, length } => {
                 let size = self.node.control.wal_segment_size;
@@ -205,36 +204,55 @@ impl Worker {
         id: u64,
         path: &DataPath,
         range: BlockRange,
+        own: &[PageHash],
     ) -> Result<(bool, u64), Refusal> {
         let Some(file) = self.open(path)? else {
             return Ok((true, 0));
         };
         let mut first = range.first;
         let end = range.first.saturating_add(range.count);
-        // In parts, so that a client sees that a slowed or slow disk goes on.
+        let mut own = own.iter();
+        // In runs, so that a client sees that a slowed or slow disk goes on.
         while first < end {
-            let part = BlockRange { first, count: HASHES_AT_ONCE.min(end - first) };
-            let mut hashes: Vec<PageHash> = Vec::new();
-            self.each_page("hashes", (path, &file), part, &mut |_, _, content| {
-                match content {
-                    PageContent::Present(page) | PageContent::Torn(page) => {
-                        hashes.push(page.hash());
-                    }
-                    PageContent::BeyondEnd => {}
-                }
-                Ok(())
-            })?;
-            let whole = hashes.len() == part.count as usize;
-            if !hashes.is_empty() {
-                self.output
-                    .send(Item { unit: id, body: ItemBody::PageHashes { first, hashes } })?;
+            let run = BlockRange { first, count: RUN_PAGES.min(end - first) };
+            let hashes = self.run_hashes(path, &file, run)?;
+            let whole = hashes.len() == run.count as usize;
+            let same = own.next().is_some_and(|own| whole && run_hash(&hashes) == *own);
+            let body = match same {
+                true => ItemBody::Same { first, count: run.count },
+                false => ItemBody::PageHashes { first, hashes },
+            };
+            if !matches!(&body, ItemBody::PageHashes { hashes, .. } if hashes.is_empty()) {
+                self.output.send(Item { unit: id, body })?;
             }
             if !whole {
                 break;
             }
-            first += part.count;
+            first += run.count;
         }
         Ok((false, length(path, &file)?))
+    }
+
+    /// Hashes of a run of pages; fewer than it has if the file ends.
+    fn run_hashes(
+        &mut self,
+        path: &DataPath,
+        file: &File,
+        run: BlockRange,
+    ) -> Result<Vec<PageHash>, Refusal> {
+        let bytes = u64::from(run.count) * BLOCK_BYTES;
+        if is_hole(file, u64::from(run.first) * BLOCK_BYTES, bytes) {
+            return Ok(vec![PageHash::of(&[0; BLOCK_SIZE]); run.count as usize]);
+        }
+        let mut hashes = Vec::with_capacity(run.count as usize);
+        self.each_page("hashes", (path, file), run, &mut |_, _, content| {
+            match content {
+                PageContent::Present(page) | PageContent::Torn(page) => hashes.push(page.hash()),
+                PageContent::BeyondEnd => {}
+            }
+            Ok(())
+        })?;
+        Ok(hashes)
     }
 
     fn each_page(

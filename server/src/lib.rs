@@ -14,6 +14,7 @@ mod audit;
 mod end;
 mod fetch;
 mod handler;
+mod level;
 mod list;
 mod node;
 mod output;

@@ -8,7 +8,7 @@ use pg_format::relation::{is_oid, tablespace_version_directory};
 use pg_format::{DataPath, FileClass};
 use proto::limits::LIST_BATCH_ENTRIES;
 use proto::model::FileEntry;
-use proto::service::ListPart;
+use proto::service::{ListPart, PackedEntries};
 use proto::{Reason, Refusal};
 use tokio::sync::mpsc::Sender;
 
@@ -54,8 +54,9 @@ pub(crate) fn list(
         batch.push(FileEntry { path: entry.path, bytes });
         if batch.len() == LIST_BATCH_ENTRIES {
             let full = std::mem::replace(&mut batch, Vec::with_capacity(LIST_BATCH_ENTRIES));
+            let packed = PackedEntries::new(full).map_err(io::Error::other)?;
             batches
-                .blocking_send(Ok(ListPart::Entries(full)))
+                .blocking_send(Ok(ListPart::Entries(packed)))
                 .map_err(|_| io::Error::other("client is gone"))?;
         }
         Ok(())
@@ -67,7 +68,8 @@ pub(crate) fn list(
         _ => node::internal("its data directory", &error),
     })?;
     let gone = |_| Refusal::new(Reason::InvalidRequest, "client is gone");
-    batches.blocking_send(Ok(ListPart::Entries(batch))).map_err(gone)?;
+    let packed = PackedEntries::new(batch)?;
+    batches.blocking_send(Ok(ListPart::Entries(packed))).map_err(gone)?;
     batches.blocking_send(Ok(ListPart::Complete)).map_err(gone)
 }
 

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::fetch::Item;
-use proto::frame::{Frame, FrameEncoder};
+use proto::frame::{Codec, Frame, FrameEncoder};
 use proto::limits::STREAM_IDLE_TIMEOUT;
 use proto::rate::RateLimit;
 use proto::{Reason, Refusal};
 use tokio::sync::mpsc::Sender;
 
 use crate::audit::Session;
+use crate::level::{Level, Packing, Sent};
 
 /// A frame that is not full is sent after so long; far below the client's progress deadline.
 const FRAME_AGE_MAX: Duration = Duration::from_secs(1);
@@ -35,6 +36,8 @@ pub(crate) struct Output {
     frames: Sender<Result<Frame, Refusal>>,
     rates: Option<Arc<Rates>>,
     session: Arc<Session>,
+    level: Level,
+    /// When the last frame was taken.
     last_frame: Instant,
 }
 
@@ -45,7 +48,7 @@ impl Output {
         session: Arc<Session>,
     ) -> Self {
         let encoder = FrameEncoder::new();
-        Self { encoder, frames, rates, session, last_frame: Instant::now() }
+        Self { encoder, frames, rates, session, level: Level::new(), last_frame: Instant::now() }
     }
 
     /// Notes bytes that were read, and waits until so many may be.
@@ -78,16 +81,26 @@ impl Output {
         if self.frames.is_closed() {
             return Err(gone());
         }
-        let bytes = frame.payload.len();
+        let made = Instant::now();
+        let busy = made.duration_since(self.last_frame);
+        let (bytes, shrank) = (frame.payload.len(), frame.codec != Codec::Plain);
         if let Some(rates) = &self.rates {
             rates.wire.wait(bytes);
         }
-        self.last_frame = Instant::now();
         self.session.sent(bytes);
         let sending = tokio::time::timeout(STREAM_IDLE_TIMEOUT, self.frames.send(Ok(frame)));
         match tokio::runtime::Handle::current().block_on(sending) {
-            Ok(sent) => sent.map_err(|_| gone()),
-            Err(_) => Err(Refusal::new(Reason::InvalidRequest, "client takes nothing any more")),
+            Ok(sent) => sent.map_err(|_| gone())?,
+            Err(_) => {
+                let why = "client takes nothing any more";
+                return Err(Refusal::new(Reason::InvalidRequest, why));
+            }
         }
+        self.last_frame = Instant::now();
+        let (packed, also) = self.encoder.sizes();
+        self.level.note(Sent { busy, waited: made.elapsed(), packed, also, shrank });
+        let Packing { level, also } = self.level.packing();
+        self.encoder.pack(level, also);
+        Ok(())
     }
 }

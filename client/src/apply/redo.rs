@@ -312,6 +312,7 @@ impl Change<'_> {
             ItemBody::Chunk(chunk) => self.disk.write_at(&path, chunk.offset(), chunk.data()),
             ItemBody::Page { content: PageContent::BeyondEnd, .. }
             | ItemBody::PageHashes { .. }
+            | ItemBody::Same { .. }
             | ItemBody::SegmentDigest { .. }
             | ItemBody::RecordCrc { .. }
             | ItemBody::End { .. } => Ok(()),

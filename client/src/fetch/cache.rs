@@ -12,7 +12,7 @@ use proto::frame::{Frame, FrameEncoder};
 use proto::limits::UNIT_HASHES_MAX;
 
 use super::Session;
-use super::pool::{self, Sink};
+use super::pool::{self, AsTheyAre, Sink};
 use crate::apply::disk::{Disk, remove_tree};
 use crate::apply::pack::{self, PackWriter};
 use crate::apply::redo::file_of_unit;
@@ -49,14 +49,17 @@ pub async fn take_over(
         for range in runs(&blocks) {
             let id = questions.len() as u64;
             asked.insert(id, file);
-            questions.push(Unit { id, kind: UnitKind::Hashes { path: path.clone(), range } });
+            questions.push(Unit {
+                id,
+                kind: UnitKind::Hashes { path: path.clone(), range, own: Vec::new() },
+            });
         }
     }
     let same = Arc::new(Mutex::new(HashSet::new()));
     let (known, asked) = (Arc::new(known), Arc::new(asked));
     let carried = pool::run(
         session,
-        questions,
+        (questions, Arc::new(AsTheyAre)),
         |_| {
             let (known, asked, same) = (Arc::clone(&known), Arc::clone(&asked), Arc::clone(&same));
             Ok(Box::new(HashSink { known, asked, same }))

@@ -44,6 +44,22 @@ pub trait Sink: Send {
     fn finish(&mut self) -> Result<(), RewindError>;
 }
 
+/// Completes units before they are sent, on a blocking thread.
+pub trait Prepare: Send + Sync {
+    /// A unit that may be one that was sent before and did not come to its end.
+    fn prepare(&self, unit: &mut Unit) -> Result<(), RewindError>;
+}
+
+/// Nothing to complete.
+#[derive(Debug)]
+pub struct AsTheyAre;
+
+impl Prepare for AsTheyAre {
+    fn prepare(&self, _unit: &mut Unit) -> Result<(), RewindError> {
+        Ok(())
+    }
+}
+
 /// What the connections carried.
 #[derive(Debug, Clone, Default)]
 pub struct Carried {
@@ -74,6 +90,9 @@ struct Shared {
     last_progress: Mutex<Instant>,
     reconnects: AtomicU64,
     frames: AtomicU64,
+    prepare: Arc<dyn Prepare>,
+    /// Why a unit could not be completed.
+    fault: Mutex<Option<RewindError>>,
     monitor: Arc<dyn Monitor>,
 }
 
@@ -103,15 +122,20 @@ impl Shared {
         self.total_bytes.saturating_sub(done) as f64 * received as f64 / done as f64
     }
 
+    fn take_fault(&self) -> Option<RewindError> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     fn silent_for(&self) -> Duration {
         self.last_progress.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 }
 
-/// Fetches all `units`; `sink` is called with the number of each connection.
+/// Fetches all `units`, each completed by `prepare` before it is asked for; `sink` is called with the
+/// number of each connection.
 pub async fn run(
     session: &Session,
-    units: Vec<Unit>,
+    (units, prepare): (Vec<Unit>, Arc<dyn Prepare>),
     mut sink: impl FnMut(usize) -> Result<Box<dyn Sink>, RewindError>,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Carried, RewindError> {
@@ -125,6 +149,8 @@ pub async fn run(
         last_progress: Mutex::new(Instant::now()),
         reconnects: AtomicU64::new(0),
         frames: AtomicU64::new(0),
+        prepare,
+        fault: Mutex::new(None),
         monitor,
     });
     let mut opened = open_all(session, &shared).await?;
@@ -244,6 +270,9 @@ impl Worker {
             })?;
             sink = returned;
             checked?;
+            if let Some(fault) = self.shared.take_fault() {
+                return Err(fault);
+            }
             let early = CallError::Broken("the stream ended before all replies came".to_owned());
             let ended = match (self.give_back(), ended) {
                 (true, Ended::Done) => Ended::Broken(early),
@@ -432,8 +461,28 @@ async fn ask(
         if batch.is_empty() {
             drop(permit);
             tokio::time::sleep(PAUSE).await;
-        } else {
-            permit.send(batch);
+            continue;
+        }
+        match complete(&shared, batch).await {
+            Ok(batch) => {
+                lock(&outstanding).update(&batch);
+                permit.send(batch);
+            }
+            Err(error) => {
+                *shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                return;
+            }
         }
     }
+}
+
+async fn complete(shared: &Arc<Shared>, batch: Vec<Unit>) -> Result<Vec<Unit>, RewindError> {
+    let prepare = Arc::clone(&shared.prepare);
+    let completed = tokio::task::spawn_blocking(move || {
+        let mut batch = batch;
+        batch.iter_mut().try_for_each(|unit| prepare.prepare(unit)).map(|()| batch)
+    });
+    completed
+        .await
+        .map_err(|error| RewindError::because(Class::Other, "a preparing thread failed", error))?
 }

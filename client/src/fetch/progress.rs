@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 
 use pg_format::{BLOCK_BYTES, Lsn};
+use proto::PageHash;
 use proto::fetch::{BlockRange, Item, ItemBody, ProofStart, Unit, UnitKind};
+use proto::limits::RUN_PAGES;
 
 /// Smallest WAL segment `initdb` makes: how many digests a proof can have at most.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
@@ -34,7 +36,7 @@ pub fn cost(kind: &UnitKind) -> u64 {
             ranges.iter().map(|range| u64::from(range.count) * BLOCK_BYTES).sum()
         }
         // Little travels, but the source has to read all of it.
-        UnitKind::Hashes { range, .. } => u64::from(range.count) * 64,
+        UnitKind::Hashes { range, .. } => u64::from(range.count) * 256,
         UnitKind::File { length, .. } | UnitKind::Wal { length, .. } => *length,
         UnitKind::Proof { .. } => BLOCK_BYTES,
     }
@@ -45,6 +47,15 @@ impl Outstanding {
     pub fn insert(&mut self, unit: Unit) {
         self.units.insert(unit.id, (self.next, unit));
         self.next += 1;
+    }
+
+    /// Notes what units have become since they were inserted.
+    pub fn update(&mut self, units: &[Unit]) {
+        for unit in units {
+            if let Some((_, known)) = self.units.get_mut(&unit.id) {
+                known.clone_from(unit);
+            }
+        }
     }
 
     /// Bytes still expected.
@@ -89,13 +100,20 @@ impl Outstanding {
                     _ => return Err(fault("another page was next")),
                 }
             }
-            (UnitKind::Hashes { range, .. }, ItemBody::PageHashes { first, hashes }) => {
+            (UnitKind::Hashes { range, own, .. }, ItemBody::PageHashes { first, hashes }) => {
                 let count = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
                 if *first != range.first || count == 0 || count > range.count {
                     return Err(fault("hashes of other pages"));
                 }
-                range.first += count;
-                range.count -= count;
+                advance(range, own, count);
+            }
+            (UnitKind::Hashes { range, own, .. }, ItemBody::Same { first, count }) => {
+                // Only whole runs of which it was told the hash can be the same.
+                let run = RUN_PAGES.min(range.count);
+                if *first != range.first || *count != run || own.is_empty() {
+                    return Err(fault("other pages are said to be the same"));
+                }
+                advance(range, own, run);
             }
             (
                 UnitKind::File { offset, length, .. } | UnitKind::Wal { offset, length, .. },
@@ -134,6 +152,14 @@ fn position(start: ProofStart) -> Lsn {
     match start {
         ProofStart::Record(lsn) | ProofStart::Segment(lsn) => lsn,
     }
+}
+
+/// Takes pages off the front of a unit of hashes, and the client's hashes of their runs.
+fn advance(range: &mut BlockRange, own: &mut Vec<PageHash>, count: u32) {
+    range.first += count;
+    range.count -= count;
+    let runs = (count.div_ceil(RUN_PAGES) as usize).min(own.len());
+    own.drain(..runs);
 }
 
 fn take_first(ranges: &mut Vec<BlockRange>) {

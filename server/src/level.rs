@@ -1,0 +1,185 @@
+//! How hard a stream compresses, decided by what it waits for.
+//!
+//! A stream that waits for the link has time to spare: a better level is tried on the same frames and
+//! kept if they become smaller. One that never waits is held up by the processor, and a fast level
+//! gives it to the others. What does not shrink is sent as it is.
+
+use std::time::Duration;
+
+use proto::limits::ZSTD_LEVEL;
+
+/// Levels of zstd, from fast to good. Better ones do not pay on database pages (performance A.5).
+const LEVELS: [i32; 4] = [-5, ZSTD_LEVEL, 3, 6];
+/// Where a stream begins.
+const FIRST: usize = 1;
+/// Frames over which it is judged what a stream waits for: 8 MiB.
+const FRAMES_JUDGED: u32 = 16;
+/// A stream that waits for less than this share of its time is held up by the processor.
+const WAITS_LITTLE: f64 = 0.05;
+/// Frames on which a better level is tried.
+const FRAMES_TRIED: u32 = 4;
+/// A better level must make frames smaller by so much.
+const GAIN_MIN: f64 = 0.03;
+/// Judgements for which a level that gained nothing is not tried again.
+const REST: u32 = 16;
+/// Frames that did not shrink before the next ones are not tried, and how many of those.
+const PLAIN_SEEN: u32 = 4;
+/// See [`PLAIN_SEEN`].
+const PLAIN_SENT: u32 = 32;
+
+/// How the next frame is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Packing {
+    /// Level of zstd; `None` is not at all.
+    pub(crate) level: Option<i32>,
+    /// Another level to be tried on the same frame.
+    pub(crate) also: Option<i32>,
+}
+
+/// What became of a frame.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent {
+    /// Time it took to make.
+    pub(crate) busy: Duration,
+    /// Time until it was taken.
+    pub(crate) waited: Duration,
+    /// Bytes at the level in use, and at the other if that was tried.
+    pub(crate) packed: usize,
+    /// See `packed`.
+    pub(crate) also: Option<usize>,
+    /// Whether it shrank.
+    pub(crate) shrank: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Level {
+    index: usize,
+    frames: u32,
+    busy: Duration,
+    waited: Duration,
+    /// Frames on which the next better level is still to be tried, and what the two have made of those
+    /// so far.
+    trying: Option<(u32, usize, usize)>,
+    rest: u32,
+    did_not_shrink: u32,
+    send_plain: u32,
+}
+
+impl Level {
+    pub(crate) fn new() -> Self {
+        Self {
+            index: FIRST,
+            frames: 0,
+            busy: Duration::ZERO,
+            waited: Duration::ZERO,
+            trying: None,
+            rest: 0,
+            did_not_shrink: 0,
+            send_plain: 0,
+        }
+    }
+
+    /// How to pack the next frame.
+    pub(crate) fn packing(&self) -> Packing {
+        let level = LEVELS.get(self.index).copied().filter(|_| self.send_plain == 0);
+        let also = self.trying.and_then(|_| LEVELS.get(self.index + 1).copied());
+        Packing { level, also }
+    }
+
+    /// Learns what became of it.
+    pub(crate) fn note(&mut self, sent: Sent) {
+        if self.send_plain > 0 {
+            self.send_plain -= 1;
+            return;
+        }
+        self.did_not_shrink = if sent.shrank { 0 } else { self.did_not_shrink + 1 };
+        if self.did_not_shrink >= PLAIN_SEEN {
+            (self.did_not_shrink, self.send_plain) = (0, PLAIN_SENT);
+        }
+        if let Some(trying) = self.trying
+            && let Some(also) = sent.also
+        {
+            self.tried(trying, (sent.packed, also));
+        }
+        self.busy += sent.busy;
+        self.waited += sent.waited;
+        self.frames += 1;
+        if self.frames >= FRAMES_JUDGED {
+            self.judge();
+        }
+    }
+
+    fn tried(&mut self, (left, here, there): (u32, usize, usize), frame: (usize, usize)) {
+        let (left, here, there) = (left - 1, here + frame.0, there + frame.1);
+        self.trying = (left > 0).then_some((left, here, there));
+        if left > 0 {
+            return;
+        }
+        match (there as f64) < here as f64 * (1.0 - GAIN_MIN) {
+            true => self.index += 1,
+            false => self.rest = REST,
+        }
+    }
+
+    fn judge(&mut self) {
+        let (busy, waited) = (std::mem::take(&mut self.busy), std::mem::take(&mut self.waited));
+        self.frames = 0;
+        self.rest = self.rest.saturating_sub(1);
+        let share = waited.as_secs_f64() / (busy + waited).as_secs_f64().max(f64::EPSILON);
+        if share < WAITS_LITTLE {
+            self.index = self.index.saturating_sub(1);
+            self.trying = None;
+        } else if share > 0.5 && self.index + 1 < LEVELS.len() && self.rest == 0 {
+            self.trying.get_or_insert((FRAMES_TRIED, 0, 0));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(level: &mut Level, count: u32, waited: u64, size: impl Fn(i32) -> usize) {
+        for _ in 0..count {
+            let packing = level.packing();
+            level.note(Sent {
+                busy: Duration::from_millis(10),
+                waited: Duration::from_millis(waited),
+                packed: packing.level.map_or(1000, &size),
+                also: packing.also.map(&size),
+                shrank: packing.level.is_some_and(|level| size(level) < 1000),
+            });
+        }
+    }
+
+    #[test]
+    fn a_stream_that_waits_compresses_better_where_that_helps() {
+        let mut level = Level::new();
+        frames(&mut level, 200, 90, |level| usize::try_from(500 - level * 30).unwrap());
+        assert_eq!(level.packing().level, Some(6));
+        // Rows that become no smaller.
+        let mut level = Level::new();
+        frames(&mut level, 200, 90, |_| 500);
+        assert_eq!(level.packing().level, Some(ZSTD_LEVEL));
+    }
+
+    #[test]
+    fn a_stream_that_never_waits_leaves_the_processor_to_others() {
+        let mut level = Level::new();
+        frames(&mut level, 40, 0, |_| 500);
+        assert_eq!(level.packing().level, Some(-5));
+        // It begins to wait for the link.
+        frames(&mut level, 60, 90, |level| if level < 0 { 600 } else { 500 });
+        assert_eq!(level.packing().level, Some(ZSTD_LEVEL));
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_not_tried_for_a_while() {
+        let mut level = Level::new();
+        frames(&mut level, PLAIN_SEEN, 10, |_| 1000);
+        assert_eq!(level.packing().level, None);
+        frames(&mut level, PLAIN_SENT, 10, |_| 1000);
+        assert_eq!(level.packing().level, Some(ZSTD_LEVEL));
+    }
+}
