@@ -132,6 +132,16 @@ impl Subject<'_> {
         Ok(Some(file))
     }
 
+    /// Last of the segments that follow each other in the target's `pg_wal` from `start` on.
+    fn last_here(&self, start: Lsn) -> u64 {
+        let size = self.target.control.file.wal_segment_size;
+        let names = self.target.directory.wal_segments(size).unwrap_or_default();
+        let numbers: std::collections::BTreeSet<u64> = names.iter().map(|n| n.number).collect();
+        let first = size.segment_of(start);
+        let here = (first..).take_while(|number| numbers.contains(number));
+        here.last().unwrap_or(first)
+    }
+
     /// Finds the fork and reads the window.
     pub fn analyse(&self) -> Result<Analysis, RewindError> {
         let ancestor = self.target.history.common_ancestor(self.source_history);
@@ -170,7 +180,7 @@ impl Subject<'_> {
         let context = wal.local().context;
         let control = &self.target.control.file;
         let redo = control.checkpoint_copy.redo;
-        let (own, scanned) = scan_window(wal, context, redo, Lsn::MAX)?;
+        let (own, scanned) = scan_window(wal, context, redo, (Lsn::MAX, self.last_here(redo)))?;
         if scanned.last_record.is_none() {
             let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);
             return none(
@@ -371,7 +381,7 @@ impl Subject<'_> {
                 Err(why) => return Ok(Err(why)),
             }
         }
-        let (window, scanned) = scan_window(wal, context, first, fork)?;
+        let (window, scanned) = scan_window(wal, context, first, (fork, self.last_here(first)))?;
         if window.end < own.end {
             let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);
             let end = window.end;

@@ -24,8 +24,10 @@ pub mod unfinished;
 
 mod agenda;
 mod continued;
+mod no_rewind;
 
 mod seal;
+mod sealed;
 mod way_back;
 
 pub use config::Config;

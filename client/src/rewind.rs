@@ -10,7 +10,7 @@ use proto::model::Description;
 use tokio_util::sync::CancellationToken;
 
 use crate::agenda::Planned;
-use crate::analysis::{Analysis, Subject, source_segment};
+use crate::analysis::{Analysis, Subject};
 use crate::apply::change::Change;
 use crate::apply::disk::{Disk, RealDisk};
 use crate::apply::hold;
@@ -18,13 +18,13 @@ use crate::apply::manifest::Staging;
 use crate::apply::plan_file::PlanFile;
 use crate::apply::state::{self, Keep};
 use crate::apply::undo::Gate;
-use crate::cli::StrategyArg;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
 use crate::fetch::Session;
+use crate::fetch::session::{Buffers, Link};
 use crate::inspect::{self, Target};
 use crate::monitor::{Monitor, Step};
-use crate::outcome::{Outcome, Result as Ended};
+use crate::outcome::Outcome;
 use crate::plan::Plan;
 use crate::seal::{Attempt, Sealing};
 use crate::unfinished::{by_marks, clear_away, earlier, state_error};
@@ -303,7 +303,7 @@ impl Run {
     }
 
     /// Leaves the target as it was found.
-    fn abandon(&mut self) {
+    pub(crate) fn abandon(&mut self) {
         if !std::mem::take(&mut self.prepared) {
             return;
         }
@@ -318,15 +318,18 @@ impl Run {
     /// Connects and learns what the source is.
     async fn open(&self, number: u32) -> Result<(Session, Description), RewindError> {
         let config = &self.config;
-        let (address, limit) = (&config.source, config.timeout);
-        let (connections, rate) = (config.connections, config.max_rate);
+        let link = Link {
+            connections: config.connections,
+            patience: config.timeout,
+            max_rate: config.max_rate,
+            buffers: Buffers::default(),
+        };
         let opened = match number {
-            1 => Session::open(address.clone(), connections, limit, rate).await,
-            _ => Session::open_again(address, connections, limit, rate).await,
+            1 => Session::open(config.source.clone(), link).await,
+            _ => Session::open_again(&config.source, link).await,
         };
         let (session, mut source) = opened?;
         source.wal_segments.sort_unstable();
-        session.open_ahead();
         Ok((session, source))
     }
 
@@ -352,6 +355,15 @@ impl Run {
             return Ok(Attempt::Finished(Box::new(outcome)));
         }
         self.pg_ctl = self.find_pg_ctl()?;
+        let mut asking = session.clone();
+        let dry_run = self.config.dry_run;
+        // Asked while the plan is made. A dry run does not need it.
+        let announced = tokio::spawn(async move {
+            match dry_run {
+                true => Err(interrupted()),
+                false => asking.seal().await,
+            }
+        });
         let planned = match self.go_on(&source, &analysis)? {
             Some(planned) => {
                 listing.abort();
@@ -379,6 +391,7 @@ impl Run {
             disk: &self.disk,
             monitor: &self.monitor,
             session,
+            announced,
             source: &source,
             history: &history,
             analysis: &analysis,
@@ -397,7 +410,7 @@ impl Run {
     }
 
     /// What the node will be started with, found before anything changes.
-    fn find_pg_ctl(&self) -> Result<Option<std::path::PathBuf>, RewindError> {
+    pub(crate) fn find_pg_ctl(&self) -> Result<Option<std::path::PathBuf>, RewindError> {
         if !self.config.start {
             return Ok(None);
         }
@@ -432,7 +445,7 @@ impl Run {
 
     /// Makes the state directory and takes the target, if nobody has started it since it was looked
     /// at: everything the plan says was read before.
-    fn take_target(&mut self, again: bool) -> Result<(), RewindError> {
+    pub(crate) fn take_target(&mut self, again: bool) -> Result<(), RewindError> {
         inspect::running::refuse_running(&self.directory)?;
         self.prepared = true;
         let (disk, directory) = (&*self.disk, &*self.directory);
@@ -477,84 +490,6 @@ impl Run {
             .analyse()
         })
         .await
-    }
-
-    /// A target that has nothing the source lacks needs no rewind, as long as the WAL it needs to
-    /// catch up is still there.
-    fn nothing_to_do(
-        &mut self,
-        analysis: &Analysis,
-        source: &Description,
-        history: &TimelineHistory,
-    ) -> Result<Option<Outcome>, RewindError> {
-        // Whoever asks for a comparison gets one.
-        if self.config.strategy == StrategyArg::Compare {
-            return Ok(None);
-        }
-        let (Some(fork), Some(end)) = (analysis.fork, analysis.target_end) else {
-            return Ok(None);
-        };
-        if end > fork.lsn {
-            return Ok(None);
-        }
-        if let Some(name) = self.foreign_history(source, history)? {
-            self.monitor.note(&format!(
-                "the target has not diverged, but its pg_wal has {name}, which the source does not \
-                 know: resynchronising"
-            ));
-            return Ok(None);
-        }
-        let size = source.node.control.wal_segment_size;
-        if source_segment(source, history, size.segment_of(end)).is_none() {
-            self.monitor.note(&format!(
-                "the target has not diverged, but the source no longer has the WAL from {end} on: \
-                 resynchronising"
-            ));
-            return Ok(None);
-        }
-        let reason = format!(
-            "no rewind required: the target's WAL ends at {end} and is part of the source's history"
-        );
-        let mut outcome = Outcome::new(Ended::NothingToDo, reason);
-        outcome.fork = Some((fork.lsn, fork.timeline));
-        self.pg_ctl = self.find_pg_ctl()?;
-        self.follow_without_rewind()?;
-        outcome.times = self.steps.end();
-        Ok(Some(outcome))
-    }
-
-    /// A history file of a branch the source is not on: recovery would look for that branch.
-    /// Not every node has the files of all its ancestors.
-    fn foreign_history(
-        &self,
-        source: &Description,
-        history: &TimelineHistory,
-    ) -> Result<Option<String>, RewindError> {
-        let ours = self.directory.history_files()?;
-        let theirs = &source.node.histories;
-        let foreign = ours.into_iter().find(|(timeline, text)| {
-            let same = theirs.iter().find(|(other, _)| other == timeline);
-            !history.contains(*timeline) || same.is_some_and(|(_, other)| other != text)
-        });
-        Ok(foreign.map(|(timeline, _)| timeline.history_file_name()))
-    }
-
-    /// Makes a target that lost nothing a standby, if that was asked for.
-    fn follow_without_rewind(&mut self) -> Result<(), RewindError> {
-        if self.config.dry_run {
-            return Ok(());
-        }
-        if recovery::is_wanted(&self.config) {
-            self.take_target(false)?;
-            recovery::write_alone(&self.config, &self.target, &*self.disk)?;
-            self.abandon();
-        } else if !self.directory.has("standby.signal") {
-            self.monitor.warning(
-                "the target has no standby.signal: started as it is, it would take writes on its \
-                 old timeline; use -R",
-            );
-        }
-        Ok(())
     }
 
     pub(crate) fn kept(&self, plan: &Plan) -> Vec<String> {

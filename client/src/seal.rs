@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use data_dir::wal::{LocalWal, Segments as _};
-use pg_format::backup_label::backup_label;
-use pg_format::control_file::control_file_for_recovery;
 use pg_format::wal::SegmentName;
 use pg_format::{DataPath, FileClass, Lsn, RelationSegment, TimelineHistory};
 use proto::fetch::{ItemBody, Unit, UnitKind};
@@ -16,11 +14,11 @@ use proto::model::{Description, Role, Sealed};
 use tokio::task::JoinHandle;
 
 use crate::analysis::{Analysis, source_start};
-use crate::apply::disk::{Disk, FileStat};
-use crate::apply::manifest::{Manifest, PackDigest, WalChanges};
+use crate::apply::disk::Disk;
+use crate::apply::manifest::Manifest;
 use crate::apply::preflight::{Room, check_place};
+use crate::apply::state;
 use crate::apply::undo::Gate;
-use crate::apply::{pg_wal, state};
 use crate::choose::Choice;
 use crate::cli::StrategyArg;
 use crate::config::Config;
@@ -30,16 +28,12 @@ use crate::fetch::wal_units::WalUnits;
 use crate::fetch::{Session, cache};
 use crate::inspect::{Target, wal_context};
 use crate::monitor::{Monitor, Step};
-use crate::outcome::{Outcome, Result as Ended, utc_now};
-use crate::plan::cut::{Read, final_lengths};
+use crate::outcome::Outcome;
 use crate::plan::replay::Hazard;
-use crate::plan::report::Totals;
 use crate::plan::undo::{cut_images, images};
-use crate::plan::wal::{WalFacts, changes};
 use crate::plan::{Plan, SourceFiles, Strategy};
 use crate::recovered::Recovered;
-use crate::recovery;
-use crate::rewind::{Steps, Stop, blocking, staging_of};
+use crate::rewind::{Steps, Stop, blocking};
 use crate::stage::{self, FutureWal, Replayed, Staged, Wanted};
 
 /// How an attempt ended.
@@ -78,6 +72,8 @@ pub(crate) struct Sealing<'a> {
     pub(crate) disk: &'a Arc<dyn Disk>,
     pub(crate) monitor: &'a Arc<dyn Monitor>,
     pub(crate) session: Session,
+    /// Where the source's WAL ended before anything was copied.
+    pub(crate) announced: JoinHandle<Result<Sealed, RewindError>>,
     pub(crate) source: &'a Description,
     pub(crate) history: &'a TimelineHistory,
     pub(crate) analysis: &'a Analysis,
@@ -116,7 +112,9 @@ impl Sealing<'_> {
         steps.begin(Step::Fetch);
         let files = &self.target.files;
         let follower = self.follower()?;
-        let now = self.session.seal().await?;
+        let now = (&mut self.announced).await.map_err(|error| {
+            RewindError::because(Class::Other, "a question's task failed", error)
+        })??;
         if let Some(again) = self.changed(&now) {
             return Ok(again);
         }
@@ -492,133 +490,5 @@ impl Sealing<'_> {
             }
         }
         Ok(Some(text))
-    }
-
-    fn wal_changes(
-        &self,
-        sealed: &Sealed,
-        staged: &BTreeSet<SegmentName>,
-    ) -> Result<WalChanges, RewindError> {
-        let below = |directory: &str| -> Vec<String> {
-            let files = self.target.files.keys();
-            let inside = files
-                .filter(|path| path.parent().is_some_and(|parent| parent.as_str() == directory));
-            inside.map(|path| path.file_name().to_owned()).collect()
-        };
-        let facts = WalFacts {
-            names: &below("pg_wal"),
-            statuses: &below("pg_wal/archive_status"),
-            summaries: &below("pg_wal/summaries"),
-            size: self.source.node.control.wal_segment_size,
-            history: self.history,
-            histories: &sealed.node.histories,
-            fork: self.analysis.fork.map(|fork| fork.lsn),
-            target_end: self.analysis.target_end,
-            staged,
-            end: sealed.end,
-            keep_as: self.config.keep_diverged.then(|| self.diverged_name()),
-        };
-        changes(&facts).map_err(|error| {
-            RewindError::because(Class::Other, "the target's pg_wal cannot be planned", error)
-        })
-    }
-
-    /// `<timeline>-<fork>`, with a number if an earlier rewind has used that name.
-    fn diverged_name(&self) -> String {
-        let timeline = self.target.history.tip();
-        let fork = self.analysis.fork.map_or(Lsn::INVALID, |fork| fork.lsn);
-        let plain = format!("{timeline}-{:X}", fork.as_u64());
-        let taken = |name: &str| {
-            let path = state::diverged(&self.target.directory, name, "x");
-            path.parent().is_some_and(|path| matches!(self.disk.is_directory(&path), Ok(Some(_))))
-        };
-        let mut name = plain.clone();
-        let mut number = 2;
-        while taken(&name) {
-            name = format!("{plain}-{number}");
-            number += 1;
-        }
-        name
-    }
-
-    fn segment_digests(&self, staged: &BTreeSet<SegmentName>) -> std::io::Result<Vec<PackDigest>> {
-        let size = self.source.node.control.wal_segment_size;
-        let names = staged.iter().map(|name| name.file_name(size));
-        names.map(|name| pg_wal::digest(&**self.disk, &name)).collect()
-    }
-
-    fn manifest(
-        &self,
-        sealed: &Sealed,
-        staged: &Staged,
-        wal: &BTreeSet<SegmentName>,
-        auto_conf: Option<Vec<u8>>,
-    ) -> Result<Manifest, RewindError> {
-        let fault = |error| RewindError::because(Class::Other, "pg_control cannot be made", error);
-        let size = self.source.node.control.wal_segment_size;
-        let control = &sealed.node.control_bytes;
-        let new_control = control_file_for_recovery(control, sealed.end, sealed.end_timeline);
-        let remove = ["recovery.signal", "tablespace_map"].map(DataPath::new);
-        let remove: Result<Vec<_>, _> = remove.into_iter().collect();
-        let read = Read { shorter: &staged.notes.shorter, vanished: &staged.notes.vanished };
-        let target = &self.target.files;
-        let (files, shorter) = final_lengths(&self.plan.files, self.files, target, read);
-        let before = files.iter().map(|file| FileStat::of(target.get(&file.path)?));
-        Ok(Manifest {
-            program_version: env!("CARGO_PKG_VERSION").to_owned(),
-            old_control: self.target.control.bytes.clone(),
-            new_control: new_control.map_err(fault)?,
-            before: before.collect(),
-            files,
-            packs: staged.packs.clone(),
-            staging: staging_of(&self.target.directory, self.config)?,
-            segments: self.segment_digests(wal).map_err(staging)?,
-            shorter: shorter.into_iter().collect(),
-            vanished: staged.notes.vanished.iter().copied().collect(),
-            wal: self.wal_changes(sealed, wal)?,
-            settings: recovery::files(self.config, self.target, auto_conf)?,
-            remove: remove.map_err(fault)?,
-            backup_label: backup_label(self.choice.start, size, &utc_now()).into_bytes(),
-            undo: None,
-            sync: self.config.sync,
-            summary: format!("the target is rewound and follows timeline {}", sealed.node.timeline),
-        })
-    }
-
-    fn outcome(
-        &self,
-        sealed: &Sealed,
-        staged: &Staged,
-        (follower, manifest, oldest): (&WalFollower, &Manifest, Option<String>),
-    ) -> Outcome {
-        let reason = format!("the target is rewound and follows timeline {}", sealed.node.timeline);
-        let mut outcome = Outcome::new(Ended::Rewound, reason);
-        outcome.fork = self.analysis.fork.map(|fork| (fork.lsn, fork.timeline));
-        outcome.strategy = Some((self.choice.name, self.choice.why.clone()));
-        outcome.totals = Totals::of(&self.plan);
-        outcome.carriage.hashes = self.hash_bytes;
-        outcome.carriage.data = staged.carried.total();
-        outcome.carriage.frames = staged.carried.frames;
-        outcome.carriage.pages = staged.notes.pages - staged.recovered_pages;
-        outcome.carriage.recovered = staged.recovered_pages;
-        outcome.carriage.reconnects = staged.carried.reconnects;
-        outcome.carriage.undo = manifest
-            .undo
-            .iter()
-            .flat_map(|undo| undo.images.iter().map(|digest| digest.bytes))
-            .sum();
-        outcome.carriage.wal = follower.fetched_bytes();
-        outcome.replay = Some((self.choice.start.redo, sealed.end));
-        outcome.kept = self.kept.clone();
-        outcome.source_oldest_wal = oldest;
-        if let (Some(name), false) = (&manifest.wal.keep_as, manifest.wal.diverged.is_empty()) {
-            let place = state::diverged(&self.target.directory, name, "x").parent();
-            outcome.kept.push(format!(
-                "WAL of lost transactions ({} files) is kept in {} until you remove it",
-                manifest.wal.diverged.len(),
-                place.map_or_else(String::new, |place| place.to_string())
-            ));
-        }
-        outcome
     }
 }

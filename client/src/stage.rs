@@ -158,7 +158,7 @@ pub async fn fetch(
     let packs = Arc::new(Mutex::new(BTreeMap::new()));
     let carried = pool::run(
         session,
-        (all_units, Arc::new(AsTheyAre)),
+        (all_units, Arc::new(AsTheyAre), pool::Start::Together),
         |number| {
             let name = format!("{attempt}-{number:04}");
             let writer = PackWriter::create(Arc::clone(disk), name).map_err(staging_error)?;

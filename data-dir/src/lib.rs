@@ -9,6 +9,7 @@ pub mod confined;
 pub mod control;
 pub mod dir;
 pub mod proof;
+pub mod runs;
 pub mod secret;
 pub mod wal;
 pub mod walk;

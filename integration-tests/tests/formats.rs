@@ -7,12 +7,14 @@ use std::ops::ControlFlow;
 use std::process::Command;
 
 use client::inspect::wal_context;
+use client::inspect::window::scan_window_in;
 use data_dir::DataDir;
-use data_dir::wal::{LocalWal, scan};
-use integration_tests::cluster::{Install, Node, Pair, Shape};
+use data_dir::runs::Runs;
+use data_dir::wal::{LocalWal, Scanned, scan};
+use integration_tests::cluster::{Install, Node, Pair, Shape, write};
 use integration_tests::user::run;
 use pg_format::wal::effect::effect;
-use pg_format::wal::{Decoder, Effect, Progress, Start};
+use pg_format::wal::{Decoder, Effect, Progress, SegmentName, Start};
 use pg_format::{ControlFile, Fork, Lsn, TimelineHistory};
 
 /// A program of a major that must be its own: WAL is read by no other.
@@ -217,6 +219,41 @@ fn wal_is_read_like_pg_waldump(major: u32) {
     }
     assert_eq!(our_lines.len(), their_lines.len());
     assert_eq!(our_end.as_u64(), their_end);
+    several_read_like_one(&pair.a, &control, (start, our_end));
+}
+
+/// The window of the WAL as one thread reads it and as several do, whole and with a byte damaged.
+fn several_read_like_one(node: &Node, control: &ControlFile, (start, end): (Lsn, Lsn)) {
+    let size = control.wal_segment_size;
+    let (first, last) = (size.segment_of(start), size.segment_of(end));
+    let middle = size.start_of(first + (last - first) / 2).plus(size.bytes() / 3);
+    for damaged in [None, Some(middle), Some(size.start_of(last - 1).plus(3)), Some(end)] {
+        let copy = node.copy(&node.socket.with_file_name("read-by-several"));
+        if let Some(at) = damaged {
+            let name = SegmentName { timeline: control.timeline(), number: size.segment_of(at) };
+            let path = copy.data.join("pg_wal").join(name.file_name(size));
+            let mut bytes = fs::read(&path).expect("a segment");
+            bytes[usize::try_from(size.offset_of(at)).expect("small")] ^= 0x55;
+            write(&path, bytes);
+        }
+        let window = |segments: u64, last: u64| {
+            let directory = DataDir::open(&copy.data).expect("data directory");
+            let history = TimelineHistory::first(control.timeline());
+            let context = wal_context(control);
+            let wal = LocalWal { directory: &directory, history: &history, context };
+            let runs = Runs { start: Start::Record(start), last, segments };
+            scan_window_in(&wal, context, runs, middle).expect("scanned")
+        };
+        let (alone, alone_scanned) = window(1, first);
+        for (segments, last) in [(1, last), (2, last), (3, last + 5), (7, last - 2)] {
+            let (several, scanned) = window(segments, last);
+            assert!(several == alone, "runs of {segments}, damaged at {damaged:?}");
+            let position = |scanned: &Scanned| (scanned.end, scanned.last_record);
+            assert_eq!(position(&scanned), position(&alone_scanned), "damaged at {damaged:?}");
+            assert!(scanned.stopped_by.is_some());
+        }
+        fs::remove_dir_all(&copy.socket).expect("removed");
+    }
 }
 
 /// Seconds since 1970 as PostgreSQL's tools print them.

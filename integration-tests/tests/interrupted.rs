@@ -124,7 +124,12 @@ fn a_control_file_put_back_is_found_and_nothing_is_thrown_away() {
 }
 
 /// Where a copy of the target was killed after it had removed the tablespace `oid`.
-fn killed_without_tablespace(pair: &Pair, server: &Server, pki: &Pki, place: &Path) -> Node {
+fn killed_without_tablespace(
+    pair: &Pair,
+    (server, pki): (&Server, &Pki),
+    place: &Path,
+    first: &mut u64,
+) -> Node {
     let saved = pair.home.path().join("saved");
     let copy = |from: &Path, to: &Path| {
         let mut copy = pair.a.user.command("/bin/cp");
@@ -134,19 +139,20 @@ fn killed_without_tablespace(pair: &Pair, server: &Server, pki: &Pki, place: &Pa
         copy(place, &saved);
     }
     let links = |node: &Node| fs::read_dir(node.data.join("pg_tblspc")).expect("read").count();
-    for number in 1..=ROUNDS_MAX {
+    for number in *first..=ROUNDS_MAX {
+        *first = number;
         fs::remove_dir_all(place).expect("removed");
         copy(&saved, place);
         let target = pair.a.copy(&pair.home.path().join(format!("killed-{number}")));
         let rewind = Rewind::new(&target, server, pki).following(&pair.b);
         let number = usize::try_from(number).expect("small");
-        drop(traced(&rewind.into_command(), "syncfs", number).output().expect("strace runs"));
+        drop(traced(&rewind.into_command(), "renameat", number).output().expect("strace runs"));
         if links(&target) == 0 && target.data.join(".pgrejoin/hidden").exists() {
             return target;
         }
         fs::remove_dir_all(&target.socket).expect("removed");
     }
-    unreachable!("no syncfs comes after the tablespace has gone");
+    unreachable!("no rename comes after that of the tablespace");
 }
 
 /// What lies in a removed tablespace is found by the next program too, although its link is gone.
@@ -165,7 +171,9 @@ fn a_tablespace_of_the_target_alone_comes_back_or_goes_whole() {
     let pki = Pki::new(pair.home.path());
     let server = Server::start(&pair.b, &pki);
     let (before, there) = (Content::of(&pair.a.data), Content::of(&place));
-    let target = killed_without_tablespace(&pair, &server, &pki, &place);
+    // The call that is found serves both ways.
+    let mut first = 1;
+    let target = killed_without_tablespace(&pair, (&server, &pki), &place, &mut first);
     let back = state_command("rollback", &target);
     assert_eq!(back.code, 0, "{}", back.text);
     before.assert_same(&Content::of(&target.data));
@@ -174,7 +182,7 @@ fn a_tablespace_of_the_target_alone_comes_back_or_goes_whole() {
     assert_eq!(target.sql("select count(*) from there"), "5000");
     target.stop("fast");
     fs::remove_dir_all(&target.socket).expect("removed");
-    let target = killed_without_tablespace(&pair, &server, &pki, &place);
+    let target = killed_without_tablespace(&pair, (&server, &pki), &place, &mut first);
     drop(server);
     let resumed = state_command("resume", &target);
     assert_eq!(resumed.code, 0, "{}", resumed.text);

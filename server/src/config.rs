@@ -28,6 +28,24 @@ pub struct Config {
     pub(crate) tls: Arc<rustls::ServerConfig>,
     pub(crate) allow: Arc<AllowList>,
     pub(crate) max_rate: Option<u64>,
+    pub(crate) queues: Queues,
+}
+
+/// What may wait on each stream.
+#[derive(Debug, Clone, Copy)]
+pub struct Queues {
+    /// Frames made but not sent: enough to overlap reading with the network, and with
+    /// `CONNECTIONS_MAX` streams still little memory.
+    pub frames: usize,
+    /// Messages with units received but not worked on. A message has at most
+    /// `REQUEST_MESSAGE_BYTES_MAX`.
+    pub units: usize,
+}
+
+impl Default for Queues {
+    fn default() -> Self {
+        Self { frames: 4, units: 2 }
+    }
 }
 
 impl Config {
@@ -39,6 +57,13 @@ impl Config {
         max_rate: Option<u64>,
     ) -> Result<Self, ConfigError> {
         let tls = Arc::new(proto::tls::server_config(&tls_files)?);
-        Ok(Self { pgdata, listen, tls_files, tls, allow: Arc::new(allow), max_rate })
+        let queues = Queues::default();
+        Ok(Self { pgdata, listen, tls_files, tls, allow: Arc::new(allow), max_rate, queues })
+    }
+
+    /// The same with other bounds of what waits.
+    #[must_use]
+    pub fn with_queues(self, queues: Queues) -> Self {
+        Self { queues, ..self }
     }
 }

@@ -15,16 +15,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::allow::AllowList;
 use crate::audit::{Session, Sessions};
+use crate::config::Queues;
 use crate::fetch::{self, Job};
 use crate::output::Rates;
 use crate::{end, list, node};
 
-/// Frames made but not sent: enough to overlap reading with the network, and with
-/// `CONNECTIONS_MAX` streams still little memory.
-const FRAMES_QUEUED: usize = 4;
-/// Messages with units received but not worked on. A message has at most
-/// `REQUEST_MESSAGE_BYTES_MAX`.
-const UNIT_BATCHES_QUEUED: usize = 2;
 /// Batches of a file list made but not sent.
 const LIST_BATCHES_QUEUED: usize = 4;
 
@@ -34,6 +29,7 @@ pub(crate) struct Calls {
     pub(crate) allow: Arc<AllowList>,
     pub(crate) rates: Option<Arc<Rates>>,
     pub(crate) sessions: Arc<Sessions>,
+    queues: Queues,
     /// One permit for each blocking worker.
     workers: Arc<Semaphore>,
     /// Those each identity holds, by certificate fingerprint.
@@ -51,12 +47,12 @@ const WORKERS_LEAVE: Duration = Duration::from_secs(2);
 impl Calls {
     pub(crate) fn new(
         pgdata: PathBuf,
-        allow: Arc<AllowList>,
+        (allow, queues): (Arc<AllowList>, Queues),
         rates: Option<Arc<Rates>>,
         sessions: Arc<Sessions>,
     ) -> Self {
         let workers = Arc::new(Semaphore::new(WORKERS_MAX as usize));
-        Self { pgdata, allow, rates, sessions, workers, held: Mutex::default() }
+        Self { pgdata, allow, rates, sessions, queues, workers, held: Mutex::default() }
     }
 
     /// Waits a moment for workers whose clients are gone, so that each session's line is written.
@@ -131,8 +127,8 @@ impl Handler for Calls {
     async fn fetch(&self, peer: Arc<Peer>, mut units: Units) -> Result<FrameReceiver, Refusal> {
         let session = self.admit(&peer, "fetch")?;
         let permit = self.permit(&peer)?;
-        let (frames, receiver) = mpsc::channel(FRAMES_QUEUED);
-        let (queue, queued) = mpsc::channel(UNIT_BATCHES_QUEUED);
+        let (frames, receiver) = mpsc::channel(self.queues.frames);
+        let (queue, queued) = mpsc::channel(self.queues.units);
         let allow = Arc::clone(&self.allow);
         let refusals = frames.clone();
         let (worker_allow, worker_peer) = (Arc::clone(&allow), Arc::clone(&peer));

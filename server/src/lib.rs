@@ -23,5 +23,5 @@ mod serve;
 mod served;
 
 pub use allow::AllowError;
-pub use config::Config;
+pub use config::{Config, Queues};
 pub use serve::{ServeError, serve};

@@ -16,6 +16,10 @@ const INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Round trips for which it is measured at least: slow start takes some of them.
 const INTERVAL_ROUND_TRIPS: u32 = 10;
 
+/// From this round trip on twice as many are opened at first: each begins slowly, and with the buffers
+/// a kernel has by default none carries more than some 100 Mbit/s (performance A.4).
+const LONG: Duration = Duration::from_millis(50);
+
 /// What the operator asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Connections {
@@ -26,10 +30,11 @@ pub enum Connections {
 }
 
 impl Connections {
-    /// How many are opened at first.
-    pub fn first(self) -> usize {
+    /// How many are opened at first on a link with this round trip.
+    pub fn first(self, round_trip: Duration) -> usize {
         match self {
             Self::Fixed(number) => number.max(1),
+            Self::Adaptive if round_trip >= LONG => CONNECTIONS_DEFAULT * 2,
             Self::Adaptive => CONNECTIONS_DEFAULT,
         }
     }
@@ -58,8 +63,8 @@ pub struct Adapt {
 
 impl Adapt {
     /// Begins with the first connections.
-    pub fn new(connections: Connections) -> Self {
-        let (at, most) = (connections.first(), connections.most());
+    pub fn new(connections: Connections, round_trip: Duration) -> Self {
+        let (at, most) = (connections.first(round_trip), connections.most());
         Self { at, most, before: None, warming: true, settled: at >= most }
     }
 
@@ -101,7 +106,7 @@ mod tests {
 
     /// Connections at each step on a link where `rate` of them arrives.
     fn course(rate: impl Fn(usize) -> f64, left: f64) -> Vec<usize> {
-        let mut adapt = Adapt::new(Connections::Adaptive);
+        let mut adapt = Adapt::new(Connections::Adaptive, Duration::ZERO);
         let mut at = CONNECTIONS_DEFAULT;
         let mut course = vec![at];
         for _ in 0..20 {
@@ -122,6 +127,6 @@ mod tests {
         assert_eq!(course(|n| n.min(8) as f64, 1e9), [4, 8, 16, 8]);
         // Almost done.
         assert_eq!(course(|n| n as f64, 5.0), [4]);
-        assert_eq!(Adapt::new(Connections::Fixed(2)).observe(1.0, 1e9), None);
+        assert_eq!(Adapt::new(Connections::Fixed(2), Duration::ZERO).observe(1.0, 1e9), None);
     }
 }

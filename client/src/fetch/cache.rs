@@ -12,7 +12,7 @@ use proto::frame::{Frame, FrameEncoder};
 use proto::limits::UNIT_HASHES_MAX;
 
 use super::Session;
-use super::pool::{self, AsTheyAre, Sink};
+use super::pool::{self, AsTheyAre, Sink, Start};
 use crate::apply::disk::{Disk, remove_tree};
 use crate::apply::pack::{self, PackWriter};
 use crate::apply::redo::file_of_unit;
@@ -59,7 +59,7 @@ pub async fn take_over(
     let (known, asked) = (Arc::new(known), Arc::new(asked));
     let carried = pool::run(
         session,
-        (questions, Arc::new(AsTheyAre)),
+        (questions, Arc::new(AsTheyAre), Start::AsTheyCome),
         |_| {
             let (known, asked, same) = (Arc::clone(&known), Arc::clone(&asked), Arc::clone(&same));
             Ok(Box::new(HashSink { known, asked, same }))

@@ -18,7 +18,7 @@ use proto::hash::run_hash;
 use proto::limits::{RUN_PAGES, UNIT_HASHES_MAX};
 
 use super::Session;
-use super::pool::{self, Carried, Prepare, Sink};
+use super::pool::{self, Carried, Prepare, Sink, Start};
 use crate::error::{Class, RewindError};
 use crate::monitor::Monitor;
 use crate::plan::Differences;
@@ -48,7 +48,7 @@ pub async fn compare(
     let differences = Arc::new(Mutex::new(differences));
     let carried = pool::run(
         session,
-        (units, Arc::clone(&own) as Arc<dyn Prepare>),
+        (units, Arc::clone(&own) as Arc<dyn Prepare>, Start::AsTheyCome),
         |_| {
             let (own, differences) = (Arc::clone(&own), Arc::clone(&differences));
             Ok(Box::new(CompareSink { own, differences }))

@@ -24,13 +24,8 @@ use super::progress::{Outstanding, cost, is_finished};
 use crate::error::{Class, RewindError};
 use crate::monitor::Monitor;
 
-/// Frames received but not yet checked, on each connection: with a batch of at most 2 MiB the sum
-/// over all connections stays inside the receive budget.
-const FRAMES_QUEUED: usize = 4;
 /// Pause before a lost connection is made again: a server that refuses must not be hammered.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Messages with units made but not sent.
-const REQUESTS_QUEUED: usize = 4;
 /// Least that is kept asked for on a connection.
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
 /// Round trip of a link on which waiting for one costs more than connections that end unevenly.
@@ -42,6 +37,15 @@ pub trait Sink: Send {
     fn receive(&mut self, frame: &Frame, items: &[Item]) -> Result<(), RewindError>;
     /// Nothing more comes.
     fn finish(&mut self) -> Result<(), RewindError>;
+}
+
+/// Which connections are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// All: one that came late would find that the others have taken its share.
+    Together,
+    /// None: little is asked for, and round trips are what it costs.
+    AsTheyCome,
 }
 
 /// Completes units before they are sent, on a blocking thread.
@@ -72,6 +76,13 @@ pub struct Carried {
 }
 
 impl Carried {
+    fn note(&mut self, number: usize, bytes: u64) {
+        self.payload_bytes.resize(self.payload_bytes.len().max(number + 1), 0);
+        if let Some(known) = self.payload_bytes.get_mut(number) {
+            *known = bytes;
+        }
+    }
+
     /// Payload bytes over all connections.
     pub fn total(&self) -> u64 {
         self.payload_bytes.iter().sum()
@@ -135,11 +146,11 @@ impl Shared {
 /// number of each connection.
 pub async fn run(
     session: &Session,
-    (units, prepare): (Vec<Unit>, Arc<dyn Prepare>),
+    (units, prepare, start): (Vec<Unit>, Arc<dyn Prepare>, Start),
     mut sink: impl FnMut(usize) -> Result<Box<dyn Sink>, RewindError>,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Carried, RewindError> {
-    let first = session.connections().first();
+    let first = session.first_connections();
     let shared = Arc::new(Shared {
         total_bytes: units.iter().map(|unit| cost(&unit.kind)).sum(),
         limit: AtomicUsize::new(first),
@@ -153,7 +164,10 @@ pub async fn run(
         fault: Mutex::new(None),
         monitor,
     });
-    let mut opened = open_all(session, &shared).await?;
+    let mut opened = match start {
+        Start::Together => open_all(session, &shared).await?,
+        Start::AsTheyCome => Vec::new(),
+    };
     let mut workers = JoinSet::new();
     let mut begun = 0;
     let mut begin = |workers: &mut JoinSet<_>, opened: Option<Connection>| {
@@ -175,7 +189,7 @@ pub async fn run(
         number = begin(&mut workers, opened.pop())?;
     }
     let mut carried = Carried::default();
-    let mut adapt = Adapt::new(session.connections());
+    let mut adapt = Adapt::new(session.connections(), session.round_trip());
     let mut interval = tokio::time::interval(Adapt::interval(session.round_trip()));
     interval.tick().await;
     let mut measured = (Instant::now(), 0);
@@ -197,25 +211,21 @@ pub async fn run(
         let (number, result) = finished.map_err(|error| {
             RewindError::because(Class::Other, "a connection's task failed", error)
         })?;
-        carried.payload_bytes.resize(carried.payload_bytes.len().max(number + 1), 0);
-        if let Some(bytes) = carried.payload_bytes.get_mut(number) {
-            *bytes = result?;
-        }
+        carried.note(number, result?);
     }
     carried.frames = shared.frames.load(Ordering::Relaxed);
     carried.reconnects = shared.reconnects.load(Ordering::Relaxed);
     Ok(carried)
 }
 
-/// Opens every connection before the first unit is asked for: one that came late would find that
-/// the others have taken its share.
+/// Opens every connection before the first unit is asked for.
 async fn open_all(session: &Session, shared: &Shared) -> Result<Vec<Connection>, RewindError> {
     let mut opened = Vec::new();
     if shared.waiting().is_empty() {
         return Ok(opened);
     }
     let mut opening = JoinSet::new();
-    for number in 0..session.connections().first() {
+    for number in 0..session.first_connections() {
         let session = session.clone();
         opening.spawn(async move { session.take(number).await });
     }
@@ -262,7 +272,7 @@ impl Worker {
                 Some(connection) => connection,
                 None => self.session.take(self.number).await?,
             };
-            let (sender, receiver) = mpsc::channel(FRAMES_QUEUED);
+            let (sender, receiver) = mpsc::channel(self.session.buffers().frames);
             let checker = self.checker(sink, receiver);
             let ended = self.stream(connection.client.clone(), sender).await;
             let (returned, checked) = checker.await.map_err(|error| {
@@ -354,7 +364,7 @@ impl Worker {
         mut client: proto::client::Client,
         checked: mpsc::Sender<Frame>,
     ) -> Ended {
-        let (requests, queue) = mpsc::channel(REQUESTS_QUEUED);
+        let (requests, queue) = mpsc::channel(self.session.buffers().requests);
         let asking = tokio::spawn(ask(
             Arc::clone(&self.shared),
             Arc::clone(&self.outstanding),

@@ -26,12 +26,42 @@ const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// See [`BACKOFF_MIN`].
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
+/// How the link to the source is used.
+#[derive(Debug, Clone, Copy)]
+pub struct Link {
+    /// How many data connections there may be.
+    pub connections: Connections,
+    /// How long the source may be silent.
+    pub patience: Duration,
+    /// Bytes a second that are received at most.
+    pub max_rate: Option<u64>,
+    /// What may be on its way or wait to be worked on.
+    pub buffers: Buffers,
+}
+
+/// Bounds of what waits somewhere between the source's disk and ours.
+#[derive(Debug, Clone, Copy)]
+pub struct Buffers {
+    /// Bytes on their way to us, over all connections.
+    pub receive_bytes: u32,
+    /// Frames of each connection that were received and not looked at: with a batch of at most 2 MiB
+    /// the sum over all connections stays inside the receive budget.
+    pub frames: usize,
+    /// Messages with requests of each connection that were made and not sent.
+    pub requests: usize,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { receive_bytes: RECEIVE_BUDGET_BYTES, frames: 4, requests: 4 }
+    }
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Session {
     source: Arc<SourceAddress>,
-    connections: Connections,
-    patience: Duration,
+    link: Link,
     control: Connection,
     rate: Option<Arc<RateLimit>>,
     /// What the source was at first; every connection must reach the same life of the same node.
@@ -43,7 +73,7 @@ pub struct Session {
 #[derive(Debug, Default)]
 struct Spare {
     open: Vec<Connection>,
-    opening: Vec<JoinHandle<Result<Connection, RewindError>>>,
+    opening: Vec<JoinHandle<Result<(Connection, Node), RewindError>>>,
 }
 
 impl Drop for Spare {
@@ -57,29 +87,35 @@ impl Session {
     /// against a source that is not there wants to know at once.
     pub async fn open(
         source: SourceAddress,
-        connections: Connections,
-        patience: Duration,
-        max_rate: Option<u64>,
+        link: Link,
     ) -> Result<(Self, Description), RewindError> {
-        let mut control = connect(&source, window(connections, 0), patience).await?;
-        let description = control.describe(DESCRIBE_TIMEOUT.min(patience)).await?;
+        let Link { connections, patience, max_rate, .. } = link;
+        // Which window it gets is decided before its round trip is known; it asks questions alone.
+        let share = window(link, (0, connections.first(Duration::MAX)));
+        let mut control = connect(&source, share, patience).await?;
         let source = Arc::new(source);
+        // The others begin their handshakes while this one asks its first question.
+        let number = connections.first(control.round_trip);
+        let opening = (0..number).map(|n| {
+            let (source, share) = (Arc::clone(&source), window(link, (n, number)));
+            tokio::spawn(async move { open(&source, share, patience).await })
+        });
+        let spare = Spare { open: Vec::new(), opening: opening.collect() };
+        let description = control.describe(DESCRIBE_TIMEOUT.min(patience)).await?;
         let first = Arc::new(description.node.clone());
         let rate = max_rate.map(|rate| Arc::new(RateLimit::new(rate)));
-        let spare = Arc::default();
-        Ok((Self { source, connections, patience, control, rate, first, spare }, description))
+        let spare = Arc::new(Mutex::new(spare));
+        Ok((Self { source, link, control, rate, first, spare }, description))
     }
 
     /// The same for a run that has begun: a source between two roles is waited for.
     pub async fn open_again(
         source: &SourceAddress,
-        connections: Connections,
-        patience: Duration,
-        max_rate: Option<u64>,
+        link: Link,
     ) -> Result<(Self, Description), RewindError> {
-        let since = Instant::now();
+        let (since, patience) = (Instant::now(), link.patience);
         loop {
-            let opened = Self::open(source.clone(), connections, patience, max_rate).await;
+            let opened = Self::open(source.clone(), link).await;
             match opened {
                 Err(error) if error.class() == Class::Transient && since.elapsed() < patience => {
                     tracing::debug!(error = %error.chain(), "source not ready, trying again");
@@ -92,7 +128,12 @@ impl Session {
 
     /// How many data connections there may be.
     pub fn connections(&self) -> Connections {
-        self.connections
+        self.link.connections
+    }
+
+    /// Bounds of what waits.
+    pub fn buffers(&self) -> Buffers {
+        self.link.buffers
     }
 
     /// The link's round trip, as the first connection met it.
@@ -104,13 +145,9 @@ impl Session {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to open the first data connections while other work goes on.
-    pub fn open_ahead(&self) {
-        for number in 0..self.connections.first() {
-            let session = Self { spare: Arc::default(), ..self.clone() };
-            let opening = tokio::spawn(async move { session.connect_once(number).await });
-            self.spare().opening.push(opening);
-        }
+    /// How many data connections there are at first.
+    pub fn first_connections(&self) -> usize {
+        self.link.connections.first(self.round_trip())
     }
 
     /// A data connection: one that is open already, or a new one.
@@ -126,8 +163,9 @@ impl Session {
         }
         // What went wrong with one that was opened ahead shows again, or it was of a moment.
         if let Some(opening) = opening
-            && let Ok(Ok(open)) = opening.await
+            && let Ok(Ok((open, node))) = opening.await
         {
+            self.check(&node)?;
             return Ok(open);
         }
         self.reconnect(number).await
@@ -146,7 +184,7 @@ impl Session {
 
     /// How long the source may be silent.
     pub fn patience(&self) -> Duration {
-        self.patience
+        self.link.patience
     }
 
     /// A new connection, tried for as long as the source may be silent.
@@ -158,7 +196,7 @@ impl Session {
                 Ok(connection) => return Ok(connection),
                 Err(error) => error,
             };
-            if error.class() != Class::Transient || since.elapsed() + pause > self.patience {
+            if error.class() != Class::Transient || since.elapsed() + pause > self.link.patience {
                 return Err(error);
             }
             tracing::debug!(error = %error.chain(), "source not reachable, trying again");
@@ -168,9 +206,14 @@ impl Session {
     }
 
     async fn connect_once(&self, number: usize) -> Result<Connection, RewindError> {
-        let window = window(self.connections, number);
-        let mut connection = connect(&self.source, window, self.patience).await?;
-        let node = connection.describe(DESCRIBE_TIMEOUT.min(self.patience)).await?.node;
+        let share = window(self.link, (number, self.first_connections()));
+        let (connection, node) = open(&self.source, share, self.link.patience).await?;
+        self.check(&node)?;
+        Ok(connection)
+    }
+
+    /// Whether a connection reaches what the first one did.
+    fn check(&self, node: &Node) -> Result<(), RewindError> {
         let first = &self.first;
         // Behind one address there may be several nodes.
         if node.control.system_identifier != first.control.system_identifier
@@ -180,7 +223,7 @@ impl Session {
                            another node answers at its address";
             return Err(RewindError::new(Class::Changed, message));
         }
-        Ok(connection)
+        Ok(())
     }
 
     /// Makes a call on the control connection; a broken connection is replaced and the call made
@@ -196,7 +239,7 @@ impl Session {
                 Err(error) => error,
             };
             // Broken, or between two roles: a source that was restarted is back in a moment.
-            if !error.is_transient() || since.elapsed() > self.patience {
+            if !error.is_transient() || since.elapsed() > self.link.patience {
                 return Err(error.into());
             }
             tracing::debug!(%error, "control connection lost");
@@ -207,7 +250,7 @@ impl Session {
 
     /// What the source is now.
     pub async fn describe(&mut self) -> Result<Description, RewindError> {
-        let limit = DESCRIBE_TIMEOUT.min(self.patience);
+        let limit = DESCRIBE_TIMEOUT.min(self.link.patience);
         self.call(|mut connection| async move { connection.client.describe(limit).await }).await
     }
 
@@ -218,7 +261,7 @@ impl Session {
 
     /// Everything the source serves.
     pub async fn list(&mut self) -> Result<SourceFiles, RewindError> {
-        let patience = self.patience;
+        let patience = self.link.patience;
         let first = Arc::clone(&self.first);
         self.call(|mut connection| {
             let first = Arc::clone(&first);
@@ -243,23 +286,34 @@ impl Session {
 
     /// All replies to a few units, on the control connection.
     pub async fn collect(&mut self, units: Vec<Unit>) -> Result<Vec<Item>, RewindError> {
-        let patience = self.patience;
+        let patience = self.link.patience;
         let rate = self.rate.clone();
         self.call(move |connection| collect(connection, units.clone(), patience, rate.clone()))
             .await
     }
 }
 
+/// Opens a connection and asks what is at its other end.
+async fn open(
+    source: &SourceAddress,
+    window: u32,
+    patience: Duration,
+) -> Result<(Connection, Node), RewindError> {
+    let mut connection = connect(source, window, patience).await?;
+    let node = connection.describe(DESCRIBE_TIMEOUT.min(patience)).await?.node;
+    Ok((connection, node))
+}
+
 /// Bytes the data connection of this number may have on their way. The sum over all there may be, and
 /// the one that asks questions, is the receive budget: it does not change when some are added.
-fn window(connections: Connections, number: usize) -> u32 {
+fn window(link: Link, (number, first): (usize, usize)) -> u32 {
+    let budget = link.buffers.receive_bytes;
     let share = |budget: u32, number: usize| budget / u32::try_from(number).unwrap_or(u32::MAX);
-    let first = connections.first();
-    match connections.most() - first {
-        0 => share(RECEIVE_BUDGET_BYTES, first + 1),
+    match link.connections.most() - first {
+        0 => share(budget, first + 1),
         // Half for those that are there from the beginning and the one that asks.
-        more if number >= first => share(RECEIVE_BUDGET_BYTES / 2, more),
-        _ => share(RECEIVE_BUDGET_BYTES / 2, first + 1),
+        more if number >= first => share(budget / 2, more),
+        _ => share(budget / 2, first + 1),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use data_dir::runs::{Runs, ValueSink, scan_runs};
 use data_dir::wal::{Scanned, Segments, WalError, scan};
 use pg_format::control_file::WalLevel;
 use pg_format::wal::effect::effect;
@@ -15,27 +16,49 @@ const SPECIAL_REL_UPDATE: u8 = 0x01;
 /// The resource manager of transaction ends, which carry that bit when relations were dropped.
 const TRANSACTIONS: u8 = 1;
 
-/// Reads from the record at `start` to the end of valid WAL. Creations count from `fork` on.
+/// Bytes of WAL one processor reads at a time: enough that joining the parts costs nothing beside it.
+const RUN_BYTES: u64 = 32 << 20;
+
+/// A part of the window, and what could not be understood in it.
+#[derive(Default)]
+struct Part {
+    window: Window,
+    fault: Option<FormatError>,
+}
+
+/// Reads from the record at `start` to the end of valid WAL, of which the segments up to `last` are
+/// here. Creations count from `fork` on.
 pub fn scan_window(
-    segments: &dyn Segments,
+    segments: &(dyn Segments + Sync),
     context: WalContext,
     start: Lsn,
+    (fork, last): (Lsn, u64),
+) -> Result<(Window, Scanned), WalError> {
+    let segments_of_run = (RUN_BYTES / context.segment_size.bytes()).max(1);
+    let runs = Runs { start: Start::Record(start), last, segments: segments_of_run };
+    scan_window_in(segments, context, runs, fork)
+}
+
+/// The same, divided in another way.
+pub fn scan_window_in(
+    segments: &(dyn Segments + Sync),
+    context: WalContext,
+    runs: Runs,
     fork: Lsn,
 ) -> Result<(Window, Scanned), WalError> {
+    let (Start::Record(start) | Start::FirstAfter(start)) = runs.start;
+    let sink: &ValueSink<'_, Part> =
+        &|part, record, body| match effect(record, body, context.format) {
+            Ok(effect) => note(&mut part.window, record, body, &effect, fork),
+            Err(error) => drop(part.fault.get_or_insert(error)),
+        };
+    let (parts, scanned) = scan_runs(segments, context, runs, (&Part::default, sink))?;
     let mut window = Window { start, ..Window::default() };
-    let mut fault: Option<FormatError> = None;
-    let scanned = scan(segments, context, Start::Record(start), &mut |record, body| {
-        match effect(record, body, context.format) {
-            Ok(effect) => note(&mut window, record, body, &effect, fork),
-            Err(error) => {
-                fault = Some(error);
-                return ControlFlow::Break(());
-            }
+    for part in parts {
+        if let Some(error) = part.fault {
+            return Err(error.into());
         }
-        ControlFlow::Continue(())
-    })?;
-    if let Some(error) = fault {
-        return Err(error.into());
+        window.absorb(part.window);
     }
     window.end = scanned.end;
     Ok((window, scanned))

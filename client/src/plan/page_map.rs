@@ -31,6 +31,14 @@ impl BlockSet {
         }
     }
 
+    /// Adds the blocks of another set.
+    pub fn absorb(&mut self, other: &Self) {
+        if other.words.len() > self.words.len() {
+            self.words.resize(other.words.len(), 0);
+        }
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
+    }
+
     /// Whether a block is in it.
     pub fn contains(&self, block: u32) -> bool {
         self.words.get((block / 64) as usize).is_some_and(|word| word & (1 << (block % 64)) != 0)
@@ -70,7 +78,7 @@ impl BlockSet {
 }
 
 /// Blocks of main forks, by segment file.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageMap {
     segments: BTreeMap<RelationSegment, BlockSet>,
 }
@@ -80,6 +88,13 @@ impl PageMap {
     pub fn insert(&mut self, relation: RelationPath, block: u32) {
         let (segment, block) = RelationSegment::of_block(relation, Fork::Main, block);
         self.segments.entry(segment).or_default().insert(block);
+    }
+
+    /// Adds the blocks of another map.
+    pub fn absorb(&mut self, other: Self) {
+        for (segment, blocks) in other.segments {
+            self.segments.entry(segment).or_default().absorb(&blocks);
+        }
     }
 
     /// The blocks of one segment file.

@@ -42,7 +42,7 @@ pub struct PreparedEnd {
 }
 
 /// See the module.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Window {
     /// First record read.
     pub start: Lsn,
@@ -74,6 +74,25 @@ pub struct Window {
 }
 
 impl Window {
+    /// Adds what the WAL behind this window says; `later.start` does not count.
+    pub fn absorb(&mut self, later: Self) {
+        self.end = later.end;
+        self.pages.absorb(later.pages);
+        for (relation, blocks) in later.truncated {
+            let smallest = self.truncated.entry(relation).or_insert(blocks);
+            *smallest = blocks.min(*smallest);
+        }
+        self.created.extend(later.created);
+        self.directories.extend(later.directories);
+        self.checkpoints.extend(later.checkpoints);
+        self.promotions.extend(later.promotions);
+        self.prepared_ends.extend(later.prepared_ends);
+        self.minimal_at = self.minimal_at.or(later.minimal_at);
+        self.settings_changed_at = self.settings_changed_at.or(later.settings_changed_at);
+        self.checksums_changed_at = self.checksums_changed_at.or(later.checksums_changed_at);
+        self.unknown_at = self.unknown_at.or(later.unknown_at);
+    }
+
     /// The newest checkpoint record that begins before `fork`.
     pub fn last_checkpoint_before(&self, fork: Lsn) -> Option<&Checkpoint> {
         self.checkpoints.iter().rev().find(|checkpoint| checkpoint.lsn < fork)

@@ -8,6 +8,7 @@
 #![expect(clippy::print_stdout, reason = "the tables are what it is for")]
 #![expect(clippy::panic, reason = "a benchmark that cannot go on ends here")]
 
+mod extremes;
 mod measure;
 mod scan;
 mod settings;
@@ -54,6 +55,9 @@ fn main() {
         scan::compare(settings.major);
         println!();
     }
+    if settings.extremes {
+        extremes::print(settings.major);
+    }
     head();
     for workload in &settings.workloads {
         let frozen = freeze(&settings, *workload);
@@ -90,9 +94,9 @@ fn name_of(shape: Shape) -> String {
 
 fn head() {
     println!(
-        "| fork | source | link | tool | seal s | commit s | range | consistent s | commit ratio | consistent ratio | down MB | up MB | bytes ratio | link used | client cpu s | source cpu s | client MB | source MB | written MB | extra MB |"
+        "| fork | source | link | tool | seal s | commit s | range | consistent s | commit ratio | consistent ratio | down MB | up MB | bytes ratio | fetch s | 1.2 B/R + 8 RTT | client cpu s | source cpu s | client MB | source MB | written MB | extra MB |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
+    println!("{}", "|---".repeat(21) + "|");
 }
 
 /// A fork on a link.
@@ -118,11 +122,10 @@ impl Cell<'_> {
             let medians = Medians::of(runs);
             let link = match self.link {
                 Link::Loopback => "-".to_owned(),
-                // What a full link would have needed for the bytes down, beside the time to the seal
-                // or, of tools without one, to the end.
+                // What is allowed for the bytes down: a full link and some round trips.
                 Link::Wan(shape) => {
-                    let ideal = shape.time_of(medians.down).as_secs_f64();
-                    format!("{:.2}", ideal / medians.seal.unwrap_or(medians.commit))
+                    let full = shape.time_of(medians.down).as_secs_f64();
+                    format!("{:.2}", full * 1.2 + shape.rtt.as_secs_f64() * 8.0)
                 }
             };
             println!("| {label} | {name} | {} |", medians.line(&first, &link));
@@ -200,6 +203,7 @@ fn carried(wan: Option<&Wan>) -> (u64, u64) {
 #[derive(Debug, Clone, Default)]
 struct Medians {
     seal: Option<f64>,
+    fetch: Option<f64>,
     commit: f64,
     range: (f64, f64),
     consistent: f64,
@@ -221,10 +225,16 @@ impl Medians {
             values
         };
         let median = |value: &dyn Fn(&Run) -> f64| sorted(value)[runs.len() / 2];
+        let steps = |run: &Run| {
+            let seconds = |step: &str| run.measured.report["seconds"][step].as_f64();
+            Some(seconds("fetch")? + seconds("compare").unwrap_or(0.0))
+        };
         let commits = sorted(&|run| run.measured.commit);
         let sealed = runs.iter().all(|run| run.measured.seal.is_some());
         Self {
             seal: sealed.then(|| median(&|run| run.measured.seal.unwrap_or(0.0))),
+            fetch: (runs.iter().all(|run| steps(run).is_some()))
+                .then(|| median(&|run| steps(run).unwrap_or(0.0))),
             commit: median(&|run| run.measured.commit),
             range: (commits[0], commits[commits.len() - 1]),
             consistent: median(&|run| run.consistent),
@@ -241,10 +251,11 @@ impl Medians {
 
     /// Everything but the names, beside the first tool.
     fn line(&self, first: &Self, link: &str) -> String {
-        let seal = self.seal.map_or("-".to_owned(), |seal| format!("{seal:.2}"));
+        let shown = |time: Option<f64>| time.map_or("-".to_owned(), |time| format!("{time:.2}"));
+        let (seal, fetch) = (shown(self.seal), shown(self.fetch));
         let bytes = (self.down + self.up) / (first.down + first.up);
         format!(
-            "{seal} | {:.2} | {:.2}-{:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} | {bytes:.3} | {link} | {:.2} | {:.2} | {:.0} | {:.0} | {:.1} | {:.1}",
+            "{seal} | {:.2} | {:.2}-{:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} | {bytes:.3} | {fetch} | {link} | {:.2} | {:.2} | {:.0} | {:.0} | {:.1} | {:.1}",
             self.commit,
             self.range.0,
             self.range.1,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use client::inspect::wal_context;
+use client::inspect::window::scan_window;
 use data_dir::DataDir;
 use data_dir::wal::{LocalWal, scan};
 use integration_tests::cluster::{Install, Pair, Shape};
@@ -23,9 +24,10 @@ pub(crate) fn compare(major: u32) {
     pair.a.pgbench_transactions(5000);
     let end = pair.a.lsn();
     pair.a.stop("fast");
-    let (mut own, mut stock) = (Vec::new(), Vec::new());
+    let (mut own, mut many, mut stock) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         own.push(our_scan(&pair.a.data, &start));
+        many.push(window_scan(&pair.a.data, &start));
         let since = Instant::now();
         let mut command = pair.a.user.command(Install::of(major).program("pg_waldump"));
         command.arg("--quiet").arg("-p").arg(pair.a.data.join("pg_wal"));
@@ -33,14 +35,20 @@ pub(crate) fn compare(major: u32) {
         stock.push(since.elapsed().as_secs_f64());
     }
     own.sort_by(f64::total_cmp);
+    many.sort_by(f64::total_cmp);
     stock.sort_by(f64::total_cmp);
     let position = |text: &str| text.parse::<pg_format::Lsn>().expect("LSN").as_u64();
     let megabytes = (position(&end) - position(&start)) as f64 / 1e6;
-    let (own, stock) = (own[ROUNDS / 2], stock[ROUNDS / 2]);
+    let (own, many, stock) = (own[ROUNDS / 2], many[ROUNDS / 2], stock[ROUNDS / 2]);
     println!("| WAL scan of {megabytes:.0} MB | s | MB/s | ratio |");
     println!("|---|---|---|---|");
     println!("| pg_waldump --quiet | {stock:.2} | {:.0} | 1.00 |", megabytes / stock);
-    println!("| pgrejoin's decoder | {own:.2} | {:.0} | {:.2} |", megabytes / own, own / stock);
+    println!("| pgrejoin, one thread | {own:.2} | {:.0} | {:.2} |", megabytes / own, own / stock);
+    println!(
+        "| pgrejoin, the whole window on all processors | {many:.2} | {:.0} | {:.2} |",
+        megabytes / many,
+        many / stock
+    );
 }
 
 fn our_scan(data: &Path, start: &str) -> f64 {
@@ -58,5 +66,21 @@ fn our_scan(data: &Path, start: &str) -> f64 {
     })
     .expect("scanned");
     assert!(blocks > 0);
+    since.elapsed().as_secs_f64()
+}
+
+/// As a rewind reads it: everything the plan needs, on all processors.
+fn window_scan(data: &Path, start: &str) -> f64 {
+    let directory = DataDir::open(data).expect("data directory");
+    let control = directory.control().expect("pg_control").file;
+    let history = directory.history(control.timeline()).expect("history");
+    let context = wal_context(&control);
+    let wal = LocalWal { directory: &directory, history: &history, context };
+    let names = directory.wal_segments(context.segment_size).expect("segments");
+    let last = names.iter().map(|name| name.number).max().expect("a segment");
+    let since = Instant::now();
+    let start = start.parse().expect("LSN");
+    let (window, _) = scan_window(&wal, context, start, (start, last)).expect("scanned");
+    assert!(!window.pages.is_empty());
     since.elapsed().as_secs_f64()
 }

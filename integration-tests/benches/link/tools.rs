@@ -28,13 +28,15 @@ pub(crate) enum Tool {
 }
 
 /// All, with their names.
-pub(crate) const TOOLS: [(&str, Tool); 6] = [
+pub(crate) const TOOLS: [(&str, Tool); 8] = [
     ("pg_rewind", Tool::PgRewind),
     ("pg_basebackup", Tool::Basebackup),
     ("rsync", Tool::Rsync),
     ("pgrejoin", Tool::Pgrejoin(&[])),
     ("pgrejoin-compare", Tool::Pgrejoin(&["--strategy", "compare"])),
     ("pgrejoin-no-undo", Tool::Pgrejoin(&["--no-undo"])),
+    ("pgrejoin-1", Tool::Pgrejoin(&["--connections", "1"])),
+    ("pgrejoin-16", Tool::Pgrejoin(&["--connections", "16"])),
 ];
 
 /// What a tool works with.
