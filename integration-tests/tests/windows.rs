@@ -82,12 +82,10 @@ fn source(pair: &Pair, pki: &Pki, port: u16) -> SourceAddress {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_smallest_windows_and_queues_do_not_stop_a_transfer() {
     let pair = Pair::new(15, Shape::default());
+    pair.a.sql("create table more as select g, md5(g::text) t from generate_series(1, 1600000) g");
+    pair.catch_up();
     pair.b.promote();
-    pair.b.sql("update plain set n = n + 1 where id % 3 = 0");
-    pair.a.sql("create table more as select g, md5(g::text) t from generate_series(1, 200000) g");
-    pair.b.sql(
-        "create table more as select g, md5((g * 3)::text) t from generate_series(1, 200000) g",
-    );
+    pair.b.sql("update more set g = g + 1");
     pair.a.stop("fast");
     pair.b.stop("fast");
     let pki = own(&Pki::new(pair.home.path()), pair.home.path());
@@ -105,7 +103,7 @@ async fn the_smallest_windows_and_queues_do_not_stop_a_transfer() {
         let path = DataPath::new(format!("base/5/{name}")).expect("plain");
         let is_relation = name.starts_with(|first: char| first.is_ascii_digit());
         if blocks > 0 && is_relation && pair.b.data.join(path.as_str()).exists() {
-            comparisons.extend((0..60).map(|_| Comparison { path: path.clone(), blocks }));
+            comparisons.extend((0..8).map(|_| Comparison { path: path.clone(), blocks }));
         }
     }
     let monitor: Arc<dyn Monitor> = Arc::new(Silent);
@@ -113,6 +111,6 @@ async fn the_smallest_windows_and_queues_do_not_stop_a_transfer() {
     let (differences, carried) =
         tokio::time::timeout(PATIENCE, compared).await.expect("it ends").expect("compared");
     assert!(differences.values().any(|blocks| !blocks.is_empty()), "nothing differs");
-    assert!(carried.total() > u64::from(4 * WINDOW_BYTES), "it all fits in a window");
+    assert!(carried.total() > u64::from(2 * WINDOW_BYTES), "it all fits in a window");
     assert_eq!(carried.reconnects, 0);
 }
