@@ -3,6 +3,9 @@
 //! A frame needs no earlier one to be understood, so the client stores it as it came and a cut
 //! connection loses nothing that had arrived.
 
+use std::cell::RefCell;
+use std::io;
+
 use bytes::Bytes;
 use prost::Message as _;
 
@@ -155,6 +158,25 @@ impl Default for FrameEncoder {
     }
 }
 
+thread_local! {
+    /// Making one costs as much as decompressing a small frame.
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
+        const { RefCell::new(None) };
+}
+
+/// One zstd frame of at most `bytes` when decompressed.
+fn decompress(packed: &[u8], bytes: usize) -> io::Result<Vec<u8>> {
+    DECOMPRESSOR.with_borrow_mut(|decompressor| {
+        let mut ready = match decompressor.take() {
+            Some(ready) => ready,
+            None => zstd::bulk::Decompressor::new()?,
+        };
+        let plain = ready.decompress(packed, bytes);
+        *decompressor = Some(ready);
+        plain
+    })
+}
+
 impl Frame {
     /// Checks and decodes the items. Every page and chunk that comes back has the hash it came
     /// with. Never allocates more than [`BATCH_BYTES_MAX`] for the batch.
@@ -169,8 +191,7 @@ impl Frame {
         let batch = match self.codec {
             Codec::Plain => self.payload.clone(),
             Codec::Zstd => {
-                let plain = zstd::bulk::decompress(&self.payload, promised);
-                Bytes::from(plain.map_err(FrameError::Zstd)?)
+                Bytes::from(decompress(&self.payload, promised).map_err(FrameError::Zstd)?)
             }
         };
         if batch.len() != promised {

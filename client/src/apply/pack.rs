@@ -142,6 +142,36 @@ pub fn read(file: File, digest: &PackDigest, give: &mut Give<'_>) -> Result<(), 
     }
 }
 
+/// Whether a sealed file, a pack or one with undo images, is what it was: its length and CRC alone. What
+/// is in it was decoded when it was written.
+pub fn check(
+    mut file: File,
+    digest: &PackDigest,
+    go_on: &dyn Fn() -> io::Result<()>,
+) -> Result<(), PackError> {
+    let mut buffer = vec![0; 1 << 20];
+    let (mut bytes, mut crc) = (0, 0);
+    loop {
+        go_on()?;
+        let read = file.read(&mut buffer)?;
+        let part = buffer.get(..read).filter(|part| !part.is_empty());
+        let Some(part) = part else { break };
+        if bytes == 0 {
+            header::check(part.get(..HEADER_BYTES).unwrap_or_default())?;
+        }
+        bytes += part.len() as u64;
+        crc = crc32c::crc32c_append(crc, part);
+        if bytes > digest.bytes {
+            break;
+        }
+    }
+    if bytes == digest.bytes && crc == digest.crc {
+        Ok(())
+    } else {
+        Err(PackError::Damaged("its content changed since the seal".to_owned()))
+    }
+}
+
 /// Hands out what can be used of a pack that was not finished; the length and CRC of that part.
 /// `None` if it has not even a header.
 pub fn recover(file: File, give: &mut Give<'_>) -> Result<Option<(u64, u32)>, PackError> {

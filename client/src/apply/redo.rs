@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pg_format::{BLOCK_BYTES, DataPath, FileClass};
@@ -13,7 +13,8 @@ use proto::fetch::{Item, ItemBody, PageContent};
 
 use super::change::{Change, failed, sync_directories};
 use super::disk::{Disk, beside, remove_tree, replace_file};
-use super::{pack, pg_wal, state, undo, void};
+use super::manifest::PackDigest;
+use super::{pack, pg_wal, state, void};
 use crate::error::{Class, RewindError};
 use crate::monitor::Step;
 use crate::plan::FileAction;
@@ -158,7 +159,7 @@ impl Change<'_> {
         for digest in &self.manifest.packs {
             let name = state::pack(&digest.name);
             let file = self.disk.open(&name).map_err(pack::PackError::Io);
-            file.and_then(|file| pack::read(file, digest, &mut |_| self.not_stopped()))
+            file.and_then(|file| pack::check(file, digest, &|| self.not_stopped()))
                 .map_err(|error| (name, error))?;
         }
         self.staged_wal()
@@ -189,7 +190,7 @@ impl Change<'_> {
         for digest in self.manifest.undo.iter().flat_map(|undo| &undo.images) {
             let name = state::undo(&digest.name);
             let file = self.disk.open(&name).map_err(pack::PackError::Io);
-            file.and_then(|file| undo::read(file, digest, &mut |_, _, _| self.not_stopped()))
+            file.and_then(|file| pack::check(file, digest, &|| self.not_stopped()))
                 .map_err(|error| (name, error))?;
         }
         Ok(())
@@ -263,30 +264,47 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Writes what the packs hold.
+    /// Writes what the packs hold, on as many processors as there are: no page is in two of them that
+    /// replay does not make equal.
     fn write(&self) -> Result<(), RewindError> {
         let total: u64 = self.manifest.packs.iter().map(|pack| pack.bytes).sum();
-        let mut done = 0;
-        for digest in &self.manifest.packs {
-            let name = state::pack(&digest.name);
-            let unreadable = failed(format!("could not read {name}"));
-            let file = self.disk.open(&name).map_err(unreadable)?;
-            let read = pack::read(file, digest, &mut |items| {
-                if self.stop.load(Ordering::Relaxed) {
-                    return Err(io::ErrorKind::Interrupted.into());
-                }
-                items.iter().try_for_each(|item| self.write_item(item))
-            });
-            if read.is_err() {
-                self.go_on()?;
+        let done = AtomicU64::new(0);
+        let waiting = Mutex::new(self.manifest.packs.iter());
+        let fault: Mutex<Option<RewindError>> = Mutex::new(None);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..threads.min(self.manifest.packs.len()) {
+                scope.spawn(|| {
+                    loop {
+                        let next = waiting.lock().ok().and_then(|mut waiting| waiting.next());
+                        let Some(digest) = next else { return };
+                        if let Err(error) = self.write_pack(digest) {
+                            if let Ok(mut fault) = fault.lock() {
+                                fault.get_or_insert(error);
+                            }
+                            return;
+                        }
+                        let bytes = done.fetch_add(digest.bytes, Ordering::Relaxed) + digest.bytes;
+                        self.monitor.progress(bytes, total);
+                    }
+                });
             }
-            read.map_err(|error| {
-                RewindError::because(Class::Unfinished, format!("could not apply {name}"), error)
-            })?;
-            done += digest.bytes;
-            self.monitor.progress(done, total);
-        }
-        Ok(())
+        });
+        self.go_on()?;
+        fault.into_inner().ok().flatten().map_or(Ok(()), Err)
+    }
+
+    fn write_pack(&self, digest: &PackDigest) -> Result<(), RewindError> {
+        let name = state::pack(&digest.name);
+        let unreadable = failed(format!("could not read {name}"));
+        let file = self.disk.open(&name).map_err(unreadable)?;
+        let read = pack::read(file, digest, &mut |items| {
+            self.not_stopped()?;
+            items.iter().try_for_each(|item| self.write_item(item))
+        });
+        read.map_err(|error| {
+            RewindError::because(Class::Unfinished, format!("could not apply {name}"), error)
+        })
     }
 
     fn write_item(&self, item: &Item) -> io::Result<()> {

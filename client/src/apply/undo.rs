@@ -23,8 +23,8 @@ const MAGIC: u32 = 0x4F44_4E55;
 const RECORD_HEADER_BYTES: usize = 28;
 /// Bytes in one record at most: large enough to compress well.
 const RECORD_BYTES_MAX: u64 = 256 << 10;
-/// Fast, and old pages compress well at any level.
-const ZSTD_LEVEL: i32 = 1;
+/// Fast: the images are read again only if the rewind is taken back.
+const ZSTD_LEVEL: i32 = -5;
 /// Threads that read and compress: one file after the other would leave the disk idle.
 const THREADS: usize = 4;
 
