@@ -32,7 +32,7 @@ pub enum Result {
 }
 
 /// Bytes that travelled, before and after compression.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Carriage {
     /// Payload bytes of page hashes.
     pub hashes: u64,
@@ -48,6 +48,12 @@ pub struct Carriage {
     pub frames: u64,
     /// Connections lost and made again.
     pub reconnects: u64,
+    /// Data connections that were used.
+    pub connections: usize,
+    /// Round trips from the first packet to the seal during which nothing else was done.
+    pub round_trips: u32,
+    /// Congestion control of the source's end, as its kernel says.
+    pub congestion_control: Option<String>,
     /// Bytes of undo images on this node's disk, after compression.
     pub undo: u64,
 }
@@ -135,7 +141,7 @@ impl Outcome {
         if let Some(oldest) = &self.source_oldest_wal {
             line("source WAL", format!("the oldest segment it still has is {oldest}"));
         }
-        let carried = self.carriage;
+        let carried = &self.carriage;
         if carried.hashes + carried.data + carried.wal > 0 {
             line(
                 "received",
@@ -143,6 +149,16 @@ impl Outcome {
                     "{} bytes of data in {} frames, {} of page hashes, {} of WAL before \
                      compression; {} reconnects",
                     carried.data, carried.frames, carried.hashes, carried.wal, carried.reconnects
+                ),
+            );
+        }
+        if carried.connections > 0 {
+            let control = carried.congestion_control.as_deref().unwrap_or("unknown");
+            line(
+                "link",
+                format!(
+                    "{} data connections, congestion control {control}, {} round trips waited for",
+                    carried.connections, carried.round_trips
                 ),
             );
         }
@@ -184,6 +200,9 @@ impl Outcome {
             "pages_recovered": self.carriage.recovered,
             "frames": self.carriage.frames,
             "reconnects": self.carriage.reconnects,
+            "connections": self.carriage.connections,
+            "round_trips": self.carriage.round_trips,
+            "congestion_control": self.carriage.congestion_control,
             "bytes_undo": self.carriage.undo,
             "replay_from": self.replay.map(|(start, _)| start.to_string()),
             "replay_to": self.replay.map(|(_, end)| end.to_string()),

@@ -132,6 +132,7 @@ impl Sealing<'_> {
             Fetched::Again(again) => return Ok(again),
         };
         steps.begin(Step::Seal);
+        self.session.waited();
         let sealed = self.session.seal().await?;
         if let Some(again) = self.changed(&sealed) {
             return Ok(again);

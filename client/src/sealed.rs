@@ -132,6 +132,9 @@ impl Sealing<'_> {
         outcome.carriage.pages = staged.notes.pages - staged.recovered_pages;
         outcome.carriage.recovered = staged.recovered_pages;
         outcome.carriage.reconnects = staged.carried.reconnects;
+        outcome.carriage.connections = staged.carried.payload_bytes.len();
+        outcome.carriage.round_trips = self.session.waits();
+        outcome.carriage.congestion_control.clone_from(&self.source.congestion_control);
         outcome.carriage.undo = manifest
             .undo
             .iter()

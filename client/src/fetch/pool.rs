@@ -108,6 +108,27 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(
+        units: Vec<Unit>,
+        prepare: Arc<dyn Prepare>,
+        connections: usize,
+        monitor: Arc<dyn Monitor>,
+    ) -> Self {
+        Self {
+            total_bytes: units.iter().map(|unit| cost(&unit.kind)).sum(),
+            waiting: Mutex::new(units.into()),
+            limit: AtomicUsize::new(connections),
+            received: AtomicU64::new(0),
+            done_bytes: AtomicU64::new(0),
+            last_progress: Mutex::new(Instant::now()),
+            reconnects: AtomicU64::new(0),
+            frames: AtomicU64::new(0),
+            prepare,
+            fault: Mutex::new(None),
+            monitor,
+        }
+    }
+
     fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<Unit>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,19 +172,10 @@ pub async fn run(
     monitor: Arc<dyn Monitor>,
 ) -> Result<Carried, RewindError> {
     let first = session.first_connections();
-    let shared = Arc::new(Shared {
-        total_bytes: units.iter().map(|unit| cost(&unit.kind)).sum(),
-        limit: AtomicUsize::new(first),
-        received: AtomicU64::new(0),
-        waiting: Mutex::new(units.into()),
-        done_bytes: AtomicU64::new(0),
-        last_progress: Mutex::new(Instant::now()),
-        reconnects: AtomicU64::new(0),
-        frames: AtomicU64::new(0),
-        prepare,
-        fault: Mutex::new(None),
-        monitor,
-    });
+    if !units.is_empty() {
+        session.waited();
+    }
+    let shared = Arc::new(Shared::new(units, prepare, first, monitor));
     let mut opened = match start {
         Start::Together => open_all(session, &shared).await?,
         Start::AsTheyCome => Vec::new(),

@@ -1,5 +1,6 @@
 //! A session with one source: its connections, and patience with them.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -67,7 +68,11 @@ pub struct Session {
     /// What the source was at first; every connection must reach the same life of the same node.
     first: Arc<Node>,
     spare: Arc<Mutex<Spare>>,
+    waits: Arc<AtomicU32>,
 }
+
+/// Round trips from the first packet to the answer of the first call: TCP, TLS, the call.
+const WAITS_TO_BEGIN: u32 = 3;
 
 /// Data connections nobody uses just now.
 #[derive(Debug, Default)]
@@ -105,7 +110,8 @@ impl Session {
         let first = Arc::new(description.node.clone());
         let rate = max_rate.map(|rate| Arc::new(RateLimit::new(rate)));
         let spare = Arc::new(Mutex::new(spare));
-        Ok((Self { source, link, control, rate, first, spare }, description))
+        let waits = Arc::new(AtomicU32::new(WAITS_TO_BEGIN));
+        Ok((Self { source, link, control, rate, first, spare, waits }, description))
     }
 
     /// The same for a run that has begun: a source between two roles is waited for.
@@ -139,6 +145,16 @@ impl Session {
     /// The link's round trip, as the first connection met it.
     pub fn round_trip(&self) -> Duration {
         self.control.round_trip
+    }
+
+    /// Notes that nothing else was done while an answer was on its way.
+    pub fn waited(&self) {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Round trips that were waited for so far.
+    pub fn waits(&self) -> u32 {
+        self.waits.load(Ordering::Relaxed)
     }
 
     fn spare(&self) -> std::sync::MutexGuard<'_, Spare> {
@@ -288,6 +304,7 @@ impl Session {
     pub async fn collect(&mut self, units: Vec<Unit>) -> Result<Vec<Item>, RewindError> {
         let patience = self.link.patience;
         let rate = self.rate.clone();
+        self.waited();
         self.call(move |connection| collect(connection, units.clone(), patience, rate.clone()))
             .await
     }

@@ -8,6 +8,7 @@
 #![expect(clippy::print_stdout, reason = "the tables are what it is for")]
 #![expect(clippy::panic, reason = "a benchmark that cannot go on ends here")]
 
+mod burden;
 mod extremes;
 mod measure;
 mod scan;
@@ -55,6 +56,9 @@ fn main() {
         scan::compare(settings.major);
         println!();
     }
+    if settings.burden {
+        burden::print(settings.major, workload::WORKLOADS[0]);
+    }
     if settings.extremes {
         extremes::print(settings.major);
     }
@@ -94,9 +98,9 @@ fn name_of(shape: Shape) -> String {
 
 fn head() {
     println!(
-        "| fork | source | link | tool | seal s | commit s | range | consistent s | commit ratio | consistent ratio | down MB | up MB | bytes ratio | fetch s | 1.2 B/R + 8 RTT | client cpu s | source cpu s | client MB | source MB | written MB | extra MB |"
+        "| fork | source | link | tool | seal s | commit s | range | consistent s | commit ratio | consistent ratio | down MB | up MB | bytes ratio | fetch s | 1.2 B/R + 8 RTT | round trips | connections | client cpu s | source cpu s | client MB | source MB | written MB | extra MB |"
     );
-    println!("{}", "|---".repeat(21) + "|");
+    println!("{}", "|---".repeat(23) + "|");
 }
 
 /// A fork on a link.
@@ -204,6 +208,8 @@ fn carried(wan: Option<&Wan>) -> (u64, u64) {
 struct Medians {
     seal: Option<f64>,
     fetch: Option<f64>,
+    round_trips: Option<f64>,
+    connections: Option<f64>,
     commit: f64,
     range: (f64, f64),
     consistent: f64,
@@ -229,12 +235,19 @@ impl Medians {
             let seconds = |step: &str| run.measured.report["seconds"][step].as_f64();
             Some(seconds("fetch")? + seconds("compare").unwrap_or(0.0))
         };
+        let reported = |name: &str| {
+            let value = |run: &Run| run.measured.report[name].as_f64();
+            (runs.iter().all(|run| value(run).is_some()))
+                .then(|| median(&|run| value(run).unwrap_or(0.0)))
+        };
         let commits = sorted(&|run| run.measured.commit);
         let sealed = runs.iter().all(|run| run.measured.seal.is_some());
         Self {
             seal: sealed.then(|| median(&|run| run.measured.seal.unwrap_or(0.0))),
             fetch: (runs.iter().all(|run| steps(run).is_some()))
                 .then(|| median(&|run| steps(run).unwrap_or(0.0))),
+            round_trips: reported("round_trips"),
+            connections: reported("connections"),
             commit: median(&|run| run.measured.commit),
             range: (commits[0], commits[commits.len() - 1]),
             consistent: median(&|run| run.consistent),
@@ -253,9 +266,12 @@ impl Medians {
     fn line(&self, first: &Self, link: &str) -> String {
         let shown = |time: Option<f64>| time.map_or("-".to_owned(), |time| format!("{time:.2}"));
         let (seal, fetch) = (shown(self.seal), shown(self.fetch));
+        let whole =
+            |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.0}"));
+        let (trips, connections) = (whole(self.round_trips), whole(self.connections));
         let bytes = (self.down + self.up) / (first.down + first.up);
         format!(
-            "{seal} | {:.2} | {:.2}-{:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} | {bytes:.3} | {fetch} | {link} | {:.2} | {:.2} | {:.0} | {:.0} | {:.1} | {:.1}",
+            "{seal} | {:.2} | {:.2}-{:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} | {bytes:.3} | {fetch} | {link} | {trips} | {connections} | {:.2} | {:.2} | {:.0} | {:.0} | {:.1} | {:.1}",
             self.commit,
             self.range.0,
             self.range.1,

@@ -66,6 +66,8 @@ pub(crate) struct Settings {
     pub(crate) validate: u64,
     /// Whether the WAL scan is measured too.
     pub(crate) scan: bool,
+    /// Whether it is measured what a rewind takes from the source.
+    pub(crate) burden: bool,
     /// Whether clusters that are extreme in one way are measured too.
     pub(crate) extremes: bool,
     /// The forks.
@@ -116,6 +118,7 @@ impl Settings {
             scale: small("SCALE", "1", "1"),
             validate: number("VALIDATE", "10", "4"),
             scan: number("SCAN", "1", "1") > 0,
+            burden: number("BURDEN", "1", "0") > 0,
             extremes: number("EXTREMES", "1", "0") > 0,
             workloads: pick(&workloads, &WORKLOADS.map(|workload| (workload.name, workload))),
             states: named(&states, &SourceState::ALL),
