@@ -14,8 +14,12 @@ const LEVELS: [i32; 4] = [-5, ZSTD_LEVEL, 3, 6];
 const FIRST: usize = 1;
 /// Frames over which it is judged what a stream waits for: 8 MiB.
 const FRAMES_JUDGED: u32 = 16;
-/// A stream that waits for less than this share of its time is held up by the processor.
+/// A stream that waits for less than this share of its time is held up by the processor,
 const WAITS_LITTLE: f64 = 0.05;
+/// if that is so this many times in a row: the first megabytes fill the buffers of any link.
+const JUDGED_IN_A_ROW: u32 = 3;
+/// One that waits for more than this share is held up by the link.
+const WAITS_LONG: f64 = 0.5;
 /// Frames on which a better level is tried.
 const FRAMES_TRIED: u32 = 4;
 /// A better level must make frames smaller by so much.
@@ -62,6 +66,8 @@ pub(crate) struct Level {
     /// so far.
     trying: Option<(u32, usize, usize)>,
     rest: u32,
+    /// Judgements in a row that found it waiting little.
+    unhindered: u32,
     did_not_shrink: u32,
     send_plain: u32,
 }
@@ -75,6 +81,7 @@ impl Level {
             waited: Duration::ZERO,
             trying: None,
             rest: 0,
+            unhindered: 0,
             did_not_shrink: 0,
             send_plain: 0,
         }
@@ -127,10 +134,15 @@ impl Level {
         self.frames = 0;
         self.rest = self.rest.saturating_sub(1);
         let share = waited.as_secs_f64() / (busy + waited).as_secs_f64().max(f64::EPSILON);
-        if share < WAITS_LITTLE {
+        self.unhindered = if share < WAITS_LITTLE { self.unhindered + 1 } else { 0 };
+        if self.unhindered >= JUDGED_IN_A_ROW {
+            self.unhindered = 0;
             self.index = self.index.saturating_sub(1);
             self.trying = None;
-        } else if share > 0.5 && self.index + 1 < LEVELS.len() && self.rest == 0 {
+        } else if share > WAITS_LITTLE && self.index < FIRST {
+            // The link is busy after all.
+            self.index = FIRST;
+        } else if share > WAITS_LONG && self.index + 1 < LEVELS.len() && self.rest == 0 {
             self.trying.get_or_insert((FRAMES_TRIED, 0, 0));
         }
     }
@@ -167,10 +179,12 @@ mod tests {
     #[test]
     fn a_stream_that_never_waits_leaves_the_processor_to_others() {
         let mut level = Level::new();
-        frames(&mut level, 40, 0, |_| 500);
+        frames(&mut level, FRAMES_JUDGED, 0, |_| 500);
+        assert_eq!(level.packing().level, Some(ZSTD_LEVEL));
+        frames(&mut level, 2 * FRAMES_JUDGED, 0, |_| 500);
         assert_eq!(level.packing().level, Some(-5));
         // It begins to wait for the link.
-        frames(&mut level, 60, 90, |level| if level < 0 { 600 } else { 500 });
+        frames(&mut level, FRAMES_JUDGED, 90, |_| 500);
         assert_eq!(level.packing().level, Some(ZSTD_LEVEL));
     }
 
