@@ -59,6 +59,8 @@ impl Run {
                  the source before it is used"
             ));
             self.prepared = true;
+            // Without its packs it would not be complete.
+            state::unseal(&*self.disk).map_err(state_error)?;
             self.retire();
             return Ok(None);
         };

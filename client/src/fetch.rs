@@ -1,6 +1,7 @@
 //! Gets things from the source: connections, the units of work, and what survives a cut link.
 
 pub mod adapt;
+pub mod ask;
 pub mod cache;
 pub mod compare;
 pub mod connect;

@@ -57,6 +57,15 @@ pub(crate) struct SealedRun {
     pub(crate) outcome: Outcome,
 }
 
+/// Lets nobody write WAL into staging once the fetch is over, however it ends.
+struct Closing(Arc<WalUnits>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 /// How the fetch ended.
 enum Fetched {
     /// All is staged, and the WAL is followed no further.
@@ -125,11 +134,23 @@ impl Sealing<'_> {
         }
         // The old pages are saved while the new ones travel.
         let planned = self.images("planned", images(&self.plan, files));
-        let fetched = self.fetch(follower, now.end);
-        let (fetched, mut images) = tokio::try_join!(fetched, planned)?;
-        let (staged, mut follower) = match fetched {
-            Fetched::All(all) => *all,
-            Fetched::Again(again) => return Ok(again),
+        let ((staged, mut follower), mut images) = {
+            let (mut planned, mut fetch) = (pin!(planned), pin!(self.fetch(follower, now.end)));
+            let (mut saved, mut fetched) = (None, None);
+            while saved.is_none() || fetched.is_none() {
+                tokio::select! {
+                    images = &mut planned, if saved.is_none() => saved = Some(images?),
+                    all = &mut fetch, if fetched.is_none() => match all? {
+                        Fetched::All(all) => fetched = Some(*all),
+                        // Images of this plan are not waited for.
+                        Fetched::Again(again) => return Ok(again),
+                    },
+                }
+            }
+            match (fetched, saved) {
+                (Some(fetched), Some(saved)) => (fetched, saved),
+                _ => unreachable!("the loop ends when both are there"),
+            }
         };
         steps.begin(Step::Seal);
         self.session.waited();
@@ -324,12 +345,17 @@ impl Sealing<'_> {
     async fn fetch(&self, follower: WalFollower, now: Lsn) -> Result<Fetched, RewindError> {
         let (monitor, disk) = (Arc::clone(self.monitor), Arc::clone(self.disk));
         let recovered = blocking(move || Recovered::read(&*disk).map_err(staging)).await?;
-        let mut follower = follower;
-        let pieces = follower.missing_to(now, stage::UNIT_BYTES).map_err(staging)?;
+        let (mut follower, pieces) = blocking(move || {
+            let mut follower = follower;
+            let pieces = follower.missing_to(now, stage::UNIT_BYTES).map_err(staging)?;
+            Ok((follower, pieces))
+        })
+        .await?;
         follower.count(pieces.iter().map(|piece| piece.length).sum());
         let size = self.source.node.control.wal_segment_size;
         let wal = WalUnits::new(Arc::clone(self.disk), size, &pieces);
         let announced = Arc::clone(&wal.1);
+        let _closing = Closing(Arc::clone(&announced));
         let wanted = Wanted { plan: &self.plan, attempt: self.attempt, recovered, wal };
         let mut fetch = pin!(stage::fetch(&self.session, self.disk, wanted, monitor));
         let mut staged = None;

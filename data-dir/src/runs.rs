@@ -6,9 +6,9 @@
 //! parts do not fit, everything behind is read again as if there were no runs: the result is that of
 //! [`scan`], whatever the WAL holds.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use pg_format::Lsn;
 use pg_format::wal::{EndOfWal, Start, WalContext};
@@ -37,45 +37,170 @@ struct Part<T> {
     scanned: Scanned,
 }
 
-/// A place for each run; empty if it was not read because the WAL ended before.
-type Parts<T> = Vec<Option<Result<Part<T>, WalError>>>;
+/// Runs that may be read ahead of the one that is to be joined next, for each thread: what a run brought
+/// waits in memory until then.
+const AHEAD: usize = 2;
 
 /// Reads every record once, as [`scan`] does, but gives them to as many values of `T` as there are
-/// runs, each in order; the values come back in the order of the WAL. The position is where the part
-/// of a value ends.
+/// runs, each in order, and merges those in the order of the WAL.
 pub fn scan_runs<T: Send>(
     segments: &(dyn Segments + Sync),
     context: WalContext,
     runs: Runs,
-    (new, sink): (&(dyn Fn() -> T + Sync), &ValueSink<'_, T>),
-) -> Result<(Vec<T>, Scanned), WalError> {
+    how: How<'_, T>,
+) -> Result<(T, Scanned), WalError> {
     let bounds = bounds(context, runs);
-    let parts: Mutex<Parts<T>> = Mutex::new((0..bounds.len()).map(|_| None).collect());
-    let next = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.min(THREADS_MAX).min(bounds.len());
+    let joiner = Mutex::new(Joiner::default());
+    let moved = Condvar::new();
     std::thread::scope(|scope| {
-        for _ in 0..threads.min(THREADS_MAX).min(bounds.len()) {
+        for _ in 0..threads {
             scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((start, end)) = bounds.get(index).copied() else {
+                while let Some(index) = take(&joiner, &moved, threads * AHEAD) {
+                    let Some(bounds) = bounds.get(index).copied() else {
                         return;
                     };
-                    let part = run(segments, context, (start, end), (new(), sink));
-                    // Nothing behind the end of the WAL is of use.
-                    if !matches!(&part, Ok(part) if part.scanned.stopped_by.is_none()) {
-                        next.store(bounds.len(), Ordering::Relaxed);
-                    }
-                    let mut parts = parts.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(place) = parts.get_mut(index) {
-                        *place = Some(part);
-                    }
+                    let part = run(segments, context, bounds, how);
+                    lock(&joiner).offer(index, part, how.merge);
+                    moved.notify_all();
                 }
             });
         }
     });
-    let parts = parts.into_inner().unwrap_or_else(PoisonError::into_inner);
-    join(segments, context, parts, (new, sink))
+    let joiner = joiner.into_inner().unwrap_or_else(PoisonError::into_inner);
+    joiner.finish(segments, context, how)
+}
+
+/// What is done with records.
+pub struct How<'s, T> {
+    /// A value that has seen none.
+    pub new: &'s (dyn Fn() -> T + Sync),
+    /// Shows one to a value.
+    pub sink: &'s ValueSink<'s, T>,
+    /// Adds what a value has seen of the WAL behind another's to that one.
+    pub merge: &'s (dyn Fn(&mut T, T) + Sync),
+}
+
+impl<T> Clone for How<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for How<'_, T> {}
+
+impl<T> std::fmt::Debug for How<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("How").finish_non_exhaustive()
+    }
+}
+
+/// Puts the parts together as far as each follows the one before.
+struct Joiner<T> {
+    whole: Option<(T, Scanned)>,
+    /// An error of the first part, which is one of the whole.
+    error: Option<WalError>,
+    /// The part that is to be joined next.
+    next: usize,
+    /// The run that is to be read next.
+    taken: usize,
+    waiting: BTreeMap<usize, Result<Part<T>, WalError>>,
+    /// Nothing more is joined: the WAL ends, or the next part does not follow.
+    over: bool,
+}
+
+impl<T> Default for Joiner<T> {
+    fn default() -> Self {
+        Self { whole: None, error: None, next: 0, taken: 0, waiting: BTreeMap::new(), over: false }
+    }
+}
+
+fn lock<T>(joiner: &Mutex<Joiner<T>>) -> MutexGuard<'_, Joiner<T>> {
+    joiner.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The next run to be read, once it is not too far ahead; `None` if no more are of use.
+fn take<T>(joiner: &Mutex<Joiner<T>>, moved: &Condvar, ahead: usize) -> Option<usize> {
+    let mut joiner = lock(joiner);
+    while !joiner.over && joiner.taken >= joiner.next + ahead {
+        joiner = moved.wait(joiner).unwrap_or_else(PoisonError::into_inner);
+    }
+    if joiner.over {
+        return None;
+    }
+    joiner.taken += 1;
+    Some(joiner.taken - 1)
+}
+
+impl<T> Joiner<T> {
+    fn offer(&mut self, index: usize, part: Result<Part<T>, WalError>, merge: &dyn Fn(&mut T, T)) {
+        self.waiting.insert(index, part);
+        while let Some(part) = self.waiting.remove(&self.next) {
+            self.next += 1;
+            if !self.over {
+                self.join(part, merge);
+            }
+        }
+    }
+
+    fn join(&mut self, part: Result<Part<T>, WalError>, merge: &dyn Fn(&mut T, T)) {
+        let part = match (part, &self.whole) {
+            (Ok(part), _) => part,
+            (Err(error), None) => {
+                (self.over, self.error) = (true, Some(error));
+                return;
+            }
+            // It may lie behind the end of the WAL.
+            (Err(_), Some(_)) => {
+                self.over = true;
+                return;
+            }
+        };
+        self.over = part.scanned.stopped_by.is_some();
+        match (&mut self.whole, part.first) {
+            (None, _) => self.whole = Some((part.value, part.scanned)),
+            (Some((value, before)), Some((lsn, previous)))
+                if before.last_record == Some(previous) && lsn >= before.end =>
+            {
+                merge(value, part.value);
+                *before = part.scanned;
+            }
+            (Some(_), _) => self.over = true,
+        }
+    }
+
+    /// Reads what is not joined in one go.
+    fn finish(
+        self,
+        segments: &dyn Segments,
+        context: WalContext,
+        how: How<'_, T>,
+    ) -> Result<(T, Scanned), WalError> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        let Some((mut value, before)) = self.whole else {
+            // There is always a first part.
+            let source = std::io::Error::other("nothing was read");
+            return Err(WalError::Io { at: Lsn::INVALID, source });
+        };
+        if before.stopped_by.is_some() {
+            return Ok((value, before));
+        }
+        let rest = run(segments, context, (Start::Record(before.end), Lsn::MAX), how)?;
+        // A record left over at the right place is none of this WAL's.
+        if let Some((_, previous)) = rest.first
+            && before.last_record.is_some_and(|last| last != previous)
+        {
+            let why = "record does not follow the one before it";
+            let end = EndOfWal { at: before.end, page: before.end.page_start(), why };
+            return Ok((value, Scanned { stopped_by: Some(end), ..before }));
+        }
+        (how.merge)(&mut value, rest.value);
+        let last_record = rest.scanned.last_record.or(before.last_record);
+        Ok((value, Scanned { last_record, ..rest.scanned }))
+    }
 }
 
 /// Receives the records of a scan for a value.
@@ -104,8 +229,9 @@ fn run<T>(
     segments: &dyn Segments,
     context: WalContext,
     (start, end): (Start, Lsn),
-    (mut value, sink): (T, &ValueSink<'_, T>),
+    how: How<'_, T>,
 ) -> Result<Part<T>, WalError> {
+    let mut value = (how.new)();
     let mut first = None;
     let mut last: Option<(Lsn, Lsn)> = None;
     let give: &mut Sink<'_> = &mut |record, body| {
@@ -113,7 +239,7 @@ fn run<T>(
             return ControlFlow::Break(());
         }
         first.get_or_insert((record.lsn, record.previous()));
-        sink(&mut value, record, body);
+        (how.sink)(&mut value, record, body);
         last = Some((record.lsn, record.end));
         ControlFlow::Continue(())
     };
@@ -125,59 +251,4 @@ fn run<T>(
         (Some(_), _) => scanned,
     };
     Ok(Part { value, first, scanned })
-}
-
-/// Puts the parts together as far as each follows the one before, and reads the rest in one go.
-fn join<T>(
-    segments: &dyn Segments,
-    context: WalContext,
-    parts: Parts<T>,
-    (new, sink): (&(dyn Fn() -> T + Sync), &ValueSink<'_, T>),
-) -> Result<(Vec<T>, Scanned), WalError> {
-    let mut values = Vec::new();
-    let mut so_far: Option<Scanned> = None;
-    for part in parts {
-        let follows = |part: &Part<T>| match (&so_far, part.first) {
-            (None, _) => true,
-            (Some(before), Some((lsn, previous))) => {
-                before.last_record == Some(previous) && lsn >= before.end
-            }
-            (Some(_), None) => false,
-        };
-        match part {
-            // An error of the first part is one of the whole; of a later one it may lie behind the end.
-            Some(Err(error)) if so_far.is_none() => return Err(error),
-            Some(Ok(part)) if follows(&part) => {
-                values.push(part.value);
-                let ended = part.scanned.stopped_by.is_some();
-                so_far = Some(part.scanned);
-                if ended {
-                    break;
-                }
-            }
-            _ => break,
-        }
-    }
-    let Some(before) = so_far else {
-        // There is always a first part.
-        return Err(WalError::Io {
-            at: Lsn::INVALID,
-            source: std::io::Error::other("nothing was read"),
-        });
-    };
-    if before.stopped_by.is_some() {
-        return Ok((values, before));
-    }
-    let rest = run(segments, context, (Start::Record(before.end), Lsn::MAX), (new(), sink))?;
-    // A record left over at the right place is none of this WAL's.
-    if let Some((_, previous)) = rest.first
-        && before.last_record.is_some_and(|last| last != previous)
-    {
-        let why = "record does not follow the one before it";
-        let end = EndOfWal { at: before.end, page: before.end.page_start(), why };
-        return Ok((values, Scanned { stopped_by: Some(end), ..before }));
-    }
-    values.push(rest.value);
-    let last_record = rest.scanned.last_record.or(before.last_record);
-    Ok((values, Scanned { last_record, ..rest.scanned }))
 }

@@ -22,7 +22,7 @@ pub use hash::PageHash;
 pub use status::{Reason, Refusal};
 
 /// Version of the protocol; both ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 pub(crate) mod wire {
     //! The generated messages.

@@ -12,7 +12,8 @@ use proto::frame::{Frame, FrameEncoder};
 use proto::limits::UNIT_HASHES_MAX;
 
 use super::Session;
-use super::pool::{self, AsTheyAre, Sink, Start};
+use super::ask::AsTheyAre;
+use super::pool::{self, Sink, Start};
 use crate::apply::disk::{Disk, remove_tree};
 use crate::apply::pack::{self, PackWriter};
 use crate::apply::redo::file_of_unit;

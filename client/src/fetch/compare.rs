@@ -18,7 +18,8 @@ use proto::hash::run_hash;
 use proto::limits::{RUN_PAGES, UNIT_HASHES_MAX};
 
 use super::Session;
-use super::pool::{self, Carried, Prepare, Sink, Start};
+use super::ask::{Announce, Prepare};
+use super::pool::{self, Carried, Sink, Start};
 use crate::error::{Class, RewindError};
 use crate::monitor::Monitor;
 use crate::plan::Differences;
@@ -44,7 +45,7 @@ pub async fn compare(
             first += range.count;
         }
     }
-    let own = Arc::new(OwnPages { directory, asked: Mutex::default() });
+    let own = Arc::new(OwnPages { directory, asked: Arc::default() });
     let differences = Arc::new(Mutex::new(differences));
     let carried = pool::run(
         session,
@@ -81,17 +82,19 @@ impl Asked {
     }
 }
 
+/// Cost of one full question: the next is hashed while the source works on it.
+const COST_AT_ONCE: u64 = 2 << 20;
+
+/// Questions by the number of their unit.
+type AllAsked = Arc<Mutex<HashMap<u64, Asked>>>;
+
 /// Hashes this node's pages for the questions, and keeps the hashes until they are answered.
 struct OwnPages {
     directory: Arc<DataDir>,
-    asked: Mutex<HashMap<u64, Asked>>,
+    asked: AllAsked,
 }
 
 impl OwnPages {
-    fn asked(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Asked>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn hashes(&self, path: &DataPath, range: BlockRange) -> io::Result<Vec<PageHash>> {
         let file = self.directory.open_file(path)?;
         let mut buffer = vec![0; RUN_PAGES as usize * BLOCK_SIZE];
@@ -120,9 +123,9 @@ impl OwnPages {
 }
 
 impl Prepare for OwnPages {
-    fn prepare(&self, unit: &mut Unit) -> Result<(), RewindError> {
+    fn prepare(&self, unit: &mut Unit) -> Result<Announce, RewindError> {
         let UnitKind::Hashes { path, range, own } = &mut unit.kind else {
-            return Ok(());
+            return Ok(Box::new(|| {}));
         };
         let hashes = self.hashes(path, *range).map_err(|error| {
             RewindError::because(Class::Target, format!("could not read {path}"), error)
@@ -131,8 +134,14 @@ impl Prepare for OwnPages {
         // Pages that went away are like none the source has.
         own.resize(range.count.div_ceil(RUN_PAGES) as usize, run_hash(&[]));
         let asked = Asked { path: path.clone(), range: *range, own: hashes };
-        self.asked().insert(unit.id, asked);
-        Ok(())
+        let (all, id) = (Arc::clone(&self.asked), unit.id);
+        Ok(Box::new(move || {
+            all.lock().unwrap_or_else(PoisonError::into_inner).insert(id, asked);
+        }))
+    }
+
+    fn cost_at_once(&self) -> u64 {
+        COST_AT_ONCE
     }
 }
 
@@ -144,9 +153,14 @@ struct CompareSink {
 impl CompareSink {
     /// Pages that a reply shows to differ, and their file.
     fn differing(&self, item: &Item) -> Option<(DataPath, Vec<u32>)> {
-        let mut all = self.own.asked();
+        let mut all = self.own.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = all.get_mut(&item.unit)?;
         let different = match &item.body {
+            // Not what was asked last: nothing is known of these pages.
+            ItemBody::PageHashes { first, hashes } if *first != asked.range.first => {
+                let count = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
+                (*first..first.saturating_add(count)).collect()
+            }
             ItemBody::PageHashes { hashes, .. } => {
                 let pages = asked.take(u32::try_from(hashes.len()).unwrap_or(u32::MAX)).zip(hashes);
                 pages

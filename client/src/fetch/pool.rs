@@ -10,15 +10,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use proto::fetch::{Item, Unit};
+use proto::fetch::{Item, ItemBody, Unit};
 use proto::frame::Frame;
-use proto::limits::{PROGRESS_TIMEOUT, RECEIVE_BUDGET_BYTES, UNITS_PER_MESSAGE_MAX};
+use proto::limits::{CONNECTIONS_DEFAULT, PROGRESS_TIMEOUT, RECEIVE_BUDGET_BYTES};
 use proto::status::CallError;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Session;
 use super::adapt::Adapt;
+use super::ask::{Asked, Prepare, ask};
 use super::connect::Connection;
 use super::progress::{Outstanding, cost, is_finished};
 use crate::error::{Class, RewindError};
@@ -48,22 +49,6 @@ pub enum Start {
     AsTheyCome,
 }
 
-/// Completes units before they are sent, on a blocking thread.
-pub trait Prepare: Send + Sync {
-    /// A unit that may be one that was sent before and did not come to its end.
-    fn prepare(&self, unit: &mut Unit) -> Result<(), RewindError>;
-}
-
-/// Nothing to complete.
-#[derive(Debug)]
-pub struct AsTheyAre;
-
-impl Prepare for AsTheyAre {
-    fn prepare(&self, _unit: &mut Unit) -> Result<(), RewindError> {
-        Ok(())
-    }
-}
-
 /// What the connections carried.
 #[derive(Debug, Clone, Default)]
 pub struct Carried {
@@ -90,20 +75,23 @@ impl Carried {
 }
 
 /// What all connections share.
-struct Shared {
+pub(super) struct Shared {
     waiting: Mutex<VecDeque<Unit>>,
     /// Connections that may ask for more.
-    limit: AtomicUsize,
+    pub(super) limit: AtomicUsize,
     /// Payload bytes over all connections.
     received: AtomicU64,
     done_bytes: AtomicU64,
     total_bytes: u64,
+    /// Units there were, and those that came to their end.
+    units: usize,
+    ended: AtomicUsize,
     last_progress: Mutex<Instant>,
     reconnects: AtomicU64,
     frames: AtomicU64,
-    prepare: Arc<dyn Prepare>,
+    pub(super) prepare: Arc<dyn Prepare>,
     /// Why a unit could not be completed.
-    fault: Mutex<Option<RewindError>>,
+    pub(super) fault: Mutex<Option<RewindError>>,
     monitor: Arc<dyn Monitor>,
 }
 
@@ -116,6 +104,8 @@ impl Shared {
     ) -> Self {
         Self {
             total_bytes: units.iter().map(|unit| cost(&unit.kind)).sum(),
+            units: units.len(),
+            ended: AtomicUsize::new(0),
             waiting: Mutex::new(units.into()),
             limit: AtomicUsize::new(connections),
             received: AtomicU64::new(0),
@@ -129,7 +119,7 @@ impl Shared {
         }
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<Unit>> {
+    pub(super) fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<Unit>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -152,6 +142,16 @@ impl Shared {
         let done = self.done_bytes.load(Ordering::Relaxed).max(1);
         let received = self.received.load(Ordering::Relaxed);
         self.total_bytes.saturating_sub(done) as f64 * received as f64 / done as f64
+    }
+
+    /// Whatever went wrong, a plan that was not fetched whole must not be sealed.
+    fn check_all_came(&self) -> Result<(), RewindError> {
+        let ended = self.ended.load(Ordering::Relaxed);
+        if ended == self.units {
+            return Ok(());
+        }
+        let message = format!("only {ended} of {} things asked for came", self.units);
+        Err(RewindError::new(Class::Other, message))
     }
 
     fn take_fault(&self) -> Option<RewindError> {
@@ -182,10 +182,11 @@ pub async fn run(
     };
     let mut workers = JoinSet::new();
     let mut begun = 0;
-    let mut begin = |workers: &mut JoinSet<_>, opened: Option<Connection>| {
+    let mut begin = |workers: &mut JoinSet<_>, opened: Option<Connection>, needed: bool| {
         let worker = Worker {
             session: session.clone(),
             number: begun,
+            needed: needed || begun < CONNECTIONS_DEFAULT,
             first: opened,
             shared: Arc::clone(&shared),
             outstanding: Arc::default(),
@@ -198,7 +199,7 @@ pub async fn run(
     };
     let mut number = 0;
     while number < first {
-        number = begin(&mut workers, opened.pop())?;
+        number = begin(&mut workers, opened.pop(), false)?;
     }
     let mut carried = Carried::default();
     let mut adapt = Adapt::new(session.connections(), session.round_trip());
@@ -213,18 +214,27 @@ pub async fn run(
                     tracing::debug!(limit, "number of data connections changes");
                     shared.limit.store(limit, Ordering::Relaxed);
                     while number < limit {
-                        number = begin(&mut workers, None)?;
+                        number = begin(&mut workers, None, false)?;
                     }
                 }
                 continue;
             }
         };
-        let Some(finished) = finished else { break };
+        let Some(finished) = finished else {
+            if shared.waiting().is_empty() {
+                break;
+            }
+            // What a connection gave back that was lost after the others had ended.
+            shared.limit.store(number + 1, Ordering::Relaxed);
+            number = begin(&mut workers, None, true)?;
+            continue;
+        };
         let (number, result) = finished.map_err(|error| {
             RewindError::because(Class::Other, "a connection's task failed", error)
         })?;
         carried.note(number, result?);
     }
+    shared.check_all_came()?;
     carried.frames = shared.frames.load(Ordering::Relaxed);
     carried.reconnects = shared.reconnects.load(Ordering::Relaxed);
     Ok(carried)
@@ -239,19 +249,26 @@ async fn open_all(session: &Session, shared: &Shared) -> Result<Vec<Connection>,
     let mut opening = JoinSet::new();
     for number in 0..session.first_connections() {
         let session = session.clone();
-        opening.spawn(async move { session.take(number).await });
+        opening.spawn(async move {
+            let needed = number < CONNECTIONS_DEFAULT;
+            if needed {
+                session.take(number).await.map(Some)
+            } else {
+                session.try_take(number).await
+            }
+        });
     }
     while let Some(connection) = opening.join_next().await {
-        opened.push(connection.map_err(|error| {
+        opened.extend(connection.map_err(|error| {
             RewindError::because(Class::Other, "a connection's task failed", error)
         })??);
     }
     Ok(opened)
 }
 
-type SharedOutstanding = Arc<Mutex<Outstanding>>;
+pub(super) type SharedOutstanding = Arc<Mutex<Outstanding>>;
 
-fn lock(outstanding: &SharedOutstanding) -> std::sync::MutexGuard<'_, Outstanding> {
+pub(super) fn lock(outstanding: &SharedOutstanding) -> std::sync::MutexGuard<'_, Outstanding> {
     outstanding.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -259,6 +276,8 @@ struct Worker {
     session: Session,
     /// Counts the connections of this run.
     number: usize,
+    /// Whether the run fails without it; others only make it faster.
+    needed: bool,
     /// The connection it begins with.
     first: Option<Connection>,
     shared: Arc<Shared>,
@@ -282,7 +301,11 @@ impl Worker {
         while wanted(&self) {
             let connection = match self.first.take() {
                 Some(connection) => connection,
-                None => self.session.take(self.number).await?,
+                None if self.needed => self.session.take(self.number).await?,
+                None => match self.session.try_take(self.number).await? {
+                    Some(connection) => connection,
+                    None => break,
+                },
             };
             let (sender, receiver) = mpsc::channel(self.session.buffers().frames);
             let checker = self.checker(sink, receiver);
@@ -301,7 +324,7 @@ impl Worker {
                 (_, ended) => ended,
             };
             match ended {
-                Ended::Done => self.session.give(connection),
+                Ended::Done => self.session.give(self.number, connection),
                 Ended::Broken(error) => {
                     if !error.is_transient() {
                         return Err(error.into());
@@ -316,7 +339,7 @@ impl Worker {
             }
         }
         if let Some(unused) = self.first.take() {
-            self.session.give(unused);
+            self.session.give(self.number, unused);
         }
         tokio::task::spawn_blocking(move || sink.finish()).await.map_err(|error| {
             RewindError::because(Class::Other, "a checking thread failed", error)
@@ -352,6 +375,9 @@ impl Worker {
                     let mut outstanding = lock(&outstanding);
                     for item in &items {
                         outstanding.receive(item).map_err(|error| invalid(&error))?;
+                        if matches!(item.body, ItemBody::End { .. }) {
+                            shared.ended.fetch_add(1, Ordering::Relaxed);
+                        }
                     }
                 }
                 sink.receive(frame, &items)?;
@@ -377,14 +403,15 @@ impl Worker {
         checked: mpsc::Sender<Frame>,
     ) -> Ended {
         let (requests, queue) = mpsc::channel(self.session.buffers().requests);
+        let asked = Arc::new(Asked::default());
         let asking = tokio::spawn(ask(
-            Arc::clone(&self.shared),
+            (Arc::clone(&self.shared), Arc::clone(&asked)),
             Arc::clone(&self.outstanding),
             requests,
             (self.number, self.window()),
         ));
         let ended = match client.fetch(queue).await {
-            Ok(mut frames) => self.receive(&mut frames, &checked).await,
+            Ok(mut frames) => self.receive(&mut frames, (&checked, &asked)).await,
             Err(error) => Ended::Broken(error),
         };
         drop(checked);
@@ -407,7 +434,7 @@ impl Worker {
     async fn receive(
         &mut self,
         frames: &mut proto::client::Frames,
-        checked: &mpsc::Sender<Frame>,
+        (checked, asked): (&mpsc::Sender<Frame>, &Asked),
     ) -> Ended {
         let limit = PROGRESS_TIMEOUT.min(self.session.patience());
         loop {
@@ -423,6 +450,8 @@ impl Worker {
                 }
                 Ok(Ok(None)) => return Ended::Done,
                 Ok(Err(error)) => return Ended::Broken(error),
+                // It is this node that was slow: nothing was asked for all that time.
+                Err(_) if asked.silent_for() < limit => {}
                 Err(_) => {
                     let seconds = limit.as_secs();
                     let message = format!("the source has sent nothing for {seconds} seconds");
@@ -437,74 +466,14 @@ impl Worker {
     fn give_back(&self) -> bool {
         let left = lock(&self.outstanding).take();
         let mut waiting = self.shared.waiting();
-        let missing = left.into_iter().rev().filter(|unit| !is_finished(unit));
         let before = waiting.len();
-        missing.for_each(|unit| waiting.push_front(unit));
+        for unit in left.into_iter().rev() {
+            match is_finished(&unit) {
+                // All of it came; only the word that it is the end was lost.
+                true => drop(self.shared.ended.fetch_add(1, Ordering::Relaxed)),
+                false => waiting.push_front(unit),
+            }
+        }
         waiting.len() > before
     }
-}
-
-/// Keeps `window` bytes asked for until no unit is waiting, or the connection is one too many; then
-/// the stream's requests end.
-async fn ask(
-    shared: Arc<Shared>,
-    outstanding: SharedOutstanding,
-    requests: mpsc::Sender<Vec<Unit>>,
-    (number, window): (usize, u64),
-) {
-    /// How often the window is looked at when it is full; short beside the time it holds.
-    const PAUSE: Duration = Duration::from_millis(5);
-    loop {
-        if number >= shared.limit.load(Ordering::Relaxed) {
-            return;
-        }
-        // Room for the message first: a unit that was taken is always sent.
-        let Ok(permit) = requests.reserve().await else {
-            return;
-        };
-        let batch = {
-            let mut waiting = shared.waiting();
-            let mut outstanding = lock(&outstanding);
-            let mut room = window.saturating_sub(outstanding.cost());
-            let mut batch = Vec::new();
-            while batch.len() < UNITS_PER_MESSAGE_MAX && room > 0 {
-                let Some(unit) = waiting.pop_front() else {
-                    break;
-                };
-                room = room.saturating_sub(cost(&unit.kind));
-                outstanding.insert(unit.clone());
-                batch.push(unit);
-            }
-            if batch.is_empty() && waiting.is_empty() {
-                return;
-            }
-            batch
-        };
-        if batch.is_empty() {
-            drop(permit);
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        }
-        match complete(&shared, batch).await {
-            Ok(batch) => {
-                lock(&outstanding).update(&batch);
-                permit.send(batch);
-            }
-            Err(error) => {
-                *shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                return;
-            }
-        }
-    }
-}
-
-async fn complete(shared: &Arc<Shared>, batch: Vec<Unit>) -> Result<Vec<Unit>, RewindError> {
-    let prepare = Arc::clone(&shared.prepare);
-    let completed = tokio::task::spawn_blocking(move || {
-        let mut batch = batch;
-        batch.iter_mut().try_for_each(|unit| prepare.prepare(unit)).map(|()| batch)
-    });
-    completed
-        .await
-        .map_err(|error| RewindError::because(Class::Other, "a preparing thread failed", error))?
 }

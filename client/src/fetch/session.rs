@@ -168,29 +168,55 @@ impl Session {
 
     /// A data connection: one that is open already, or a new one.
     pub async fn take(&self, number: usize) -> Result<Connection, RewindError> {
+        match self.take_spare(number).await? {
+            Some(open) => Ok(open),
+            None => self.reconnect(number).await,
+        }
+    }
+
+    /// The same for a connection that would only make the run faster: tried once.
+    pub async fn try_take(&self, number: usize) -> Result<Option<Connection>, RewindError> {
+        if let Some(open) = self.take_spare(number).await? {
+            return Ok(Some(open));
+        }
+        match self.connect_once(number).await {
+            Ok(connection) => Ok(Some(connection)),
+            Err(error) if error.class() == Class::Changed => Err(error),
+            Err(error) => {
+                tracing::debug!(error = %error.chain(), "one more connection is not to be had");
+                Ok(None)
+            }
+        }
+    }
+
+    /// One that is open or being opened. Those have the windows of the first ones, and are for them:
+    /// the receive budget is shared out by number.
+    async fn take_spare(&self, number: usize) -> Result<Option<Connection>, RewindError> {
+        if number >= self.first_connections() {
+            return Ok(None);
+        }
         let (open, opening) = {
             let mut spare = self.spare();
             let open = spare.open.pop();
             let opening = if open.is_none() { spare.opening.pop() } else { None };
             (open, opening)
         };
-        if let Some(open) = open {
-            return Ok(open);
-        }
         // What went wrong with one that was opened ahead shows again, or it was of a moment.
-        if let Some(opening) = opening
-            && let Ok(Ok((open, node))) = opening.await
-        {
-            self.check(&node)?;
-            return Ok(open);
+        match (open, opening) {
+            (None, Some(opening)) => match opening.await {
+                Ok(Ok((open, node))) => self.check(&node).map(|()| Some(open)),
+                _ => Ok(None),
+            },
+            (open, _) => Ok(open),
         }
-        self.reconnect(number).await
     }
 
     /// Gives a connection back that works and is not needed any more: the next will not have to begin
     /// slowly.
-    pub fn give(&self, connection: Connection) {
-        self.spare().open.push(connection);
+    pub fn give(&self, number: usize, connection: Connection) {
+        if number < self.first_connections() {
+            self.spare().open.push(connection);
+        }
     }
 
     /// The limit on received bytes, if there is one.

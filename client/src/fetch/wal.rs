@@ -36,6 +36,20 @@ fn is_in_place(file: &File, offset: u64, lsn: Lsn) -> std::io::Result<bool> {
     Ok(bytes == header.len() && address == Some(lsn.as_u64()))
 }
 
+/// Adds a page to the pieces.
+fn add(pieces: &mut Vec<Piece>, page: Piece, piece_bytes: u64) {
+    match pieces.last_mut() {
+        Some(last)
+            if last.name == page.name
+                && last.offset + last.length == page.offset
+                && last.length < piece_bytes =>
+        {
+            last.length += page.length;
+        }
+        _ => pieces.push(page),
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct WalFollower {
@@ -110,47 +124,46 @@ impl WalFollower {
 
     /// What is not staged yet of the WAL up to `end`, in pieces of at most `piece_bytes`; the files of
     /// all of it exist then. Whatever an earlier run had fetched in any order is not among it: a page
-    /// is there if it carries its own position, but for the first, which may have been fetched while it
-    /// was being filled.
+    /// is there if it carries its own position. But the last one before a gap may have been fetched
+    /// while it was being filled, or not have reached the disk whole.
     pub fn missing_to(&mut self, end: Lsn, piece_bytes: u64) -> std::io::Result<Vec<Piece>> {
         let size = self.context.segment_size;
         let mut pieces: Vec<Piece> = Vec::new();
         let first = self.decoder.wants().page_start();
         let mut at = first;
-        let mut open = None;
+        let mut open: Option<(SegmentName, File)> = None;
+        // Whether the page before is there, and which it is.
+        let mut before: Option<Piece> = None;
         while at < end {
             let number = size.segment_of(at);
-            let timeline = self.history.timeline_of_segment(number, size);
-            let name = SegmentName { timeline, number };
-            if self.staged.insert(name) {
-                let path = state::staged_wal(&name.file_name(size));
-                if self.disk.stat(&path)?.is_none() {
-                    self.disk.create_file(&path)?;
-                }
-            }
-            let offset = size.offset_of(at);
+            let name =
+                SegmentName { timeline: self.history.timeline_of_segment(number, size), number };
             if open.as_ref().is_none_or(|(known, _)| *known != name) {
-                let path = state::staged_wal(&name.file_name(size));
-                open = Some((name, self.disk.open(&path)?));
+                open = Some((name, self.staged_file(name)?));
             }
+            let page = Piece { name, offset: size.offset_of(at), length: BLOCK_BYTES };
             let there = match &open {
-                Some((_, file)) if at > first => is_in_place(file, offset, at)?,
+                Some((_, file)) if at > first => is_in_place(file, page.offset, at)?,
                 _ => false,
             };
-            match pieces.last_mut() {
-                _ if there => {}
-                Some(last)
-                    if last.name == name
-                        && last.offset + last.length == offset
-                        && last.length < piece_bytes =>
-                {
-                    last.length += BLOCK_BYTES;
-                }
-                _ => pieces.push(Piece { name, offset, length: BLOCK_BYTES }),
+            if !there {
+                before.into_iter().for_each(|page| add(&mut pieces, page, piece_bytes));
+                add(&mut pieces, page, piece_bytes);
             }
+            before = there.then_some(page);
             at = at.plus(BLOCK_BYTES);
         }
+        before.into_iter().for_each(|page| add(&mut pieces, page, piece_bytes));
         Ok(pieces)
+    }
+
+    /// The file of a segment, made if it is not there.
+    fn staged_file(&mut self, name: SegmentName) -> std::io::Result<File> {
+        let path = state::staged_wal(&name.file_name(self.context.segment_size));
+        if self.staged.insert(name) && self.disk.stat(&path)?.is_none() {
+            self.disk.create_file(&path)?;
+        }
+        self.disk.open(&path)
     }
 
     /// Notes WAL that others have staged.

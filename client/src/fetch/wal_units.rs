@@ -2,7 +2,7 @@
 //! to its place in staging in any order.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use pg_format::WalSegmentSize;
 use pg_format::wal::SegmentName;
@@ -39,6 +39,8 @@ pub struct WalUnits {
     size: WalSegmentSize,
     /// Segment and bytes that are still to come, by unit.
     left: Mutex<HashMap<u64, (SegmentName, u64)>>,
+    /// Whether nothing more is written: the files may be those of another attempt by then.
+    closed: RwLock<bool>,
     complete: CancellationToken,
 }
 
@@ -62,7 +64,8 @@ impl WalUnits {
         if left.is_empty() {
             complete.cancel();
         }
-        (units, Arc::new(Self { disk, size, left: Mutex::new(left), complete }))
+        let closed = RwLock::new(false);
+        (units, Arc::new(Self { disk, size, left: Mutex::new(left), closed, complete }))
     }
 
     /// Waits until all of it has arrived.
@@ -70,8 +73,17 @@ impl WalUnits {
         self.complete.cancelled().await;
     }
 
+    /// Nothing is written after this returns, whatever threads still have.
+    pub fn close(&self) {
+        *self.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
     /// Takes replies of a frame that holds nothing but WAL.
     pub fn receive(&self, items: &[Item]) -> Result<(), RewindError> {
+        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        if *closed {
+            return Err(RewindError::new(Class::Interrupted, "the attempt is over"));
+        }
         for item in items {
             let known = self.left().get(&item.unit).copied();
             let (Some((name, missing)), true) = (known, is_wal(item)) else {

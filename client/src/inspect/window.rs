@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use data_dir::runs::{Runs, ValueSink, scan_runs};
+use data_dir::runs::{How, Runs, ValueSink, scan_runs};
 use data_dir::wal::{Scanned, Segments, WalError, scan};
 use pg_format::control_file::WalLevel;
 use pg_format::wal::effect::effect;
@@ -52,16 +52,19 @@ pub fn scan_window_in(
             Ok(effect) => note(&mut part.window, record, body, &effect, fork),
             Err(error) => drop(part.fault.get_or_insert(error)),
         };
-    let (parts, scanned) = scan_runs(segments, context, runs, (&Part::default, sink))?;
-    let mut window = Window { start, ..Window::default() };
-    for part in parts {
-        if let Some(error) = part.fault {
-            return Err(error.into());
+    let merge = |whole: &mut Part, later: Part| {
+        // What comes behind a fault is of no use.
+        if whole.fault.is_none() {
+            whole.window.absorb(later.window);
+            whole.fault = later.fault;
         }
-        window.absorb(part.window);
+    };
+    let how = How { new: &Part::default, sink, merge: &merge };
+    let (Part { window, fault }, scanned) = scan_runs(segments, context, runs, how)?;
+    match fault {
+        Some(error) => Err(error.into()),
+        None => Ok((Window { start, end: scanned.end, ..window }, scanned)),
     }
-    window.end = scanned.end;
-    Ok((window, scanned))
 }
 
 fn note(window: &mut Window, record: &Record<'_>, body: &RecordBody, effect: &Effect, fork: Lsn) {
