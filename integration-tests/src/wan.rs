@@ -88,6 +88,7 @@ pub struct Wan {
     /// What went from the target to the source.
     pub up: Arc<Counters>,
     stop: Arc<AtomicBool>,
+    lifted: Arc<AtomicBool>,
     directions: Vec<JoinHandle<std::io::Result<()>>>,
 }
 
@@ -102,16 +103,22 @@ impl Wan {
         let near = end(source, SOURCE_ADDRESS, shape);
         let far = end(target, TARGET_ADDRESS, shape);
         let (down, up) = (Arc::<Counters>::default(), Arc::<Counters>::default());
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, lifted) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let carry =
             |from: &Arc<SyncDevice>, to: &Arc<SyncDevice>, counters: &Arc<Counters>, seed| {
                 let ends = (Arc::clone(from), Arc::clone(to));
-                let direction = Direction::new(ends, shape, Arc::clone(counters), seed);
+                let direction =
+                    Direction::new(ends, (shape, Arc::clone(&lifted)), Arc::clone(counters), seed);
                 let stop = Arc::clone(&stop);
                 std::thread::spawn(move || direction.carry(&stop))
             };
         let directions = vec![carry(&near, &far, &down, 0x5EED), carry(&far, &near, &up, 0xFEED)];
-        Self { source, target, down, up, stop, directions }
+        Self { source, target, down, up, stop, lifted, directions }
+    }
+
+    /// From now on it carries everything at once and loses nothing: what is measured is over.
+    pub fn lift(&self) {
+        self.lifted.store(true, Ordering::Relaxed);
     }
 }
 

@@ -76,7 +76,8 @@ impl Adapt {
     /// Learns what arrived in the last interval, in bytes a second, and what is left to come, in
     /// bytes of the same kind. How many connections there are to be, if that changes.
     pub fn observe(&mut self, rate: f64, left: f64) -> Option<usize> {
-        if self.settled || std::mem::take(&mut self.warming) {
+        // A source that sends nothing is not helped by more connections.
+        if self.settled || rate <= 0.0 || std::mem::take(&mut self.warming) {
             return None;
         }
         if let Some((fewer, before)) = self.before
@@ -125,6 +126,8 @@ mod tests {
         // The link is full with four, or with eight.
         assert_eq!(course(|_| 100.0, 1e9), [4, 8, 4]);
         assert_eq!(course(|n| n.min(8) as f64, 1e9), [4, 8, 16, 8]);
+        // Nothing comes.
+        assert_eq!(course(|_| 0.0, 1e9), [4]);
         // Almost done.
         assert_eq!(course(|n| n as f64, 5.0), [4]);
         assert_eq!(Adapt::new(Connections::Fixed(2), Duration::ZERO).observe(1.0, 1e9), None);

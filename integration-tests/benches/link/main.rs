@@ -165,6 +165,10 @@ impl Cell<'_> {
         start_quietly(&target);
         let consistent = measured.commit + since.elapsed().as_secs_f64();
         drop(load);
+        // What is left to catch up with is no part of it, and may be much for a lossy link.
+        if let Some(wan) = &wan {
+            wan.lift();
+        }
         oracle::verify_running(&target, &source);
         target.stop("fast");
         oracle::checksums(&target);

@@ -47,6 +47,8 @@ pub(super) struct Direction {
     from: Arc<SyncDevice>,
     to: Arc<SyncDevice>,
     shape: Shape,
+    /// Whether the shape counts no longer.
+    lifted: Arc<AtomicBool>,
     counters: Arc<Counters>,
     /// When everything queued will have left.
     free_at: Instant,
@@ -57,12 +59,12 @@ pub(super) struct Direction {
 impl Direction {
     pub(super) fn new(
         (from, to): (Arc<SyncDevice>, Arc<SyncDevice>),
-        shape: Shape,
+        (shape, lifted): (Shape, Arc<AtomicBool>),
         counters: Arc<Counters>,
         seed: u64,
     ) -> Self {
         let (free_at, on_the_way) = (Instant::now(), VecDeque::new());
-        Self { from, to, shape, counters, free_at, on_the_way, random: seed | 1 }
+        Self { from, to, shape, lifted, counters, free_at, on_the_way, random: seed | 1 }
     }
 
     /// Carries packets until told to stop.
@@ -105,21 +107,26 @@ impl Direction {
         let bytes = packet.len() as u64;
         self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.counters.packets.fetch_add(1, Ordering::Relaxed);
-        if self.chance() < self.shape.loss {
+        let lifted = self.lifted.load(Ordering::Relaxed);
+        if self.chance() < self.shape.loss && !lifted {
             self.counters.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let now = Instant::now();
         let waits = self.free_at.saturating_duration_since(now);
-        if waits > self.shape.time_of(self.shape.queue_bytes() as f64) {
+        if waits > self.shape.time_of(self.shape.queue_bytes() as f64) && !lifted {
             self.counters.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        self.free_at = now + waits + self.shape.time_of(bytes as f64);
+        let delay = if lifted { Duration::ZERO } else { self.shape.rtt / 2 };
+        self.free_at = match lifted {
+            true => now,
+            false => now + waits + self.shape.time_of(bytes as f64),
+        };
         let mut content = Vec::with_capacity(VIRTIO_NET_HDR_LEN + packet.len());
         content.resize(VIRTIO_NET_HDR_LEN, 0);
         content.extend_from_slice(packet);
-        self.on_the_way.push_back(Packet { arrives: self.free_at + self.shape.rtt / 2, content });
+        self.on_the_way.push_back(Packet { arrives: self.free_at + delay, content });
     }
 
     /// Hands over what is due.
