@@ -153,15 +153,15 @@ fn a_cut_link_goes_on_and_fetches_nothing_twice() {
     let plain = Rewind::new(&pair.a, &server, &pki).args(["-n"]).succeed();
     let planned: u64 = plain.field("pages").parse().expect("a number");
     let proxy = Proxy::new(server.port);
-    let running = Rewind::to(&pair.a, &proxy.address(), &pki).following(&pair.b).spawn();
-    // The WAL comes first, on the connection that asks questions.
-    while proxy.opened.load(Ordering::Relaxed) < 9 {
-        sleep(Duration::from_millis(10));
-    }
+    let rewind = Rewind::to(&pair.a, &proxy.address(), &pki).following(&pair.b);
+    let mut running = rewind.args(["--connections", "4"]).spawn();
+    running.wait_for("fetch");
+    let since = std::time::Instant::now();
     let mut cuts = 0;
     while cuts < 3 {
         let seen = proxy.carried.load(Ordering::Relaxed);
         while proxy.carried.load(Ordering::Relaxed) < seen + 700_000 {
+            assert!(since.elapsed() < Duration::from_secs(120), "the link carries nothing more");
             sleep(Duration::from_millis(10));
         }
         proxy.cut();
