@@ -40,6 +40,8 @@ pub struct Carriage {
     pub data: u64,
     /// WAL bytes before compression.
     pub wal: u64,
+    /// Payload bytes of the WAL that the source had announced; what it wrote since is not among them.
+    pub wal_payload: u64,
     /// Pages that arrived.
     pub pages: u64,
     /// Pages an earlier run that died had fetched.
@@ -146,9 +148,14 @@ impl Outcome {
             line(
                 "received",
                 format!(
-                    "{} bytes of data in {} frames, {} of page hashes, {} of WAL before \
-                     compression; {} reconnects",
-                    carried.data, carried.frames, carried.hashes, carried.wal, carried.reconnects
+                    "{} bytes of data, {} of page hashes, {} of WAL ({} before compression) in {} \
+                     frames; {} reconnects",
+                    carried.data,
+                    carried.hashes,
+                    carried.wal_payload,
+                    carried.wal,
+                    carried.frames,
+                    carried.reconnects
                 ),
             );
         }
@@ -196,6 +203,7 @@ impl Outcome {
             "bytes_data": self.carriage.data,
             "bytes_hashes": self.carriage.hashes,
             "bytes_wal": self.carriage.wal,
+            "bytes_wal_payload": self.carriage.wal_payload,
             "pages_received": self.carriage.pages,
             "pages_recovered": self.carriage.recovered,
             "frames": self.carriage.frames,

@@ -137,7 +137,11 @@ impl Sealing<'_> {
         let ((staged, mut follower), mut images) = {
             let (mut planned, mut fetch) = (pin!(planned), pin!(self.fetch(follower, now.end)));
             let (mut saved, mut fetched) = (None, None);
-            while saved.is_none() || fetched.is_none() {
+            loop {
+                match (fetched, saved) {
+                    (Some(fetched), Some(saved)) => break (fetched, saved),
+                    (one, other) => (fetched, saved) = (one, other),
+                }
                 tokio::select! {
                     images = &mut planned, if saved.is_none() => saved = Some(images?),
                     all = &mut fetch, if fetched.is_none() => match all? {
@@ -146,10 +150,6 @@ impl Sealing<'_> {
                         Fetched::Again(again) => return Ok(again),
                     },
                 }
-            }
-            match (fetched, saved) {
-                (Some(fetched), Some(saved)) => (fetched, saved),
-                _ => unreachable!("the loop ends when both are there"),
             }
         };
         steps.begin(Step::Seal);

@@ -127,12 +127,15 @@ impl Sealing<'_> {
         outcome.strategy = Some((self.choice.name, self.choice.why.clone()));
         outcome.totals = Totals::of(&self.plan);
         outcome.carriage.hashes = self.hash_bytes;
-        outcome.carriage.data = staged.carried.total();
+        let wal = staged.wal_payload_bytes;
+        outcome.carriage.data = staged.carried.total().saturating_sub(wal);
+        outcome.carriage.wal_payload = wal;
         outcome.carriage.frames = staged.carried.frames;
         outcome.carriage.pages = staged.notes.pages - staged.recovered_pages;
         outcome.carriage.recovered = staged.recovered_pages;
         outcome.carriage.reconnects = staged.carried.reconnects;
-        outcome.carriage.connections = staged.carried.payload_bytes.len();
+        let used = staged.carried.payload_bytes.iter().filter(|bytes| **bytes > 0);
+        outcome.carriage.connections = used.count();
         outcome.carriage.round_trips = self.session.waits();
         outcome.carriage.congestion_control.clone_from(&self.source.congestion_control);
         outcome.carriage.undo = manifest

@@ -85,6 +85,8 @@ pub struct Staged {
     pub packs: Vec<PackDigest>,
     /// What the connections carried.
     pub carried: Carried,
+    /// What of it was WAL: payload bytes.
+    pub wal_payload_bytes: u64,
 }
 
 /// The units of a plan, in the order of its files.
@@ -172,7 +174,8 @@ pub async fn fetch(
     let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
     let packs = std::mem::take(&mut *packs.lock().unwrap_or_else(PoisonError::into_inner));
     all.extend(packs.into_values());
-    Ok(Staged { notes, recovered_pages, packs: all, carried })
+    let wal_payload_bytes = wal.payload_bytes();
+    Ok(Staged { notes, recovered_pages, packs: all, carried, wal_payload_bytes })
 }
 
 fn staging_error(error: io::Error) -> RewindError {
@@ -191,7 +194,7 @@ struct PackSink {
 impl Sink for PackSink {
     fn receive(&mut self, frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
         if items.iter().any(is_wal) {
-            return self.wal.receive(items);
+            return self.wal.receive(frame, items);
         }
         self.writer.append(frame).map_err(staging_error)?;
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);

@@ -41,8 +41,7 @@ pub const UNIT_BYTES_MAX: u64 = 8 << 20;
 /// Entries in one message of a file list: enough to compress well.
 pub const LIST_BATCH_ENTRIES: usize = 4096;
 
-/// Bytes of such a message when decompressed: names are a few tens of bytes long, and a list of the
-/// longest ones possible does not come from a database.
+/// Bytes of such a message when decompressed; one with very long names has fewer entries.
 pub const LIST_BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// Entries a client takes in a file list: some gigabytes of memory. The largest clusters known have a

@@ -45,7 +45,7 @@ pub(crate) struct Packing {
 pub(crate) struct Sent {
     /// Time it took to make.
     pub(crate) busy: Duration,
-    /// Time until it was taken.
+    /// Time until it was taken, and in which it was not allowed to read.
     pub(crate) waited: Duration,
     /// Bytes at the level in use, and at the other if that was tried.
     pub(crate) packed: usize,
@@ -91,6 +91,7 @@ impl Level {
     pub(crate) fn packing(&self) -> Packing {
         let level = LEVELS.get(self.index).copied().filter(|_| self.send_plain == 0);
         let also = self.trying.and_then(|_| LEVELS.get(self.index + 1).copied());
+        let also = also.filter(|_| level.is_some());
         Packing { level, also }
     }
 
@@ -192,7 +193,7 @@ mod tests {
     fn what_does_not_shrink_is_not_tried_for_a_while() {
         let mut level = Level::new();
         frames(&mut level, PLAIN_SEEN, 10, |_| 1000);
-        assert_eq!(level.packing().level, None);
+        assert_eq!(level.packing(), Packing { level: None, also: None });
         frames(&mut level, PLAIN_SENT, 10, |_| 1000);
         assert_eq!(level.packing().level, Some(ZSTD_LEVEL));
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use data_dir::{Entry, EntryKind};
 use pg_format::relation::{is_oid, tablespace_version_directory};
 use pg_format::{DataPath, FileClass};
-use proto::limits::LIST_BATCH_ENTRIES;
+use proto::limits::{LIST_BATCH_BYTES_MAX, LIST_BATCH_ENTRIES};
 use proto::model::FileEntry;
 use proto::service::{ListPart, PackedEntries};
 use proto::{Reason, Refusal};
@@ -14,6 +14,9 @@ use tokio::sync::mpsc::Sender;
 
 use crate::node;
 use crate::served::Served;
+
+/// What an entry takes beside its path, at most.
+const ENTRY_BYTES: usize = 32;
 
 /// Sends every file that may be asked for and every directory, in batches, and says at the end that
 /// it is the end. Blocks.
@@ -26,6 +29,7 @@ pub(crate) fn list(
     let version = tablespace_version_directory(control.major, control.catalog_version);
     let served = Served::new(&directory, version.clone());
     let mut batch = Vec::with_capacity(LIST_BATCH_ENTRIES);
+    let mut batch_bytes = 0;
     let mut visit = |entry: Entry| {
         let bytes = match entry.kind {
             EntryKind::Directory { .. } if Served::lists_directory(&entry.path) => None,
@@ -51,8 +55,11 @@ pub(crate) fn list(
                 return Ok(());
             }
         };
+        batch_bytes += entry.path.as_str().len() + ENTRY_BYTES;
         batch.push(FileEntry { path: entry.path, bytes });
-        if batch.len() == LIST_BATCH_ENTRIES {
+        // No entry is as long as what is kept free.
+        if batch.len() == LIST_BATCH_ENTRIES || batch_bytes > LIST_BATCH_BYTES_MAX / 2 {
+            batch_bytes = 0;
             let full = std::mem::replace(&mut batch, Vec::with_capacity(LIST_BATCH_ENTRIES));
             let packed = PackedEntries::new(full).map_err(io::Error::other)?;
             batches

@@ -39,6 +39,8 @@ pub(crate) struct Output {
     level: Level,
     /// When the last frame was taken.
     last_frame: Instant,
+    /// Time since then in which nothing more might be read.
+    held_back: Duration,
 }
 
 impl Output {
@@ -48,14 +50,17 @@ impl Output {
         session: Arc<Session>,
     ) -> Self {
         let encoder = FrameEncoder::new();
-        Self { encoder, frames, rates, session, level: Level::new(), last_frame: Instant::now() }
+        let (level, last_frame, held_back) = (Level::new(), Instant::now(), Duration::ZERO);
+        Self { encoder, frames, rates, session, level, last_frame, held_back }
     }
 
     /// Notes bytes that were read, and waits until so many may be.
-    pub(crate) fn read(&self, kind: &'static str, bytes: u64) {
+    pub(crate) fn read(&mut self, kind: &'static str, bytes: u64) {
         self.session.served(kind, bytes);
         if let Some(rates) = &self.rates {
+            let since = Instant::now();
             rates.disk.wait(usize::try_from(bytes).unwrap_or(usize::MAX));
+            self.held_back += since.elapsed();
         }
     }
 
@@ -82,7 +87,8 @@ impl Output {
             return Err(gone());
         }
         let made = Instant::now();
-        let busy = made.duration_since(self.last_frame);
+        let held_back = std::mem::take(&mut self.held_back);
+        let busy = made.duration_since(self.last_frame).saturating_sub(held_back);
         let (bytes, shrank) = (frame.payload.len(), frame.codec != Codec::Plain);
         if let Some(rates) = &self.rates {
             rates.wire.wait(bytes);
@@ -98,7 +104,7 @@ impl Output {
         }
         self.last_frame = Instant::now();
         let (packed, also) = self.encoder.sizes();
-        self.level.note(Sent { busy, waited: made.elapsed(), packed, also, shrank });
+        self.level.note(Sent { busy, waited: made.elapsed() + held_back, packed, also, shrank });
         let Packing { level, also } = self.level.packing();
         self.encoder.pack(level, also);
         Ok(())

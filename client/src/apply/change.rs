@@ -4,6 +4,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use data_dir::DataDir;
 use pg_format::DataPath;
@@ -48,8 +49,37 @@ impl<'a> Change<'a> {
 }
 
 /// What is left when both ways are blocked.
-pub(super) const NO_WAY_OUT: &str = ", and the other way is closed too: make the files in .pgrejoin or the staging directory readable \
-     again, or make a new base backup";
+pub(super) const NO_WAY_OUT: &str = ", and the other way is closed too: make the files in .pgrejoin \
+                                     or the staging directory readable again, or make a new base \
+                                     backup";
+
+/// Works on all `items` in so many threads at most. After the first error, which is returned, no item is
+/// begun, and the work on others can see that there was one.
+pub(super) fn in_parallel<T: Sync>(
+    items: &[T],
+    threads: usize,
+    work: &(dyn Fn(&T, &AtomicBool) -> Result<(), RewindError> + Sync),
+) -> Result<(), RewindError> {
+    let waiting = Mutex::new(items.iter());
+    let fault: Mutex<Option<RewindError>> = Mutex::new(None);
+    let failed = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(items.len()) {
+            scope.spawn(|| {
+                while !failed.load(Ordering::Relaxed) {
+                    let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some(item) = next else { return };
+                    if let Err(error) = work(item, &failed) {
+                        let mut fault = fault.lock().unwrap_or_else(PoisonError::into_inner);
+                        fault.get_or_insert(error);
+                        failed.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    fault.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
 
 /// An error while the target is being changed.
 pub(super) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RewindError {

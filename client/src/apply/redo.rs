@@ -5,13 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pg_format::{BLOCK_BYTES, DataPath, FileClass};
 use proto::fetch::{Item, ItemBody, PageContent};
 
-use super::change::{Change, failed, sync_directories};
+use super::change::{Change, failed, in_parallel, sync_directories};
 use super::disk::{Disk, beside, remove_tree, replace_file};
 use super::manifest::PackDigest;
 use super::{pack, pg_wal, state, void};
@@ -269,37 +269,30 @@ impl Change<'_> {
     fn write(&self) -> Result<(), RewindError> {
         let total: u64 = self.manifest.packs.iter().map(|pack| pack.bytes).sum();
         let done = AtomicU64::new(0);
-        let waiting = Mutex::new(self.manifest.packs.iter());
-        let fault: Mutex<Option<RewindError>> = Mutex::new(None);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        std::thread::scope(|scope| {
-            for _ in 0..threads.min(self.manifest.packs.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let next = waiting.lock().ok().and_then(|mut waiting| waiting.next());
-                        let Some(digest) = next else { return };
-                        if let Err(error) = self.write_pack(digest) {
-                            if let Ok(mut fault) = fault.lock() {
-                                fault.get_or_insert(error);
-                            }
-                            return;
-                        }
-                        let bytes = done.fetch_add(digest.bytes, Ordering::Relaxed) + digest.bytes;
-                        self.monitor.progress(bytes, total);
-                    }
-                });
-            }
+        let written = in_parallel(&self.manifest.packs, threads, &|digest, others_failed| {
+            self.write_pack(digest, others_failed)?;
+            let bytes = done.fetch_add(digest.bytes, Ordering::Relaxed) + digest.bytes;
+            self.monitor.progress(bytes, total);
+            Ok(())
         });
         self.go_on()?;
-        fault.into_inner().ok().flatten().map_or(Ok(()), Err)
+        written
     }
 
-    fn write_pack(&self, digest: &PackDigest) -> Result<(), RewindError> {
+    fn write_pack(
+        &self,
+        digest: &PackDigest,
+        others_failed: &AtomicBool,
+    ) -> Result<(), RewindError> {
         let name = state::pack(&digest.name);
         let unreadable = failed(format!("could not read {name}"));
         let file = self.disk.open(&name).map_err(unreadable)?;
         let read = pack::read(file, digest, &mut |items| {
             self.not_stopped()?;
+            if others_failed.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             items.iter().try_for_each(|item| self.write_item(item))
         });
         read.map_err(|error| {
@@ -413,31 +406,13 @@ impl Change<'_> {
 
     /// Makes files durable, and what was written to others before.
     pub(super) fn sync_files(&self, paths: &[DataPath]) -> Result<(), RewindError> {
-        let waiting = Mutex::new(paths.iter());
-        let fault: Mutex<Option<RewindError>> = Mutex::new(None);
-        std::thread::scope(|scope| {
-            for _ in 0..SYNC_THREADS.min(paths.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let next = waiting.lock().ok().and_then(|mut waiting| waiting.next());
-                        let Some(path) = next else { return };
-                        if self.stop.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        if let Err(error) = self.disk.sync_file(path)
-                            && let Ok(mut fault) = fault.lock()
-                        {
-                            let what = format!("could not make {path} durable");
-                            fault.get_or_insert(failed(what)(error));
-                        }
-                    }
-                });
-            }
+        let synced = in_parallel(paths, SYNC_THREADS, &|path, _| {
+            self.go_on()?;
+            let synced = self.disk.sync_file(path);
+            synced.map_err(failed(format!("could not make {path} durable")))
         });
         self.go_on()?;
-        if let Some(fault) = fault.into_inner().ok().flatten() {
-            return Err(fault);
-        }
+        synced?;
         // A write that failed after its file was closed shows here alone.
         let synced = self.disk.sync_all();
         synced.map_err(failed("could not make the target's file systems durable"))

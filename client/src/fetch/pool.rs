@@ -81,6 +81,7 @@ pub(super) struct Shared {
     pub(super) limit: AtomicUsize,
     /// Payload bytes over all connections.
     received: AtomicU64,
+    /// What the units cost, and what of it has come.
     done_bytes: AtomicU64,
     total_bytes: u64,
     /// Units there were, and those that came to their end.
@@ -371,18 +372,20 @@ impl Worker {
                     let message = "the source sent a frame with nothing in it";
                     return Err(RewindError::new(Class::Other, message));
                 }
-                {
+                let done = {
                     let mut outstanding = lock(&outstanding);
+                    let before = outstanding.cost();
                     for item in &items {
                         outstanding.receive(item).map_err(|error| invalid(&error))?;
                         if matches!(item.body, ItemBody::End { .. }) {
                             shared.ended.fetch_add(1, Ordering::Relaxed);
                         }
                     }
-                }
+                    before.saturating_sub(outstanding.cost())
+                };
                 sink.receive(frame, &items)?;
                 shared.frames.fetch_add(1, Ordering::Relaxed);
-                shared.progressed(u64::from(frame.batch_bytes));
+                shared.progressed(done);
                 Ok(())
             };
             let mut result = Ok(());

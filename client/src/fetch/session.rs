@@ -45,8 +45,8 @@ pub struct Link {
 pub struct Buffers {
     /// Bytes on their way to us, over all connections.
     pub receive_bytes: u32,
-    /// Frames of each connection that were received and not looked at: with a batch of at most 2 MiB
-    /// the sum over all connections stays inside the receive budget.
+    /// Frames of each connection that were received and not looked at. With the one in work and 2 MiB
+    /// at most in each, sixteen connections have the receive budget once more in memory.
     pub frames: usize,
     /// Messages with requests of each connection that were made and not sent.
     pub requests: usize,
@@ -54,7 +54,7 @@ pub struct Buffers {
 
 impl Default for Buffers {
     fn default() -> Self {
-        Self { receive_bytes: RECEIVE_BUDGET_BYTES, frames: 4, requests: 4 }
+        Self { receive_bytes: RECEIVE_BUDGET_BYTES, frames: 2, requests: 4 }
     }
 }
 
@@ -63,6 +63,9 @@ impl Default for Buffers {
 pub struct Session {
     source: Arc<SourceAddress>,
     link: Link,
+    /// The link's round trip, as the first connection met it: how many connections there are and what
+    /// each may receive follows from it and must not change.
+    round_trip: Duration,
     control: Connection,
     rate: Option<Arc<RateLimit>>,
     /// What the source was at first; every connection must reach the same life of the same node.
@@ -111,7 +114,9 @@ impl Session {
         let rate = max_rate.map(|rate| Arc::new(RateLimit::new(rate)));
         let spare = Arc::new(Mutex::new(spare));
         let waits = Arc::new(AtomicU32::new(WAITS_TO_BEGIN));
-        Ok((Self { source, link, control, rate, first, spare, waits }, description))
+        let round_trip = control.round_trip;
+        let session = Self { source, link, round_trip, control, rate, first, spare, waits };
+        Ok((session, description))
     }
 
     /// The same for a run that has begun: a source between two roles is waited for.
@@ -144,7 +149,7 @@ impl Session {
 
     /// The link's round trip, as the first connection met it.
     pub fn round_trip(&self) -> Duration {
-        self.control.round_trip
+        self.round_trip
     }
 
     /// Notes that nothing else was done while an answer was on its way.

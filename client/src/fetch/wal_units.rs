@@ -2,11 +2,13 @@
 //! to its place in staging in any order.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use pg_format::WalSegmentSize;
 use pg_format::wal::SegmentName;
 use proto::fetch::{Item, ItemBody, Unit, UnitKind};
+use proto::frame::Frame;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::disk::Disk;
@@ -42,6 +44,7 @@ pub struct WalUnits {
     /// Whether nothing more is written: the files may be those of another attempt by then.
     closed: RwLock<bool>,
     complete: CancellationToken,
+    payload_bytes: AtomicU64,
 }
 
 impl WalUnits {
@@ -65,7 +68,8 @@ impl WalUnits {
             complete.cancel();
         }
         let closed = RwLock::new(false);
-        (units, Arc::new(Self { disk, size, left: Mutex::new(left), closed, complete }))
+        let (left, payload_bytes) = (Mutex::new(left), AtomicU64::new(0));
+        (units, Arc::new(Self { disk, size, left, closed, complete, payload_bytes }))
     }
 
     /// Waits until all of it has arrived.
@@ -78,8 +82,14 @@ impl WalUnits {
         *self.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
-    /// Takes replies of a frame that holds nothing but WAL.
-    pub fn receive(&self, items: &[Item]) -> Result<(), RewindError> {
+    /// Bytes that arrived, as they travelled.
+    pub fn payload_bytes(&self) -> u64 {
+        self.payload_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Takes a frame that holds nothing but WAL.
+    pub fn receive(&self, frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
+        self.payload_bytes.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
         let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
         if *closed {
             return Err(RewindError::new(Class::Interrupted, "the attempt is over"));
