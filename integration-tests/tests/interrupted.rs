@@ -103,21 +103,27 @@ fn a_run_terminated_while_it_changes_the_target_says_so_and_the_next_one_finishe
     oracle::verify(&target, &pair.b);
 }
 
+/// An unfinished target into which somebody has put the old `pg_control` back.
+fn interrupted_with_control(pair: &Pair, server: &Server, pki: &Pki) -> Node {
+    let (target, _) = interrupted(pair, server, pki, Signal::KILL);
+    let control = target.data.join("global/pg_control");
+    fs::copy(pair.a.data.join("global/pg_control"), &control).expect("copied");
+    target.user.own(&control);
+    target
+}
+
 /// An operator's helping hand: with the old `pg_control` back PostgreSQL would start from a mixture.
 #[test]
 fn a_control_file_put_back_is_found_and_nothing_is_thrown_away() {
     let pair = fork_with_much_to_change();
     let pki = Pki::new(pair.home.path());
     let server = Server::start(&pair.b, &pki);
-    let (target, _) = interrupted(&pair, &server, &pki, Signal::KILL);
-    let control = target.data.join("global/pg_control");
-    fs::copy(pair.a.data.join("global/pg_control"), &control).expect("copied");
-    target.user.own(&control);
+    let target = interrupted_with_control(&pair, &server, &pki);
     let status = state_command("status", &target);
     assert!(status.text.contains("somebody put a pg_control back"), "{}", status.text);
     Rewind::new(&target, &server, &pki).refuse(8, "remove global/pg_control");
     assert_eq!(state_command("resume", &target).code, 8);
-    fs::remove_file(&control).expect("removed");
+    fs::remove_file(target.data.join("global/pg_control")).expect("removed");
     let resumed = state_command("resume", &target);
     assert_eq!(resumed.code, 0, "{}", resumed.text);
     oracle::verify(&target, &pair.b);
@@ -196,10 +202,7 @@ fn a_server_that_ran_on_a_mixture_is_told_and_nothing_is_promised() {
     let pair = fork_with_much_to_change();
     let pki = Pki::new(pair.home.path());
     let server = Server::start(&pair.b, &pki);
-    let (target, _) = interrupted(&pair, &server, &pki, Signal::KILL);
-    let control = target.data.join("global/pg_control");
-    fs::copy(pair.a.data.join("global/pg_control"), &control).expect("copied");
-    target.user.own(&control);
+    let target = interrupted_with_control(&pair, &server, &pki);
     drop(fs::remove_file(target.data.join("postmaster.pid")));
     drop(fs::remove_file(target.data.join("backup_label")));
     assert!(target.try_start(), "{}", target.log_tail());
