@@ -53,7 +53,7 @@ fuzz:
 # PGREJOIN_BENCH_LINKS, _FORKS, _SOURCES, _TOOLS, _ROUNDS, _SCALE, _MAJOR choose something else
 # (benches/link/settings.rs has the names).
 bench:
-	scripts/get-postgres.sh 15
+	scripts/get-postgres.sh 15 $(PGREJOIN_BENCH_MAJOR)
 	scripts/need-bench-tools.sh
 	cargo build --release --workspace --bins
 	cargo bench -p integration-tests --bench link

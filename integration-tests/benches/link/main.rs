@@ -40,6 +40,8 @@ struct Run {
     /// Bytes on the link, up to the tool's end.
     down: u64,
     up: u64,
+    /// Bytes down that were lost, at random or for want of room in the queue, and sent again.
+    again: u64,
 }
 
 fn main() {
@@ -98,9 +100,9 @@ fn name_of(shape: Shape) -> String {
 
 fn head() {
     println!(
-        "| fork | source | link | tool | seal s | commit s | range | consistent s | commit ratio | consistent ratio | down MB | up MB | bytes ratio | fetch s | 1.2 B/R + 8 RTT | round trips | connections | client cpu s | source cpu s | client MB | source MB | written MB | extra MB |"
+        "| fork | source | link | tool | seal s | commit s | range | consistent s | commit ratio | consistent ratio | down MB | up MB | of it lost MB | WAL MB | pages and files MB | bytes ratio | fetch s | 1.2 B/R + 8 RTT | round trips | connections | client cpu s | source cpu s | client MB | source MB | written MB | extra MB |"
     );
-    println!("{}", "|---".repeat(23) + "|");
+    println!("{}", "|---".repeat(26) + "|");
 }
 
 /// A fork on a link.
@@ -159,8 +161,9 @@ impl Cell<'_> {
         let (pki, tls) = (self.pki, self.settings.tls());
         let place = Place { target: &target, source: &source, address, pki, tls };
         let before = carried(wan.as_ref());
+        let lost = || wan.as_ref().map_or(0, |wan| wan.down.lost_bytes.load(Ordering::Relaxed));
         let measured = tool.run(&place);
-        let after = carried(wan.as_ref());
+        let (after, again) = (carried(wan.as_ref()), lost());
         let since = Instant::now();
         start_quietly(&target);
         let consistent = measured.commit + since.elapsed().as_secs_f64();
@@ -177,7 +180,7 @@ impl Cell<'_> {
             fs::remove_dir_all(&node.socket).expect("removed");
         }
         let (down, up) = (after.0 - before.0, after.1 - before.1);
-        Run { measured, consistent, down, up }
+        Run { measured, consistent, down, up, again }
     }
 }
 
@@ -214,11 +217,15 @@ struct Medians {
     fetch: Option<f64>,
     round_trips: Option<f64>,
     connections: Option<f64>,
+    /// Payload of WAL, and of pages and files.
+    wal: Option<f64>,
+    data: Option<f64>,
     commit: f64,
     range: (f64, f64),
     consistent: f64,
     down: f64,
     up: f64,
+    again: f64,
     client_cpu: f64,
     source_cpu: f64,
     client_peak: f64,
@@ -252,11 +259,14 @@ impl Medians {
                 .then(|| median(&|run| steps(run).unwrap_or(0.0))),
             round_trips: reported("round_trips"),
             connections: reported("connections"),
+            wal: reported("bytes_wal_payload"),
+            data: reported("bytes_data"),
             commit: median(&|run| run.measured.commit),
             range: (commits[0], commits[commits.len() - 1]),
             consistent: median(&|run| run.consistent),
             down: median(&|run| run.down as f64),
             up: median(&|run| run.up as f64),
+            again: median(&|run| run.again as f64),
             client_cpu: median(&|run| run.measured.client_cpu),
             source_cpu: median(&|run| run.measured.source_cpu),
             client_peak: median(&|run| run.measured.client_peak as f64),
@@ -272,10 +282,13 @@ impl Medians {
         let (seal, fetch) = (shown(self.seal), shown(self.fetch));
         let whole =
             |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.0}"));
+        let megabytes =
+            |bytes: Option<f64>| bytes.map_or("-".to_owned(), |b| format!("{:.1}", b / 1e6));
+        let (wal, data) = (megabytes(self.wal), megabytes(self.data));
         let (trips, connections) = (whole(self.round_trips), whole(self.connections));
         let bytes = (self.down + self.up) / (first.down + first.up);
         format!(
-            "{seal} | {:.2} | {:.2}-{:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} | {bytes:.3} | {fetch} | {link} | {trips} | {connections} | {:.2} | {:.2} | {:.0} | {:.0} | {:.1} | {:.1}",
+            "{seal} | {:.2} | {:.2}-{:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} | {:.1} | {wal} | {data} | {bytes:.3} | {fetch} | {link} | {trips} | {connections} | {:.2} | {:.2} | {:.0} | {:.0} | {:.1} | {:.1}",
             self.commit,
             self.range.0,
             self.range.1,
@@ -284,6 +297,7 @@ impl Medians {
             self.consistent / first.consistent,
             self.down / 1e6,
             self.up / 1e6,
+            self.again / 1e6,
             self.client_cpu,
             self.source_cpu,
             self.client_peak / 1e6,

@@ -51,36 +51,38 @@ pub(crate) fn compare(major: u32) {
     );
 }
 
-fn our_scan(data: &Path, start: &str) -> f64 {
+/// Seconds it takes to read a node's WAL in some way.
+fn seconds(data: &Path, read: impl FnOnce(&DataDir, &LocalWal<'_>)) -> f64 {
     let directory = DataDir::open(data).expect("data directory");
     let control = directory.control().expect("pg_control").file;
     let history = directory.history(control.timeline()).expect("history");
     let context = wal_context(&control);
     let wal = LocalWal { directory: &directory, history: &history, context };
-    let start = Start::Record(start.parse().expect("LSN"));
     let since = Instant::now();
-    let mut blocks = 0;
-    scan(&wal, context, start, &mut |_, body| {
-        blocks += body.blocks.len();
-        ControlFlow::Continue(())
-    })
-    .expect("scanned");
-    assert!(blocks > 0);
+    read(&directory, &wal);
     since.elapsed().as_secs_f64()
+}
+
+fn our_scan(data: &Path, start: &str) -> f64 {
+    let start = Start::Record(start.parse().expect("LSN"));
+    seconds(data, |_, wal| {
+        let mut blocks = 0;
+        let scanned = scan(wal, wal.context, start, &mut |_, body| {
+            blocks += body.blocks.len();
+            ControlFlow::Continue(())
+        });
+        scanned.expect("scanned");
+        assert!(blocks > 0);
+    })
 }
 
 /// As a rewind reads it: everything the plan needs, on all processors.
 fn window_scan(data: &Path, start: &str) -> f64 {
-    let directory = DataDir::open(data).expect("data directory");
-    let control = directory.control().expect("pg_control").file;
-    let history = directory.history(control.timeline()).expect("history");
-    let context = wal_context(&control);
-    let wal = LocalWal { directory: &directory, history: &history, context };
-    let names = directory.wal_segments(context.segment_size).expect("segments");
-    let last = names.iter().map(|name| name.number).max().expect("a segment");
-    let since = Instant::now();
     let start = start.parse().expect("LSN");
-    let (window, _) = scan_window(&wal, context, start, (start, last)).expect("scanned");
-    assert!(!window.pages.is_empty());
-    since.elapsed().as_secs_f64()
+    seconds(data, |directory, wal| {
+        let names = directory.wal_segments(wal.context.segment_size).expect("segments");
+        let last = names.iter().map(|name| name.number).max().expect("a segment");
+        let (window, _) = scan_window(wal, wal.context, start, (start, last)).expect("scanned");
+        assert!(!window.pages.is_empty());
+    })
 }

@@ -122,7 +122,11 @@ impl Settings {
             extremes: number("EXTREMES", "1", "0") > 0,
             workloads: pick(&workloads, &WORKLOADS.map(|workload| (workload.name, workload))),
             states: named(&states, &SourceState::ALL),
-            links: links.iter().map(|link| Link::parse(link)).collect(),
+            links: links
+                .iter()
+                .map(|link| Link::parse(link))
+                .filter(|link| can_be_made(*link))
+                .collect(),
             tools: named(&tools, &TOOLS),
         }
     }
@@ -143,8 +147,8 @@ impl Settings {
 
     /// What the figures depend on.
     pub(crate) fn print(&self) {
-        if !self.wans().is_empty() && !rustix::process::geteuid().is_root() {
-            println!("Emulated links take root: only the loopback can be measured as this user.");
+        if !rustix::process::geteuid().is_root() {
+            println!("Emulated links take root: only the loopback is measured as this user.");
         }
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let tls = if self.tls() { "over TLS" } else { "without TLS, which its build has not" };
@@ -172,6 +176,11 @@ impl Settings {
         }
         println!();
     }
+}
+
+/// Namespaces and TUN devices take root.
+fn can_be_made(link: Link) -> bool {
+    matches!(link, Link::Loopback) || rustix::process::geteuid().is_root()
 }
 
 fn variable(name: &str) -> Option<String> {

@@ -28,12 +28,8 @@ const PACKET_BYTES_MAX: usize = 2048;
 pub struct Counters {
     /// Bytes of packets that entered the link, TCP/IP headers included.
     pub bytes: AtomicU64,
-    /// Packets that entered it.
-    pub packets: AtomicU64,
-    /// Packets lost at random.
-    pub lost: AtomicU64,
-    /// Packets the queue had no room for.
-    pub dropped: AtomicU64,
+    /// Bytes of packets lost at random, or that the queue had no room for.
+    pub lost_bytes: AtomicU64,
 }
 
 /// A packet on its way, behind room for the device's header.
@@ -106,16 +102,15 @@ impl Direction {
     fn take(&mut self, packet: &[u8]) {
         let bytes = packet.len() as u64;
         self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.counters.packets.fetch_add(1, Ordering::Relaxed);
         let lifted = self.lifted.load(Ordering::Relaxed);
         if self.chance() < self.shape.loss && !lifted {
-            self.counters.lost.fetch_add(1, Ordering::Relaxed);
+            self.counters.lost_bytes.fetch_add(bytes, Ordering::Relaxed);
             return;
         }
         let now = Instant::now();
         let waits = self.free_at.saturating_duration_since(now);
         if waits > self.shape.time_of(self.shape.queue_bytes() as f64) && !lifted {
-            self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+            self.counters.lost_bytes.fetch_add(bytes, Ordering::Relaxed);
             return;
         }
         let delay = if lifted { Duration::ZERO } else { self.shape.rtt / 2 };
