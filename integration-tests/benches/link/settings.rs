@@ -114,7 +114,7 @@ impl Settings {
         ));
         Self {
             major: small("MAJOR", "15", "15"),
-            rounds: small("ROUNDS", "3", "2") as usize,
+            rounds: small("ROUNDS", "3", "1") as usize,
             scale: small("SCALE", "1", "1"),
             validate: number("VALIDATE", "10", "4"),
             scan: number("SCAN", "1", "1") > 0,
