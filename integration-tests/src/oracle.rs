@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::client::Rewind;
 use crate::cluster::{Install, Node};
+use crate::hints;
 use crate::server::{Pki, Server};
 use crate::user::run;
 
@@ -119,19 +120,21 @@ fn check_indexes(node: &Node) {
 }
 
 /// Stops both, the source first so that the result has all of its WAL, and compares what is on
-/// disk: every main-fork page of every permanent relation must have the same LSN.
-pub fn compare_stopped(result: &Node, source: &Node) {
+/// disk: every main-fork page of every permanent relation must have the same LSN, or one that a hint
+/// gave it ([`hints::logged_twice`]). Returns how many of the latter there are.
+pub fn compare_stopped(result: &Node, source: &Node) -> usize {
     let gist = sorted_builds(source);
     source.stop("fast");
     let end = checkpoint_lsn(source);
     result.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{end}'"));
     result.stop("fast");
-    compare_pages(&result.data, &source.data, &gist);
+    let logged_twice = compare_pages(result, source, &gist);
     for node in [result, source] {
         if control(node).has_checksums() {
             checksums(node);
         }
     }
+    logged_twice
 }
 
 /// Right after a rewind by *fork* from a stopped source, before the result is started: a dry run by
@@ -149,7 +152,8 @@ pub fn only_replay_rebuilds_differences(result: &Node, server: &Server, pki: &Pk
     assert_eq!(dry.field("result"), "would_rewind", "{}", dry.text);
     let start = label.lines().find_map(|line| line.strip_prefix("START WAL LOCATION: "));
     let start = start.and_then(|rest| rest.split(' ').next()?.parse::<Lsn>().ok());
-    let rebuilt = first_references(&copy, start.expect("a start of replay"));
+    let start = start.expect("a start of replay");
+    let rebuilt = first_references(&copy, start);
     for change in dry.events("planned") {
         let path = DataPath::new(change["path"].as_str().expect("a path")).expect("plain");
         let action = change["action"].as_str().expect("an action");
@@ -162,7 +166,10 @@ pub fn only_replay_rebuilds_differences(result: &Node, server: &Server, pki: &Pk
                 for block in blocks_of(&change) {
                     match rebuilt.get(&(segment, block)) {
                         Some(rebuilds) => assert!(rebuilds, "block {block} of {path} stays wrong"),
-                        None => assert_differ_in_hints(&copy.data, &server.data, &path, block),
+                        None => {
+                            let nodes = (&*copy.data, &*server.data);
+                            hints::assert_differ_in_hints(nodes, (&path, block), start);
+                        }
                     }
                 }
             }
@@ -172,57 +179,6 @@ pub fn only_replay_rebuilds_differences(result: &Node, server: &Server, pki: &Pk
         }
     }
     fs::remove_dir_all(&copy.socket).expect("removed");
-}
-
-fn assert_differ_in_hints(ours: &Path, theirs: &Path, path: &DataPath, block: u32) {
-    let page = |data: &Path| {
-        let file = fs::read(data.join(path.as_str())).expect("file");
-        let start = block as usize * BLOCK_SIZE;
-        file[start..start + BLOCK_SIZE].to_vec()
-    };
-    let (ours, theirs) = (page(ours), page(theirs));
-    let lsn = |page: &[u8]| Page::new(page).map(Page::lsn);
-    assert_eq!(lsn(&ours), lsn(&theirs), "block {block} of {path} stays at another LSN");
-    let (ours, theirs) = (without_hints(ours), without_hints(theirs));
-    let at: Vec<_> = (0..BLOCK_SIZE).filter(|at| ours[*at] != theirs[*at]).collect();
-    assert!(at.is_empty(), "block {block} of {path} stays wrong at bytes {at:?}");
-}
-
-/// A page with everything taken out that may differ between nodes that replayed the same WAL
-/// (`heap_mask`): checksum, flags and prune hint of the page, what lies in its hole, flags of line
-/// pointers, and of heap tuples the hint bits and the command id, which replay does not know.
-fn without_hints(mut page: Vec<u8>) -> Vec<u8> {
-    let word = |page: &[u8], at: usize| usize::from(u16::from_le_bytes([page[at], page[at + 1]]));
-    page[8..12].fill(0);
-    page[20..24].fill(0);
-    // An SP-GiST metapage remembers pages with room, for speed alone (`SpGistUpdateMetaPage`).
-    if page[24..28] == 0xBA0B_ABEE_u32.to_le_bytes() {
-        page[28..92].fill(0);
-    }
-    let (lower, upper) = (word(&page, 12), word(&page, 14));
-    let is_heap = word(&page, 16) == BLOCK_SIZE;
-    if lower <= upper && upper <= BLOCK_SIZE {
-        page[lower..upper].fill(0);
-    }
-    // Tuples are aligned, and what lies between them is nobody's.
-    let mut gaps = page.clone();
-    for pointer in (24..lower.min(BLOCK_SIZE)).step_by(4) {
-        // 15 bits of offset, 2 of flags, 15 of length.
-        let bits: [u8; 4] = page[pointer..pointer + 4].try_into().expect("four bytes");
-        let bits = u32::from_le_bytes(bits);
-        let (offset, length) = ((bits & 0x7FFF) as usize, bits >> 17);
-        if is_heap && length >= 23 {
-            // HEAP_XMIN_COMMITTED to HEAP_XMAX_INVALID.
-            page[offset + 21] &= 0xF0;
-            page[offset + 8..offset + 12].fill(0);
-            gaps[offset..offset + length as usize].fill(0);
-        }
-        page[pointer..pointer + 4].copy_from_slice(&(bits & !0x1_8000).to_le_bytes());
-    }
-    if is_heap {
-        page.iter_mut().zip(&gaps).skip(upper).for_each(|(byte, gap)| *byte ^= gap);
-    }
-    page
 }
 
 fn blocks_of(change: &Value) -> Vec<u32> {
@@ -255,7 +211,7 @@ fn first_references(node: &Node, start: Lsn) -> BTreeMap<(RelationSegment, u32),
     first
 }
 
-fn control(node: &Node) -> pg_format::ControlFile {
+pub(crate) fn control(node: &Node) -> pg_format::ControlFile {
     let bytes = fs::read(node.data.join("global/pg_control")).expect("pg_control");
     pg_format::ControlFile::parse(&bytes).expect("pg_control parses")
 }
@@ -332,13 +288,13 @@ fn relations(data: &Path) -> Relations {
     all
 }
 
-fn compare_pages(ours: &Path, theirs: &Path, gist: &BTreeSet<String>) {
-    let (our_files, their_files) = (relations(ours), relations(theirs));
-    let mut wrong = Vec::new();
+fn compare_pages(result: &Node, source: &Node, gist: &BTreeSet<String>) -> usize {
+    let (our_files, their_files) = (relations(&result.data), relations(&source.data));
+    let (mut wrong, mut logged_twice) = (Vec::new(), 0);
     for name in our_files.keys().chain(their_files.keys()).collect::<BTreeSet<_>>() {
         let read = |files: &Relations| files.get(name).map(|path| fs::read(path).expect("file"));
         let (a, b) = (read(&our_files).unwrap_or_default(), read(&their_files).unwrap_or_default());
-        if a.len() != b.len() {
+        if a.len() != b.len() && !hints::is_unlogged_tail(b.get(a.len()..)) {
             wrong.push(format!("{name}: {} bytes, {} on the source", a.len(), b.len()));
             continue;
         }
@@ -346,9 +302,16 @@ fn compare_pages(ours: &Path, theirs: &Path, gist: &BTreeSet<String>) {
         if gist.contains(first) {
             continue;
         }
-        for (block, (a, b)) in a.chunks(BLOCK_SIZE).zip(b.chunks(BLOCK_SIZE)).enumerate() {
+        let segment = RelationSegment::parse(&DataPath::new(name.as_str()).expect("plain"));
+        let segment = segment.expect("a relation");
+        for (block, (a, b)) in (0_u32..).zip(a.chunks(BLOCK_SIZE).zip(b.chunks(BLOCK_SIZE))) {
             let lsn = |page: &[u8]| Page::new(page).map(Page::lsn);
-            if lsn(a) != lsn(b) {
+            if lsn(a) == lsn(b) {
+                continue;
+            }
+            if hints::logged_twice(result, (segment, block), (a, b)) {
+                logged_twice += 1;
+            } else {
                 wrong.push(format!(
                     "{name} block {block}: {:?}, {:?} on the source",
                     lsn(a),
@@ -358,6 +321,7 @@ fn compare_pages(ours: &Path, theirs: &Path, gist: &BTreeSet<String>) {
         }
     }
     assert!(wrong.is_empty(), "{} pages differ: {:?}", wrong.len(), &wrong[..wrong.len().min(10)]);
+    logged_twice
 }
 
 fn prepared_transactions(node: &Node) -> String {
