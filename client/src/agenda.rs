@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use data_dir::window::Window;
 use pg_format::{Lsn, TimelineHistory};
 use proto::model::Description;
 
 use crate::analysis::{Analysis, source_start};
 use crate::apply::plan_file::PlanFile;
 use crate::apply::{preflight, state};
-use crate::choose::{Choice, choose, new_tablespaces, tablespaces_against_fork};
+use crate::choose::{Choice, Ways, choose, new_tablespaces};
+use crate::cli::StrategyArg;
 use crate::error::RewindError;
 use crate::fetch::{Session, compare};
 use crate::monitor::Step;
@@ -21,7 +23,7 @@ use crate::plan::{Plan, SourceFiles, Strategy};
 use crate::rewind::{Run, blocking};
 use crate::seal::Attempt;
 use crate::unfinished::state_error;
-use crate::{continued, inspect};
+use crate::{changes, continued, inspect};
 
 /// What will be done, and how it is known.
 pub(crate) struct Planned<'a> {
@@ -46,14 +48,12 @@ impl Run {
             return Ok(None);
         };
         let obstacle = continued::obstacle(&stored, &self.target, &source.node, &self.config);
-        let (strategy, name) = match (stored.strategy.0.as_str(), &analysis.rewindable) {
-            ("fork", Ok(found)) => (Some(Strategy::Fork(&found.window)), "fork"),
-            ("fork", Err(_)) => (None, "fork"),
-            _ => (Some(Strategy::Compare), "compare"),
-        };
-        let obstacle = obstacle.or(strategy.is_none().then_some("the target's WAL changed"));
+        let strategy = Strategy::named(&stored.strategy.0);
+        let needs_window = strategy != Some(Strategy::Compare);
+        let lost = needs_window && analysis.rewindable.is_err();
+        let obstacle = obstacle.or(lost.then_some("the target's WAL changed"));
         let (Some(strategy), None) = (strategy, obstacle) else {
-            let why = obstacle.unwrap_or_default();
+            let why = obstacle.unwrap_or("its strategy is unknown");
             self.monitor.note(&format!(
                 "the plan of an earlier run does not hold ({why}): what it fetched is compared with \
                  the source before it is used"
@@ -65,34 +65,45 @@ impl Run {
             return Ok(None);
         };
         let PlanFile { start, source_redo, plan, listed: files, hash_bytes, .. } = stored;
-        let choice = Choice { strategy, start, name, why: stored.strategy.1 };
+        let choice = Choice { strategy, window: None, start, why: stored.strategy.1 };
         let staged = state::staged_bytes(&*self.disk).map_err(state_error)?;
         self.undo = self.check(&plan, source, (&choice, staged))?;
         self.monitor.note("going on with what an earlier run had fetched");
         Ok(Some(Planned { choice, source_redo, plan, files, hash_bytes, again: true }))
     }
 
+    /// What either side changed since the fork, if the way that needs it may be chosen.
+    pub(crate) async fn changes(
+        &self,
+        session: &Session,
+        (source, history): (&Description, &TimelineHistory),
+        analysis: Option<&Analysis>,
+    ) -> Result<Result<Window, String>, RewindError> {
+        let wanted = matches!(self.config.strategy, StrategyArg::Auto | StrategyArg::Latest);
+        match analysis.filter(|_| wanted) {
+            Some(analysis) => changes::since_fork(session, source, history, analysis).await,
+            None => Ok(Err("it was not asked for".to_owned())),
+        }
+    }
+
     /// Chooses the way and decides, file by file; the end of the attempt if it ends here.
     pub(crate) async fn plan_anew<'a>(
         &mut self,
         session: &Session,
-        (source, analysis, history): (&Description, &'a Analysis, &TimelineHistory),
+        (source, history): (&Description, &TimelineHistory),
         files: SourceFiles,
-        forbid_fork: Option<&str>,
+        ways: Ways<'a>,
     ) -> Result<Result<Planned<'a>, Attempt>, RewindError> {
         if let Some(oid) = unknown_tablespace(&files, source) {
             let why = format!("tablespace {oid} was created on the source meanwhile");
             return Ok(Err(Attempt::Again { why, without_fork: None }));
         }
-        let mapping = &self.config.tablespace_mapping;
-        let tablespaces = tablespaces_against_fork(&self.target, source, mapping);
-        let forbid_fork = forbid_fork.or(tablespaces.as_deref());
-        let choice = choose(self.config.strategy, analysis, source, history, forbid_fork)?;
+        let choice = choose(self.config.strategy, ways, source, history)?;
         let (plan, hash_bytes) = self.plan(session, source, &files, &choice).await?;
         self.undo = self.check(&plan, source, (&choice, (0, 0)))?;
         if self.config.dry_run {
             changes(&plan).iter().for_each(|change| self.monitor.planned(change));
-            let outcome = self.dry_outcome(analysis, &choice, &plan);
+            let outcome = self.dry_outcome(ways.analysis, &choice, &plan);
             return Ok(Err(Attempt::Finished(Box::new(outcome))));
         }
         let source_redo = source_start(source).redo;
@@ -102,7 +113,7 @@ impl Run {
     fn dry_outcome(&mut self, analysis: &Analysis, choice: &Choice<'_>, plan: &Plan) -> Outcome {
         let mut outcome = Outcome::new(Ended::WouldRewind, "dry run: nothing was changed");
         outcome.fork = analysis.fork.map(|fork| (fork.lsn, fork.timeline));
-        outcome.strategy = Some((choice.name, choice.why.clone()));
+        outcome.strategy = Some((choice.strategy.name(), choice.why.clone()));
         outcome.totals = Totals::of(plan);
         outcome.kept = self.kept(plan);
         outcome.times = self.steps.end();
@@ -125,7 +136,7 @@ impl Run {
             &self.target,
             source,
             &self.config.tablespace_mapping,
-            &choice.strategy,
+            choice.strategy,
         )?;
         let target = Arc::clone(&self.target);
         let keys = match self.config.mirror_extra_files {
@@ -135,7 +146,7 @@ impl Run {
         let facts = Facts {
             target: &self.target.files,
             source: files,
-            strategy: &choice.strategy,
+            window: choice.window,
             version_directory: &version_directory,
             choices: Choices {
                 config_from_source: self.config.config_from_source,

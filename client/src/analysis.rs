@@ -10,6 +10,8 @@ use std::path::PathBuf;
 
 use data_dir::proof;
 use data_dir::wal::{LocalWal, Segments as _, records_after};
+use data_dir::window::{Checkpoint, Window};
+use data_dir::window_scan::{checkpoints_before, scan_window};
 use pg_format::backup_label::ReplayStart;
 use pg_format::control_file::WalLevel;
 use pg_format::wal::{SegmentName, Start};
@@ -22,9 +24,7 @@ use tokio::runtime::Handle;
 use crate::error::{Class, RewindError};
 use crate::fetch::Session;
 use crate::inspect::archive::{Elsewhere, TargetWal, nameless_file};
-use crate::inspect::window::{checkpoints_before, scan_window};
 use crate::inspect::{Target, wal_context};
-use crate::plan::window::{Checkpoint, Window};
 
 /// Bytes of WAL that must be proven equal before the fork if the last checkpoint cannot be reached.
 const PROOF_BYTES_MIN: u64 = 1 << 20;

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use data_dir::window::Window;
 use pg_format::backup_label::ReplayStart;
-use pg_format::{Lsn, TimelineHistory};
+use pg_format::{BLOCK_BYTES, Lsn, TimelineHistory};
 use proto::model::Description;
 
 use crate::analysis::{Analysis, source_segment, source_start};
@@ -17,11 +18,11 @@ use crate::plan::Strategy;
 #[derive(Debug)]
 pub struct Choice<'a> {
     /// The strategy.
-    pub strategy: Strategy<'a>,
+    pub strategy: Strategy,
+    /// What may differ in main forks; `None` if every page is compared.
+    pub window: Option<&'a Window>,
     /// Where replay begins.
     pub start: ReplayStart,
-    /// Its name.
-    pub name: &'static str,
     /// Why.
     pub why: String,
 }
@@ -48,50 +49,109 @@ pub fn tablespaces_against_fork(
     })
 }
 
-/// Picks. `forbid_fork` says why *fork* cannot be, as an earlier attempt or the tablespaces showed.
+/// What is known about each way.
+#[derive(Debug, Clone, Copy)]
+pub struct Ways<'a> {
+    /// The fork and the target's window.
+    pub analysis: &'a Analysis,
+    /// What either side changed since the fork, or why that is not known.
+    pub changes: &'a Result<Window, String>,
+    /// Why *fork* cannot be, as an earlier attempt or the tablespaces showed.
+    pub forbid_fork: Option<&'a str>,
+    /// Where the source's WAL ends by now.
+    pub end: Lsn,
+}
+
+/// A way that cannot be gone, and how it ends who insists on it.
+type Obstacle = (String, Class);
+
+/// Picks.
 pub fn choose<'a>(
     wanted: StrategyArg,
-    analysis: &'a Analysis,
+    ways: Ways<'a>,
     source: &Description,
     history: &TimelineHistory,
-    forbid_fork: Option<&str>,
 ) -> Result<Choice<'a>, RewindError> {
     let compare = |why: String| Choice {
         strategy: Strategy::Compare,
+        window: None,
         start: source_start(source),
-        name: "compare",
         why,
     };
-    if wanted == StrategyArg::Compare {
-        return Ok(compare("it was asked for".to_owned()));
+    let insisted = |(why, class): Obstacle, name: &str| {
+        let message = format!("strategy {name} is not possible: {why}; use another one, or auto");
+        RewindError::new(class, message)
+    };
+    let (fork, latest) = (fork(ways, source, history), latest(ways, source));
+    match wanted {
+        StrategyArg::Compare => Ok(compare("it was asked for".to_owned())),
+        StrategyArg::Fork => fork.map_err(|obstacle| insisted(obstacle, "fork")),
+        StrategyArg::Latest => latest.map_err(|obstacle| insisted(obstacle, "latest")),
+        StrategyArg::Auto => Ok(match (fork, latest) {
+            (Ok(fork), Ok(latest)) => cheaper(fork, latest, ways),
+            (Ok(fork), Err(_)) => fork,
+            (Err((why, _)), Ok(latest)) => {
+                Choice { why: format!("{}; not from the fork: {why}", latest.why), ..latest }
+            }
+            (Err((why, _)), Err(_)) => compare(why),
+        }),
     }
+}
+
+/// The one that carries less: blocks, and the WAL to be replayed.
+fn cheaper<'a>(fork: Choice<'a>, latest: Choice<'a>, ways: Ways<'_>) -> Choice<'a> {
+    let forked_at = ways.analysis.fork.map_or(Lsn::INVALID, |fork| fork.lsn);
+    let bytes = |choice: &Choice<'_>| {
+        let pages = choice.window.map_or(0, |window| window.pages.len());
+        let wal = ways.end.distance_from(choice.start.redo.max(forked_at));
+        pages.saturating_mul(BLOCK_BYTES).saturating_add(wal)
+    };
+    let (of_fork, of_latest) = (bytes(&fork), bytes(&latest));
+    let (cheaper, bytes, name, other) = match of_fork <= of_latest {
+        true => (fork, of_fork, "latest", of_latest),
+        false => (latest, of_latest, "fork", of_fork),
+    };
+    let why = format!(
+        "{}; at most {bytes} bytes of blocks and WAL before compression, {other} with {name}",
+        cheaper.why
+    );
+    Choice { why, ..cheaper }
+}
+
+fn fork<'a>(
+    ways: Ways<'a>,
+    source: &Description,
+    history: &TimelineHistory,
+) -> Result<Choice<'a>, Obstacle> {
     // What another way of asking avoids, and what nothing can: WAL that is gone.
     let gone = |why: String| (why, Class::Rebuild);
-    let possible = match (&analysis.rewindable, analysis.fork, forbid_fork) {
-        (_, _, Some(why)) => Err((why.to_owned(), Class::Preflight)),
-        (Err(why), ..) => Err(gone(why.clone())),
-        (Ok(_), None, None) => Err(gone("the fork point is not proven".to_owned())),
-        (Ok(found), Some(fork), None) => {
-            wal_since(source, history, fork.lsn).map(|()| (found, fork.lsn)).map_err(gone)
-        }
-    };
-    match (possible, wanted) {
-        (Ok((found, fork)), _) => Ok(Choice {
-            strategy: Strategy::Fork(&found.window),
-            start: found.start,
-            name: "fork",
-            why: format!(
-                "the target's WAL from {} to {} names every page it changed around the fork at \
-                 {fork}",
-                found.window.start, found.window.end
-            ),
-        }),
-        (Err((why, class)), StrategyArg::Fork) => Err(RewindError::new(
-            class,
-            format!("strategy fork is not possible: {why}; use --strategy auto or compare"),
-        )),
-        (Err((why, _)), StrategyArg::Auto | StrategyArg::Compare) => Ok(compare(why)),
+    if let Some(why) = ways.forbid_fork {
+        return Err((why.to_owned(), Class::Preflight));
     }
+    let found = ways.analysis.rewindable.as_ref().map_err(|why| gone(why.clone()))?;
+    let fork = ways.analysis.fork.ok_or_else(|| gone("the fork point is not proven".to_owned()))?;
+    wal_since(source, history, fork.lsn).map_err(gone)?;
+    let Window { start, end, .. } = &found.window;
+    Ok(Choice {
+        strategy: Strategy::Fork,
+        window: Some(&found.window),
+        start: found.start,
+        why: format!(
+            "the target's WAL from {start} to {end} names every page it changed around the fork at {}",
+            fork.lsn
+        ),
+    })
+}
+
+fn latest<'a>(ways: Ways<'a>, source: &Description) -> Result<Choice<'a>, Obstacle> {
+    let window = ways.changes.as_ref().map_err(|why| (why.clone(), Class::Rebuild))?;
+    let start = source_start(source);
+    let why = format!(
+        "both nodes' WAL names every page changed around the fork, and the source's checkpoint at {} \
+         is on its disk",
+        start.redo
+    );
+    Ok(Choice { strategy: Strategy::Latest, window: Some(window), start, why })
 }
 
 /// Whether the source still has its WAL from the fork on.
@@ -115,7 +175,7 @@ pub fn new_tablespaces(
     target: &Target,
     source: &Description,
     mapping: &[(String, String)],
-    strategy: &Strategy<'_>,
+    strategy: Strategy,
 ) -> Result<BTreeMap<u32, String>, RewindError> {
     let refuse = |message: String| RewindError::new(Class::Preflight, message);
     let mut places = BTreeMap::new();
@@ -129,10 +189,10 @@ pub fn new_tablespaces(
             continue;
         }
         let mapped = mapping.iter().find(|(old, _)| old == location).map(|(_, new)| new);
-        if let (Some(_), Strategy::Fork(_)) = (mapped, strategy) {
+        if mapped.is_some() && strategy == Strategy::Fork {
             return Err(refuse(format!(
                 "tablespace {} was created after the fork and replay will use its own path \
-                 {location}: --tablespace-mapping works with --strategy compare only",
+                 {location}: --tablespace-mapping works with --strategy latest or compare",
                 tablespace.oid
             )));
         }

@@ -52,6 +52,9 @@ pub enum StrategyArg {
     Compare,
     /// Replay from the last common checkpoint, as `pg_rewind` does
     Fork,
+    /// Replay from the source's newest checkpoint: carries the blocks that either side changed since the
+    /// fork, and no older WAL
+    Latest,
 }
 
 /// How results are printed.

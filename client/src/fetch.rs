@@ -5,6 +5,7 @@ pub mod ask;
 pub mod cache;
 pub mod compare;
 pub mod connect;
+pub mod differences;
 mod listing;
 pub mod pool;
 pub mod progress;

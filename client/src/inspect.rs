@@ -3,7 +3,6 @@
 pub mod archive;
 pub mod running;
 pub mod settings;
-pub mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

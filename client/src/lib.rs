@@ -23,6 +23,7 @@ pub mod start;
 pub mod unfinished;
 
 mod agenda;
+mod changes;
 mod continued;
 mod no_rewind;
 

@@ -42,6 +42,8 @@ pub struct Carriage {
     pub wal: u64,
     /// Payload bytes of the WAL that the source had announced; what it wrote since is not among them.
     pub wal_payload: u64,
+    /// Bytes of signatures of this node's own pages, which went the other way.
+    pub signatures: u64,
     /// Pages that arrived.
     pub pages: u64,
     /// Pages an earlier run that died had fetched.
@@ -149,12 +151,13 @@ impl Outcome {
                 "received",
                 format!(
                     "{} bytes of data, {} of page hashes, {} of WAL ({} before compression) in {} \
-                     frames; {} reconnects",
+                     frames; {} bytes of signatures sent; {} reconnects",
                     carried.data,
                     carried.hashes,
                     carried.wal_payload,
                     carried.wal,
                     carried.frames,
+                    carried.signatures,
                     carried.reconnects
                 ),
             );
@@ -202,6 +205,7 @@ impl Outcome {
             "bytes_planned": self.totals.bytes(),
             "bytes_data": self.carriage.data,
             "bytes_hashes": self.carriage.hashes,
+            "bytes_signatures": self.carriage.signatures,
             "bytes_wal": self.carriage.wal,
             "bytes_wal_payload": self.carriage.wal_payload,
             "pages_received": self.carriage.pages,

@@ -3,12 +3,10 @@
 pub mod cut;
 pub mod decide;
 pub mod input;
-pub mod page_map;
 pub mod replay;
 pub mod report;
 pub mod undo;
 pub mod wal;
-pub mod window;
 
 pub use decide::{FileAction, Plan, PlannedFile};
 pub use input::{Differences, SourceFiles, Strategy, TargetFiles};

@@ -30,6 +30,8 @@ struct Arrived {
     /// Bytes by their offset.
     chunks: BTreeMap<u64, u64>,
     ended: bool,
+    /// The file was gone.
+    vanished: bool,
 }
 
 impl Recovered {
@@ -68,11 +70,15 @@ impl Recovered {
             ItemBody::Chunk(chunk) => {
                 arrived.chunks.insert(chunk.offset(), chunk.data().len() as u64);
             }
-            ItemBody::End { .. } => arrived.ended = true,
+            ItemBody::End { vanished, .. } => {
+                arrived.ended = true;
+                arrived.vanished |= vanished;
+            }
             ItemBody::PageHashes { .. }
             | ItemBody::Same { .. }
             | ItemBody::SegmentDigest { .. }
-            | ItemBody::RecordCrc { .. } => {}
+            | ItemBody::RecordCrc { .. }
+            | ItemBody::Change(_) => {}
         }
     }
 
@@ -81,17 +87,19 @@ impl Recovered {
         let Some(arrived) = self.arrived.get(&unit.id) else {
             return Some(unit);
         };
-        if arrived.ended {
+        if arrived.vanished {
             return None;
         }
         let kind = match unit.kind {
-            UnitKind::Blocks { path, ranges } => {
+            // Also of a unit that came to its end a page may be missing that could not be rebuilt.
+            UnitKind::Blocks { path, ranges, signatures } => {
                 let ranges = missing(&ranges, &arrived.blocks);
                 if ranges.is_empty() {
                     return None;
                 }
-                UnitKind::Blocks { path, ranges }
+                UnitKind::Blocks { path, ranges, signatures }
             }
+            _ if arrived.ended => return None,
             UnitKind::File { path, mut offset, mut length } => {
                 while let Some(bytes) = arrived.chunks.get(&offset).filter(|bytes| **bytes > 0) {
                     offset += bytes;

@@ -18,6 +18,7 @@ use crate::apply::manifest::Staging;
 use crate::apply::plan_file::PlanFile;
 use crate::apply::state::{self, Keep};
 use crate::apply::undo::Gate;
+use crate::choose::{Ways, tablespaces_against_fork};
 use crate::config::Config;
 use crate::error::{Class, RewindError};
 use crate::fetch::Session;
@@ -161,6 +162,13 @@ async fn rewind_locked(
         pg_ctl: None,
     };
     run.run().await
+}
+
+/// What a task brought.
+async fn joined<T>(
+    task: tokio::task::JoinHandle<Result<T, RewindError>>,
+) -> Result<T, RewindError> {
+    task.await.map_err(|error| RewindError::because(Class::Other, "a task failed", error))?
 }
 
 fn interrupted() -> RewindError {
@@ -356,27 +364,26 @@ impl Run {
         }
         self.pg_ctl = self.find_pg_ctl()?;
         let mut asking = session.clone();
-        let dry_run = self.config.dry_run;
-        // Asked while the plan is made. A dry run does not need it.
-        let announced = tokio::spawn(async move {
-            match dry_run {
-                true => Err(interrupted()),
-                false => asking.seal().await,
-            }
-        });
-        let planned = match self.go_on(&source, &analysis)? {
+        // Asked while the list travels.
+        let announced = tokio::spawn(async move { asking.seal().await });
+        let mapping = &self.config.tablespace_mapping;
+        let tablespaces = tablespaces_against_fork(&self.target, &source, mapping);
+        let forbid_fork = forbid_fork.or(tablespaces);
+        let stored = self.go_on(&source, &analysis)?;
+        let asked = stored.is_none().then_some(&analysis);
+        let changes = self.changes(&session, (&source, &history), asked);
+        let (announced, changes) = tokio::try_join!(joined(announced), changes)?;
+        let planned = match stored {
             Some(planned) => {
                 listing.abort();
                 planned
             }
             None => {
                 self.steps.begin(Step::List);
-                let files = listing.await.map_err(|error| {
-                    RewindError::because(Class::Other, "the listing task failed", error)
-                })??;
-                let forbid_fork = forbid_fork.as_deref();
-                let facts = (&*source, &analysis, &*history);
-                match self.plan_anew(&session, facts, files, forbid_fork).await? {
+                let files = joined(listing).await?;
+                let (forbid_fork, end) = (forbid_fork.as_deref(), announced.end);
+                let ways = Ways { analysis: &analysis, changes: &changes, forbid_fork, end };
+                match self.plan_anew(&session, (&source, &history), files, ways).await? {
                     Ok(planned) => planned,
                     Err(attempt) => return Ok(attempt),
                 }
@@ -428,7 +435,7 @@ impl Run {
             before: continued::before(plan, &self.target),
             life: continued::life(&source.node),
             options: continued::options(&self.config),
-            strategy: (choice.name.to_owned(), choice.why.clone()),
+            strategy: (choice.strategy.name().to_owned(), choice.why.clone()),
             start: choice.start,
             source_redo: *source_redo,
             plan: plan.clone(),

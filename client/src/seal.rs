@@ -23,6 +23,7 @@ use crate::choose::Choice;
 use crate::cli::StrategyArg;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
+use crate::fetch::differences::OwnPages;
 use crate::fetch::wal::WalFollower;
 use crate::fetch::wal_units::WalUnits;
 use crate::fetch::{Session, cache};
@@ -82,7 +83,7 @@ pub(crate) struct Sealing<'a> {
     pub(crate) monitor: &'a Arc<dyn Monitor>,
     pub(crate) session: Session,
     /// Where the source's WAL ended before anything was copied.
-    pub(crate) announced: JoinHandle<Result<Sealed, RewindError>>,
+    pub(crate) announced: Sealed,
     pub(crate) source: &'a Description,
     pub(crate) history: &'a TimelineHistory,
     pub(crate) analysis: &'a Analysis,
@@ -121,10 +122,8 @@ impl Sealing<'_> {
         steps.begin(Step::Fetch);
         let files = &self.target.files;
         let follower = self.follower()?;
-        let now = (&mut self.announced).await.map_err(|error| {
-            RewindError::because(Class::Other, "a question's task failed", error)
-        })??;
-        if let Some(again) = self.changed(&now) {
+        let now = self.announced.end;
+        if let Some(again) = self.changed(&self.announced) {
             return Ok(again);
         }
         if let Some(files) = self.cache.take() {
@@ -135,7 +134,7 @@ impl Sealing<'_> {
         // The old pages are saved while the new ones travel.
         let planned = self.images("planned", images(&self.plan, files));
         let ((staged, mut follower), mut images) = {
-            let (mut planned, mut fetch) = (pin!(planned), pin!(self.fetch(follower, now.end)));
+            let (mut planned, mut fetch) = (pin!(planned), pin!(self.fetch(follower, now)));
             let (mut saved, mut fetched) = (None, None);
             loop {
                 match (fetched, saved) {
@@ -168,7 +167,7 @@ impl Sealing<'_> {
             return Ok(again);
         }
         if replayed.end < sealed.end
-            && matches!(self.choice.strategy, Strategy::Fork(_))
+            && self.choice.strategy == Strategy::Fork
             && self.config.strategy == StrategyArg::Auto
         {
             let why = format!("the WAL around the fork does not fit together at {}", replayed.end);
@@ -356,7 +355,8 @@ impl Sealing<'_> {
         let wal = WalUnits::new(Arc::clone(self.disk), size, &pieces);
         let announced = Arc::clone(&wal.1);
         let _closing = Closing(Arc::clone(&announced));
-        let wanted = Wanted { plan: &self.plan, attempt: self.attempt, recovered, wal };
+        let own = OwnPages::new(Arc::clone(&self.target.directory));
+        let wanted = Wanted { plan: &self.plan, attempt: self.attempt, recovered, wal, own };
         let mut fetch = pin!(stage::fetch(&self.session, self.disk, wanted, monitor));
         let mut staged = None;
         let mut look = pin!(self.look_at_wal(follower, &announced, now));
@@ -420,7 +420,7 @@ impl Sealing<'_> {
                 }
                 _ => {}
             }
-            if hazard.at() < newest && matches!(self.choice.strategy, Strategy::Fork(_)) {
+            if hazard.at() < newest && self.choice.strategy == Strategy::Fork {
                 if self.config.strategy == StrategyArg::Fork {
                     return Err(RewindError::new(Class::Preflight, hazard.explain()));
                 }

@@ -124,12 +124,13 @@ impl Sealing<'_> {
         let reason = format!("the target is rewound and follows timeline {}", sealed.node.timeline);
         let mut outcome = Outcome::new(Ended::Rewound, reason);
         outcome.fork = self.analysis.fork.map(|fork| (fork.lsn, fork.timeline));
-        outcome.strategy = Some((self.choice.name, self.choice.why.clone()));
+        outcome.strategy = Some((self.choice.strategy.name(), self.choice.why.clone()));
         outcome.totals = Totals::of(&self.plan);
         outcome.carriage.hashes = self.hash_bytes;
         let wal = staged.wal_payload_bytes;
         outcome.carriage.data = staged.carried.total().saturating_sub(wal);
         outcome.carriage.wal_payload = wal;
+        outcome.carriage.signatures = staged.signature_bytes;
         outcome.carriage.frames = staged.carried.frames;
         outcome.carriage.pages = staged.notes.pages - staged.recovered_pages;
         outcome.carriage.recovered = staged.recovered_pages;

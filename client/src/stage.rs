@@ -3,16 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use data_dir::wal::{LocalWal, Segments, WalError, scan};
 use pg_format::wal::effect::effect;
 use pg_format::wal::{SegmentName, Start, WalContext};
-use pg_format::{Fork, FormatError, Lsn, RelationSegment, TimelineHistory};
-use proto::fetch::{BlockRange, Item, ItemBody, PageContent, Unit, UnitKind};
-use proto::frame::Frame;
+use pg_format::{
+    BlockRange, BlockSet, DataPath, Fork, FormatError, Lsn, RelationSegment, TimelineHistory,
+};
+use proto::fetch::{Item, ItemBody, PageContent, Signatures, Unit, UnitKind};
+use proto::frame::{Frame, FrameEncoder};
 
 use crate::apply::disk::Disk;
 use crate::apply::manifest::PackDigest;
@@ -21,7 +24,8 @@ use crate::apply::redo::file_of_unit;
 use crate::apply::state;
 use crate::error::{Class, RewindError};
 use crate::fetch::Session;
-use crate::fetch::ask::AsTheyAre;
+use crate::fetch::ask::{AsTheyAre, Prepare};
+use crate::fetch::differences::{Open, OwnPages, Wrong};
 use crate::fetch::pool::{self, Carried, Sink};
 use crate::fetch::wal_units::{WalUnits, is_wal};
 use crate::monitor::Monitor;
@@ -87,6 +91,8 @@ pub struct Staged {
     pub carried: Carried,
     /// What of it was WAL: payload bytes.
     pub wal_payload_bytes: u64,
+    /// Bytes of signatures of the target's pages that were asked with.
+    pub signature_bytes: u64,
 }
 
 /// The units of a plan, in the order of its files.
@@ -102,19 +108,13 @@ pub fn units(plan: &Plan) -> Vec<Unit> {
         let Some(file) = plan.files.get(wanted.file) else {
             continue;
         };
-        let mut batch: Vec<BlockRange> = Vec::new();
-        let mut count = 0;
-        for range in wanted.blocks.ranges(wanted.end, UNIT_BLOCKS) {
-            if count + range.count > UNIT_BLOCKS {
-                let ranges = std::mem::take(&mut batch);
-                add(wanted.file, UnitKind::Blocks { path: file.path.clone(), ranges });
-                count = 0;
+        // Of the first ones the target has other versions.
+        for (part, signed) in [(0..wanted.known, true), (wanted.known..wanted.end, false)] {
+            let part = part.start..part.end.min(wanted.end);
+            for ranges in batches(&wanted.blocks, part) {
+                let signatures = signed.then(|| Signatures { seed: 0, pages: Bytes::new() });
+                add(wanted.file, UnitKind::Blocks { path: file.path.clone(), ranges, signatures });
             }
-            count += range.count;
-            batch.push(range);
-        }
-        if !batch.is_empty() {
-            add(wanted.file, UnitKind::Blocks { path: file.path.clone(), ranges: batch });
         }
     }
     for wanted in &plan.whole {
@@ -133,6 +133,25 @@ pub fn units(plan: &Plan) -> Vec<Unit> {
     units
 }
 
+/// Ranges of the blocks in `part`, as many together as one unit asks for.
+fn batches(blocks: &BlockSet, part: Range<u32>) -> Vec<Vec<BlockRange>> {
+    let mut batches: Vec<Vec<BlockRange>> = Vec::new();
+    let mut room = 0;
+    for range in blocks.ranges_in(part, UNIT_BLOCKS) {
+        match batches.last_mut() {
+            Some(batch) if range.count <= room => {
+                room -= range.count;
+                batch.push(range);
+            }
+            _ => {
+                room = UNIT_BLOCKS - range.count;
+                batches.push(vec![range]);
+            }
+        }
+    }
+    batches
+}
+
 /// What is fetched for a plan.
 #[derive(Debug)]
 pub struct Wanted<'a> {
@@ -144,6 +163,8 @@ pub struct Wanted<'a> {
     pub recovered: Recovered,
     /// WAL, which comes first: the source may recycle it.
     pub wal: (Vec<Unit>, Arc<WalUnits>),
+    /// What the target has.
+    pub own: OwnPages,
 }
 
 /// Fetches pages and files into packs and WAL to its place in staging.
@@ -153,48 +174,114 @@ pub async fn fetch(
     wanted: Wanted<'_>,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Staged, RewindError> {
-    let Wanted { plan, attempt, recovered, wal: (mut all_units, wal) } = wanted;
+    let Wanted { plan, attempt, recovered, wal: (mut all_units, wal), own } = wanted;
     all_units.extend(units(plan).into_iter().filter_map(|unit| recovered.left(unit)));
     let Recovered { packs: mut all, notes, .. } = recovered;
     let recovered_pages = notes.pages;
     let notes = Arc::new(Mutex::new(notes));
     let packs = Arc::new(Mutex::new(BTreeMap::new()));
-    let carried = pool::run(
+    let own = Arc::new(own);
+    let paths: Arc<[DataPath]> = plan.files.iter().map(|file| file.path.clone()).collect();
+    let sink = |name: String| {
+        let writer = PackWriter::create(Arc::clone(disk), name.clone()).map_err(staging_error)?;
+        let (notes, packs, wal) = (Arc::clone(&notes), Arc::clone(&packs), Arc::clone(&wal));
+        let rebuilding = Rebuilding {
+            own: Arc::clone(&own),
+            paths: Arc::clone(&paths),
+            open: None,
+            encoder: FrameEncoder::new(),
+        };
+        Ok(Box::new(PackSink { writer, name, notes, packs, wal, rebuilding }) as Box<dyn Sink>)
+    };
+    let mut carried = pool::run(
         session,
-        (all_units, Arc::new(AsTheyAre), pool::Start::Together),
-        |number| {
-            let name = format!("{attempt}-{number:04}");
-            let writer = PackWriter::create(Arc::clone(disk), name).map_err(staging_error)?;
-            let (notes, packs) = (Arc::clone(&notes), Arc::clone(&packs));
-            Ok(Box::new(PackSink { writer, number, notes, packs, wal: Arc::clone(&wal) }))
-        },
-        monitor,
+        (all_units, Arc::clone(&own) as Arc<dyn Prepare>, pool::Start::Together),
+        |number| sink(format!("{attempt}-{number:04}")),
+        Arc::clone(&monitor),
     )
     .await?;
+    let wrong = whole_units(own.take_wrong(), &paths);
+    if !wrong.is_empty() {
+        tracing::debug!(units = wrong.len(), "pages that could not be rebuilt are fetched whole");
+        let again = pool::run(
+            session,
+            (wrong, Arc::new(AsTheyAre), pool::Start::AsTheyCome),
+            |number| sink(format!("{attempt}-whole-{number:04}")),
+            monitor,
+        );
+        carried.absorb(&again.await?);
+    }
     let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
     let packs = std::mem::take(&mut *packs.lock().unwrap_or_else(PoisonError::into_inner));
     all.extend(packs.into_values());
     let wal_payload_bytes = wal.payload_bytes();
-    Ok(Staged { notes, recovered_pages, packs: all, carried, wal_payload_bytes })
+    let signature_bytes = own.signature_bytes();
+    Ok(Staged { notes, recovered_pages, packs: all, carried, wal_payload_bytes, signature_bytes })
+}
+
+/// Asks for pages whole. The units keep their numbers, so that a later run finds what came of them.
+fn whole_units(wrong: Wrong, paths: &[DataPath]) -> Vec<Unit> {
+    let units = wrong.into_iter().filter_map(|(id, blocks)| {
+        let path = paths.get(file_of_unit(id))?.clone();
+        let ranges = blocks.into_iter().map(|first| BlockRange { first, count: 1 }).collect();
+        Some(Unit { id, kind: UnitKind::Blocks { path, ranges, signatures: None } })
+    });
+    units.collect()
 }
 
 fn staging_error(error: io::Error) -> RewindError {
     RewindError::because(Class::Preflight, "could not write fetched data to staging", error)
 }
 
+/// What makes whole pages of differences.
+struct Rebuilding {
+    own: Arc<OwnPages>,
+    paths: Arc<[DataPath]>,
+    open: Open,
+    encoder: FrameEncoder,
+}
+
 /// Appends frames to a pack and keeps the notes; WAL goes elsewhere.
 struct PackSink {
     writer: PackWriter,
-    number: usize,
+    name: String,
     notes: Arc<Mutex<Notes>>,
-    packs: Arc<Mutex<BTreeMap<usize, PackDigest>>>,
+    packs: Arc<Mutex<BTreeMap<String, PackDigest>>>,
     wal: Arc<WalUnits>,
+    rebuilding: Rebuilding,
+}
+
+impl PackSink {
+    /// Packs hold whole pages: what is sealed needs neither the source nor the target's old pages.
+    fn rebuild(&mut self, items: &[Item]) -> Result<(), RewindError> {
+        let Rebuilding { own, paths, open, encoder } = &mut self.rebuilding;
+        let unknown =
+            || RewindError::new(Class::Other, "a page came of a file that is not planned");
+        for item in items {
+            let path = paths.get(file_of_unit(item.unit)).ok_or_else(unknown)?;
+            let Some(item) = own.rebuild(path, item, open)? else {
+                continue;
+            };
+            self.notes.lock().unwrap_or_else(PoisonError::into_inner).take(&item);
+            if let Some(frame) = encoder.push(item) {
+                self.writer.append(&frame).map_err(staging_error)?;
+            }
+        }
+        encoder.flush().map_or(Ok(()), |frame| self.writer.append(&frame)).map_err(staging_error)
+    }
+}
+
+fn is_difference(item: &Item) -> bool {
+    matches!(item.body, ItemBody::Page { content: PageContent::Difference(_), .. })
 }
 
 impl Sink for PackSink {
     fn receive(&mut self, frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
         if items.iter().any(is_wal) {
             return self.wal.receive(frame, items);
+        }
+        if items.iter().any(is_difference) {
+            return self.rebuild(items);
         }
         self.writer.append(frame).map_err(staging_error)?;
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -204,7 +291,8 @@ impl Sink for PackSink {
 
     fn finish(&mut self) -> Result<(), RewindError> {
         let digest = self.writer.finish().map_err(staging_error)?;
-        self.packs.lock().unwrap_or_else(PoisonError::into_inner).insert(self.number, digest);
+        let mut packs = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
+        packs.insert(self.name.clone(), digest);
         Ok(())
     }
 }

@@ -13,6 +13,8 @@ pub mod runs;
 pub mod secret;
 pub mod wal;
 pub mod walk;
+pub mod window;
+pub mod window_scan;
 
 pub use dir::{DataDir, OpenError};
 pub use walk::{Entry, EntryKind};

@@ -27,6 +27,8 @@ pub struct Runs {
     pub last: u64,
     /// Segments in a run.
     pub segments: u64,
+    /// Only records that begin before it are read.
+    pub end: Lsn,
 }
 
 /// What one run brought.
@@ -69,7 +71,7 @@ pub fn scan_runs<T: Send>(
         }
     });
     let joiner = joiner.into_inner().unwrap_or_else(PoisonError::into_inner);
-    joiner.finish(segments, context, how)
+    joiner.finish(segments, context, (runs.end, how))
 }
 
 /// What is done with records.
@@ -175,7 +177,7 @@ impl<T> Joiner<T> {
         self,
         segments: &dyn Segments,
         context: WalContext,
-        how: How<'_, T>,
+        (end, how): (Lsn, How<'_, T>),
     ) -> Result<(T, Scanned), WalError> {
         if let Some(error) = self.error {
             return Err(error);
@@ -188,7 +190,10 @@ impl<T> Joiner<T> {
         if before.stopped_by.is_some() {
             return Ok((value, before));
         }
-        let rest = run(segments, context, (Start::Record(before.end), Lsn::MAX), how)?;
+        let rest = run(segments, context, (Start::Record(before.end), end), how)?;
+        if rest.first.is_none() && rest.scanned.stopped_by.is_none() {
+            return Ok((value, before));
+        }
         // A record left over at the right place is none of this WAL's.
         if let Some((_, previous)) = rest.first
             && before.last_record.is_some_and(|last| last != previous)
@@ -210,7 +215,7 @@ pub type ValueSink<'s, T> =
 /// Where each run begins, and the position from which on records belong to the next.
 fn bounds(context: WalContext, runs: Runs) -> Vec<(Start, Lsn)> {
     let size = context.segment_size;
-    let Runs { start, last, segments } = runs;
+    let Runs { start, last, segments, end: last_end } = runs;
     let (Start::Record(at) | Start::FirstAfter(at)) = start;
     let mut bounds = Vec::new();
     let mut start = start;
@@ -218,10 +223,13 @@ fn bounds(context: WalContext, runs: Runs) -> Vec<(Start, Lsn)> {
     while number.saturating_add(segments) <= last {
         number += segments.max(1);
         let end = size.start_of(number);
+        if end >= last_end {
+            break;
+        }
         bounds.push((start, end));
         start = Start::FirstAfter(end);
     }
-    bounds.push((start, Lsn::MAX));
+    bounds.push((start, last_end));
     bounds
 }
 

@@ -7,10 +7,10 @@ use std::ops::ControlFlow;
 use std::process::Command;
 
 use client::inspect::wal_context;
-use client::inspect::window::scan_window_in;
 use data_dir::DataDir;
 use data_dir::runs::Runs;
 use data_dir::wal::{LocalWal, Scanned, scan};
+use data_dir::window_scan::scan_window_in;
 use integration_tests::cluster::{Install, Node, Pair, Shape, write};
 use integration_tests::user::run;
 use pg_format::wal::effect::effect;
@@ -241,7 +241,7 @@ fn several_read_like_one(node: &Node, control: &ControlFile, (start, end): (Lsn,
             let history = TimelineHistory::first(control.timeline());
             let context = wal_context(control);
             let wal = LocalWal { directory: &directory, history: &history, context };
-            let runs = Runs { start: Start::Record(start), last, segments };
+            let runs = Runs { start: Start::Record(start), last, segments, end: Lsn::MAX };
             scan_window_in(&wal, context, runs, middle).expect("scanned")
         };
         let (alone, alone_scanned) = window(1, first);

@@ -111,24 +111,27 @@ fn a_live_standby_is_a_source_and_then_cascades() {
 
 #[test]
 fn a_stopped_source_serves_too_and_replay_rebuilds_what_differs_after() {
-    let pair = Pair::new(15, Shape::default());
-    pair.a.sql("update plain set n = 4 where id % 9 = 0");
-    pair.catch_up();
-    part(&pair);
-    pair.b.sql("update plain set n = 5 where id between 8000 and 12000");
-    pair.b.sql("delete from words where id < 300");
-    pair.b.stop("fast");
-    pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let ended = Rewind::new(&pair.a, &server, &pki)
-        .following(&pair.b)
-        .args(["--strategy", "fork"])
-        .succeed();
-    assert_eq!(ended.field("result"), "rewound");
-    oracle::only_replay_rebuilds_differences(&pair.a, &server, &pki);
-    pair.b.start();
-    oracle::verify(&pair.a, &pair.b);
+    for strategy in ["fork", "latest"] {
+        let pair = Pair::new(15, Shape::default());
+        pair.a.sql("update plain set n = 4 where id % 9 = 0");
+        pair.catch_up();
+        part(&pair);
+        pair.b.sql("update plain set n = 5 where id between 8000 and 12000");
+        pair.b.sql("delete from words where id < 300");
+        pair.b.stop("fast");
+        pair.a.stop("fast");
+        let pki = Pki::new(pair.home.path());
+        let server = Server::start(&pair.b, &pki);
+        let ended = Rewind::new(&pair.a, &server, &pki)
+            .following(&pair.b)
+            .args(["--strategy", strategy])
+            .succeed();
+        assert_eq!(ended.field("result"), "rewound");
+        assert_eq!(ended.field("strategy"), strategy);
+        oracle::only_replay_rebuilds_differences(&pair.a, &server, &pki);
+        pair.b.start();
+        oracle::verify(&pair.a, &pair.b);
+    }
 }
 
 #[test]

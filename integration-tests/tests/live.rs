@@ -82,7 +82,9 @@ macro_rules! on_major {
         #[test]
         fn killed_under_load_again() { integration_tests::torture::killed_at_random($major, 5); }
         #[test]
-        fn source_under_load_by_fork() { super::loaded_source($major, "auto"); }
+        fn source_under_load_by_latest() { super::loaded_source($major, "latest"); }
+        #[test]
+        fn source_under_load_by_fork() { super::loaded_source($major, "fork"); }
     })* };
 }
 on_major!(pg14 14, pg15 15, pg16 16, pg17 17, pg18 18);

@@ -385,6 +385,11 @@ fn a_killed_fetch_goes_on_and_fetches_nothing_twice() {
 }
 
 #[test]
+fn a_killed_fetch_by_latest_goes_on_and_fetches_nothing_twice() {
+    killed_twice_while_it_fetches("latest");
+}
+
+#[test]
 fn a_killed_comparison_goes_on_and_fetches_nothing_twice() {
     killed_twice_while_it_fetches("compare");
 }

@@ -327,7 +327,7 @@ fn a_common_segment_is_found_in_the_archive_or_on_the_source() {
             "restore_command" => vec!["--restore-command", &command],
             _ => vec![],
         };
-        let ended = rewound(&pair, &args);
+        let ended = rewound(&pair, &[&args[..], &["--strategy", "fork"]].concat());
         assert_eq!(ended.field("strategy"), "fork", "{place}: {}", ended.text);
     }
 }
@@ -385,7 +385,7 @@ fn a_new_tablespace_is_mapped() {
     pair.a.stop("fast");
     let mapping = format!("{theirs}={ours}");
     let ended = rewound(&pair, &["--tablespace-mapping", &mapping]);
-    assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
+    assert_eq!(ended.field("strategy"), "latest", "{}", ended.text);
     let link = fs::read_dir(pair.a.data.join("pg_tblspc")).expect("dir").flatten().next();
     let link = fs::read_link(link.expect("a tablespace").path()).expect("a link");
     assert_eq!(link.display().to_string(), ours);
@@ -400,7 +400,7 @@ fn a_database_copied_file_by_file_on_the_source_is_whole() {
     pair.b.sql_in("copied", "delete from other where id % 3 = 0");
     pair.a.stop("fast");
     let ended = rewound(&pair, &[]);
-    assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
+    assert_eq!(ended.field("strategy"), "latest", "{}", ended.text);
 }
 
 fn control(node: &Node) -> pg_format::ControlFile {

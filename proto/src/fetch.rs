@@ -1,18 +1,11 @@
 //! What the data path carries, as domain types.
 
 use bytes::Bytes;
-use pg_format::{BLOCK_SIZE, DataPath, Lsn, TimelineId};
+pub use pg_format::BlockRange;
+use pg_format::{BLOCK_SIZE, BlockSet, DataPath, Lsn, RelationPath, RelationSegment, TimelineId};
 
 use crate::PageHash;
-
-/// Consecutive blocks of a segment file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockRange {
-    /// First block, counted from the start of the file.
-    pub first: u32,
-    /// Number of blocks, not 0.
-    pub count: u32,
-}
+use crate::delta::PageCodec;
 
 /// One piece of work for the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +25,8 @@ pub enum UnitKind {
         path: DataPath,
         /// The pages, in order.
         ranges: Vec<BlockRange>,
+        /// What the client has in their place; pages may then come as differences.
+        signatures: Option<Signatures>,
     },
     /// Hashes of pages.
     Hashes {
@@ -72,6 +67,22 @@ pub enum UnitKind {
         /// List every record instead of one digest a segment.
         each_record: bool,
     },
+    /// What the WAL records that begin in `[from, to)` change.
+    Changes {
+        /// First position.
+        from: Lsn,
+        /// End.
+        to: Lsn,
+    },
+}
+
+/// Signatures of the client's own pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signatures {
+    /// What the hashes in them depend on.
+    pub seed: u64,
+    /// [`crate::delta::SIGNATURE_BYTES`] for each page of the unit, in their order. Empty until the unit is asked for.
+    pub pages: Bytes,
 }
 
 /// Where a proof begins.
@@ -165,8 +176,70 @@ pub enum PageContent {
     Present(VerifiedPage),
     /// Its checksum did not fit, however often it was read: only replay can make it right.
     Torn(VerifiedPage),
+    /// What makes it of the client's own page. It cannot be written before it was rebuilt and checked.
+    Difference(PageDifference),
     /// The file ends before it.
     BeyondEnd,
+}
+
+/// A page as a difference to the client's own.
+#[derive(Debug, Clone)]
+pub struct PageDifference {
+    /// The hash of the page.
+    pub hash: PageHash,
+    /// See [`crate::delta`].
+    pub delta: Bytes,
+}
+
+impl PageDifference {
+    /// Rebuilds the page; `None` if the result is not what the hash says.
+    pub fn rebuild(&self, codec: &dyn PageCodec, own: &[u8]) -> Option<VerifiedPage> {
+        let page = codec.apply(own, &self.delta).ok()?;
+        VerifiedPage::check(self.hash, page.into())
+    }
+}
+
+/// What an answer about changes covers, and what would make it useless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Covered {
+    /// Every record that begins here or later is in it,
+    pub from: Lsn,
+    /// up to this position, at which another record begins.
+    pub to: Lsn,
+    /// Where `wal_level` was minimal: changes without records are possible.
+    pub minimal_at: Option<Lsn>,
+    /// A record whose effect on files is not known.
+    pub unknown_at: Option<Lsn>,
+}
+
+/// What WAL records change, piece by piece.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Blocks of a main fork's segment file that WAL records name.
+    Blocks {
+        /// The file.
+        segment: RelationSegment,
+        /// The blocks.
+        blocks: BlockSet,
+    },
+    /// A relation that WAL records create or cut.
+    Relation {
+        /// The relation.
+        relation: RelationPath,
+        /// Whether it was created.
+        created: bool,
+        /// Fewest blocks it was cut to.
+        cut_to: Option<u32>,
+    },
+    /// A database directory that WAL records make, move or drop.
+    Directory {
+        /// The tablespace.
+        tablespace: u32,
+        /// The database.
+        database: u32,
+    },
+    /// What an answer about changes covers.
+    Covered(Covered),
 }
 
 /// Kinds of reply.
@@ -211,6 +284,8 @@ pub enum ItemBody {
         /// Its CRC.
         crc: u32,
     },
+    /// Something that WAL records change.
+    Change(Change),
     /// Nothing more comes for this unit.
     End {
         /// Whether the file did not exist.

@@ -5,6 +5,7 @@
 //! known to be sound, whatever peer sent it.
 
 pub mod client;
+pub mod delta;
 pub mod fetch;
 pub mod frame;
 pub mod hash;
@@ -15,6 +16,7 @@ pub mod service;
 pub mod status;
 pub mod tls;
 
+mod wire_changes;
 mod wire_fetch;
 mod wire_model;
 
@@ -22,7 +24,7 @@ pub use hash::PageHash;
 pub use status::{Reason, Refusal};
 
 /// Version of the protocol; both ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 pub(crate) mod wire {
     //! The generated messages.

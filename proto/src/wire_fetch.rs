@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use pg_format::{BLOCK_SIZE, DataPath, Lsn, TimelineId};
 
+use crate::delta::SIGNATURE_BYTES;
 use crate::fetch::{
-    BlockRange, Item, ItemBody, PageContent, ProofStart, Unit, UnitKind, VerifiedChunk,
-    VerifiedPage,
+    BlockRange, Item, ItemBody, PageContent, PageDifference, ProofStart, Signatures, Unit,
+    UnitKind, VerifiedChunk, VerifiedPage,
 };
 use crate::frame::{Codec, Frame, FrameError};
 use crate::hash::HASH_BYTES;
@@ -14,7 +15,7 @@ use crate::limits::{
     UNIT_HASHES_MAX,
 };
 use crate::status::{Reason, Refusal};
-use crate::{PageHash, wire};
+use crate::{PageHash, wire, wire_changes};
 
 fn bad_request(why: impl Into<String>) -> Refusal {
     Refusal::new(Reason::InvalidRequest, why)
@@ -38,6 +39,17 @@ fn length(offset: u64, length: u64) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// One for each page, or none.
+fn signatures(pages: Bytes, (seed, blocks): (u64, u64)) -> Result<Option<Signatures>, Refusal> {
+    if pages.is_empty() {
+        return Ok(None);
+    }
+    if pages.len() as u64 != blocks.saturating_mul(SIGNATURE_BYTES as u64) {
+        return Err(bad_request("a unit has not one signature for each page"));
+    }
+    Ok(Some(Signatures { seed, pages }))
+}
+
 impl TryFrom<wire::Unit> for Unit {
     type Error = Refusal;
 
@@ -55,7 +67,8 @@ impl TryFrom<wire::Unit> for Unit {
                 if total > u64::from(UNIT_BLOCKS_MAX) {
                     return Err(bad_request(format!("{total} blocks in one unit")));
                 }
-                UnitKind::Blocks { path: path(blocks.path)?, ranges }
+                let signatures = signatures(blocks.signatures, (blocks.seed, total))?;
+                UnitKind::Blocks { path: path(blocks.path)?, ranges, signatures }
             }
             Kind::Hashes(hashes) => {
                 let range = range(hashes.first, hashes.count, UNIT_HASHES_MAX)?;
@@ -91,6 +104,13 @@ impl TryFrom<wire::Unit> for Unit {
                 };
                 UnitKind::Proof { from, to: Lsn::new(proof.to), each_record: proof.each_record }
             }
+            Kind::Changes(changes) => {
+                let (from, to) = (Lsn::new(changes.from), Lsn::new(changes.to));
+                if from >= to {
+                    return Err(bad_request(format!("changes from {from} to {to}")));
+                }
+                UnitKind::Changes { from, to }
+            }
         };
         Ok(Self { id: unit.id, kind })
     }
@@ -100,8 +120,10 @@ impl From<Unit> for wire::Unit {
     fn from(unit: Unit) -> Self {
         use wire::unit::Kind;
         let kind = match unit.kind {
-            UnitKind::Blocks { path, ranges } => Kind::Blocks(wire::BlocksUnit {
+            UnitKind::Blocks { path, ranges, signatures } => Kind::Blocks(wire::BlocksUnit {
                 path: path.into(),
+                seed: signatures.as_ref().map_or(0, |signatures| signatures.seed),
+                signatures: signatures.map(|signatures| signatures.pages).unwrap_or_default(),
                 ranges: ranges
                     .iter()
                     .map(|r| wire::BlockRange { first: r.first, count: r.count })
@@ -127,6 +149,9 @@ impl From<Unit> for wire::Unit {
                 let (from, to) = (from.as_u64(), to.as_u64());
                 Kind::Proof(wire::ProofUnit { from, to, from_record, each_record })
             }
+            UnitKind::Changes { from, to } => {
+                Kind::Changes(wire::ChangesUnit { from: from.as_u64(), to: to.as_u64() })
+            }
         };
         Self { id: unit.id, kind: Some(kind) }
     }
@@ -149,17 +174,7 @@ impl From<Item> for wire::Item {
     fn from(item: Item) -> Self {
         use wire::item::Body;
         let body = match item.body {
-            ItemBody::Page { block, content } => {
-                let (page, torn) = match content {
-                    PageContent::Present(page) => (Some(page), false),
-                    PageContent::Torn(page) => (Some(page), true),
-                    PageContent::BeyondEnd => (None, false),
-                };
-                let (hash, data) = page
-                    .map(|page| (hash_bytes(page.hash()), page.data().clone()))
-                    .unwrap_or_default();
-                Body::Page(wire::PageItem { block, hash, data, torn })
-            }
+            ItemBody::Page { block, content } => Body::Page(page_item(block, content)),
             ItemBody::PageHashes { first, hashes } => {
                 Body::PageHashes(wire::PageHashesItem { first, hashes: all_bytes(&hashes) })
             }
@@ -179,6 +194,7 @@ impl From<Item> for wire::Item {
                 records: 1,
                 digest: Bytes::copy_from_slice(&crc.to_le_bytes()),
             }),
+            ItemBody::Change(change) => wire_changes::body(change),
             ItemBody::End { vanished, bytes } => Body::End(wire::UnitEnd { vanished, bytes }),
         };
         Self { unit: item.unit, body: Some(body) }
@@ -222,13 +238,39 @@ impl TryFrom<wire::Item> for Item {
                     digest: hash(&proof.digest, "digest")?,
                 },
             },
+            Body::ChangedBlocks(blocks) => ItemBody::Change(wire_changes::blocks(&blocks)?),
+            Body::ChangedRelation(relation) => ItemBody::Change(wire_changes::relation(&relation)),
+            Body::ChangedDirectory(item) => ItemBody::Change(wire_changes::directory(item)),
+            Body::ChangesCovered(covered) => ItemBody::Change(wire_changes::covered(&covered)),
             Body::End(end) => ItemBody::End { vanished: end.vanished, bytes: end.bytes },
         };
         Ok(Self { unit, body })
     }
 }
 
+fn page_item(block: u32, content: PageContent) -> wire::PageItem {
+    let whole = |page: &VerifiedPage, torn| {
+        let (hash, data) = (hash_bytes(page.hash()), page.data().clone());
+        wire::PageItem { block, hash, data, torn, delta: Bytes::new() }
+    };
+    match content {
+        PageContent::Present(page) => whole(&page, false),
+        PageContent::Torn(page) => whole(&page, true),
+        PageContent::Difference(PageDifference { hash, delta }) => {
+            wire::PageItem { block, hash: hash_bytes(hash), delta, ..Default::default() }
+        }
+        PageContent::BeyondEnd => wire::PageItem { block, ..Default::default() },
+    }
+}
+
 fn page_content(unit: u64, page: &wire::PageItem) -> Result<PageContent, FrameError> {
+    if !page.delta.is_empty() {
+        if !page.data.is_empty() || page.torn {
+            return Err(FrameError::Field { field: "delta" });
+        }
+        let (hash, delta) = (hash(&page.hash, "hash")?, page.delta.clone());
+        return Ok(PageContent::Difference(PageDifference { hash, delta }));
+    }
     if page.data.is_empty() {
         return Ok(PageContent::BeyondEnd);
     }

@@ -17,7 +17,7 @@ use pg_format::relation::tablespace_version_directory;
 use pg_format::wal::{SegmentName, Start};
 use pg_format::{BLOCK_BYTES, BLOCK_SIZE, DataPath, FileClass, Fork, Lsn, TimelineHistory};
 use proto::fetch::{
-    BlockRange, Item, ItemBody, PageContent, ProofStart, Unit, UnitKind, VerifiedChunk,
+    BlockRange, Item, ItemBody, PageContent, ProofStart, Signatures, Unit, UnitKind, VerifiedChunk,
 };
 use proto::frame::Frame;
 use proto::hash::run_hash;
@@ -29,6 +29,8 @@ use tokio::sync::mpsc::{Receiver, Sender};
 
 use crate::allow::AllowList;
 use crate::audit::Session;
+use crate::changes::changes;
+use crate::differences::Differences;
 use crate::node;
 use crate::output::{Output, Rates};
 use crate::pages::{Check, Pages};
@@ -130,7 +132,9 @@ impl Worker {
             self.output.flush()?;
         }
         let (vanished, bytes) = match unit.kind {
-            UnitKind::Blocks { path, ranges } => self.blocks(id, &path, &ranges)?,
+            UnitKind::Blocks { path, ranges, signatures } => {
+                self.blocks(id, &path, (&ranges, signatures))?
+            }
             UnitKind::Hashes { path, range, own } => self.hashes(id, &path, range, &own)?,
             UnitKind::File { path, offset, length } => self.file(id, &path, offset, length)?,
             UnitKind::Wal { timeline, number, offset, length } => {
@@ -153,6 +157,7 @@ impl Worker {
                 };
                 (false, self.proof(id, from, to, each_record)?)
             }
+            UnitKind::Changes { from, to } => (false, self.changes(id, from, to)?),
         };
         self.output.send(Item { unit: id, body: ItemBody::End { vanished, bytes } })
     }
@@ -186,13 +191,15 @@ impl Worker {
         &mut self,
         id: u64,
         path: &DataPath,
-        ranges: &[BlockRange],
+        (ranges, signatures): (&[BlockRange], Option<Signatures>),
     ) -> Result<(bool, u64), Refusal> {
         let Some(file) = self.open(path)? else {
             return Ok((true, 0));
         };
+        let mut differences = Differences::new(signatures.as_ref());
         for range in ranges {
             self.each_page("pages", (path, &file), *range, &mut |worker, block, content| {
+                let content = differences.next(content);
                 worker.output.send(Item { unit: id, body: ItemBody::Page { block, content } })
             })?;
         }
@@ -248,7 +255,7 @@ impl Worker {
         self.each_page("hashes", (path, file), run, &mut |_, _, content| {
             match content {
                 PageContent::Present(page) | PageContent::Torn(page) => hashes.push(page.hash()),
-                PageContent::BeyondEnd => {}
+                PageContent::Difference(_) | PageContent::BeyondEnd => {}
             }
             Ok(())
         })?;
@@ -383,6 +390,19 @@ impl Worker {
             usable = (page + BLOCK_BYTES - offset).min(wanted);
         }
         self.chunks(id, ("wal", path), file, offset..offset + usable)
+    }
+
+    fn changes(&mut self, id: u64, from: Lsn, to: Lsn) -> Result<u64, Refusal> {
+        let size = self.node.control.wal_segment_size;
+        if to.distance_from(from) > PROOF_SEGMENTS_MAX.saturating_mul(size.bytes()) {
+            return Err(Refusal::new(Reason::InvalidRequest, "changes of too many segments"));
+        }
+        let Self { directory, node, history, output, .. } = self;
+        let end = changes((directory, node, history), (from, to), &mut |read, change| {
+            output.read("changes", read);
+            output.send(Item { unit: id, body: ItemBody::Change(change) })
+        })?;
+        Ok(end.as_u64())
     }
 
     fn proof(&mut self, id: u64, from: Start, to: Lsn, each_record: bool) -> Result<u64, Refusal> {

@@ -11,6 +11,8 @@ pub mod config;
 mod accept;
 mod allow;
 mod audit;
+mod changes;
+mod differences;
 mod end;
 mod fetch;
 mod handler;

@@ -321,11 +321,16 @@ impl Change<'_> {
                 content: PageContent::Present(page) | PageContent::Torn(page),
             } => self.disk.write_at(&path, u64::from(*block) * BLOCK_BYTES, page.data()),
             ItemBody::Chunk(chunk) => self.disk.write_at(&path, chunk.offset(), chunk.data()),
+            // No pack has one: they were rebuilt before.
+            ItemBody::Page { content: PageContent::Difference(_), .. } => {
+                Err(io::Error::other("a pack holds a page that was not rebuilt"))
+            }
             ItemBody::Page { content: PageContent::BeyondEnd, .. }
             | ItemBody::PageHashes { .. }
             | ItemBody::Same { .. }
             | ItemBody::SegmentDigest { .. }
             | ItemBody::RecordCrc { .. }
+            | ItemBody::Change(_)
             | ItemBody::End { .. } => Ok(()),
         }
     }

@@ -38,7 +38,7 @@ pub async fn take_over(
     let mut asked = HashMap::new();
     let mut questions = Vec::new();
     for unit in units {
-        let UnitKind::Blocks { path, ranges } = &unit.kind else {
+        let UnitKind::Blocks { path, ranges, .. } = &unit.kind else {
             continue;
         };
         let Some(file) = old.get(path).copied() else {

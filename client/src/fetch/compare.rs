@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use data_dir::DataDir;
 use data_dir::dir::{is_hole, read_at};
-use pg_format::{BLOCK_BYTES, BLOCK_SIZE, DataPath};
+use pg_format::{BLOCK_BYTES, BLOCK_SIZE, BlockSet, DataPath};
 use proto::PageHash;
 use proto::fetch::{BlockRange, Item, ItemBody, Unit, UnitKind};
 use proto::frame::Frame;
@@ -24,7 +24,6 @@ use crate::error::{Class, RewindError};
 use crate::monitor::Monitor;
 use crate::plan::Differences;
 use crate::plan::decide::Comparison;
-use crate::plan::page_map::BlockSet;
 
 /// Compares all of `comparisons`; every file of them has an entry in the result.
 pub async fn compare(

@@ -68,6 +68,16 @@ impl Carried {
         }
     }
 
+    /// Adds what was carried later.
+    pub fn absorb(&mut self, later: &Self) {
+        for (number, bytes) in later.payload_bytes.iter().enumerate() {
+            let before = self.payload_bytes.get(number).copied().unwrap_or(0);
+            self.note(number, before + bytes);
+        }
+        self.frames += later.frames;
+        self.reconnects += later.reconnects;
+    }
+
     /// Payload bytes over all connections.
     pub fn total(&self) -> u64 {
         self.payload_bytes.iter().sum()

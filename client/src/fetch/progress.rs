@@ -14,6 +14,9 @@ const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// Smallest record: how many records a proof can have at most.
 const RECORD_BYTES_MIN: u64 = 24;
 
+/// What a page that comes as a difference is taken for: few bytes travel, but a page is read on both ends.
+const DIFFERENCE_BYTES: u64 = 1 << 10;
+
 /// A reply that does not belong to what was asked.
 #[derive(Debug, thiserror::Error)]
 #[error("a reply of unit {unit} was not asked for: {why}")]
@@ -32,13 +35,14 @@ pub struct Outstanding {
 /// Bytes a unit is expected to bring, before compression.
 pub fn cost(kind: &UnitKind) -> u64 {
     match kind {
-        UnitKind::Blocks { ranges, .. } => {
-            ranges.iter().map(|range| u64::from(range.count) * BLOCK_BYTES).sum()
+        UnitKind::Blocks { ranges, signatures, .. } => {
+            let page = if signatures.is_some() { DIFFERENCE_BYTES } else { BLOCK_BYTES };
+            ranges.iter().map(|range| u64::from(range.count) * page).sum()
         }
         // Little travels, but the source has to read all of it.
         UnitKind::Hashes { range, .. } => u64::from(range.count) * 256,
         UnitKind::File { length, .. } | UnitKind::Wal { length, .. } => *length,
-        UnitKind::Proof { .. } => BLOCK_BYTES,
+        UnitKind::Proof { .. } | UnitKind::Changes { .. } => BLOCK_BYTES,
     }
 }
 
@@ -87,7 +91,8 @@ impl Outstanding {
                     UnitKind::Hashes { .. }
                     | UnitKind::File { .. }
                     | UnitKind::Wal { .. }
-                    | UnitKind::Proof { .. } => false,
+                    | UnitKind::Proof { .. }
+                    | UnitKind::Changes { .. } => false,
                 };
                 if missing && !vanished {
                     return Err(fault("it ends before all of it came"));
@@ -142,6 +147,8 @@ impl Outstanding {
                 }
                 *from = ProofStart::Segment(next.plus(SEGMENT_BYTES_MIN));
             }
+            // They may come in any order, and are believed only if the last says what they cover.
+            (UnitKind::Changes { .. }, ItemBody::Change(_)) => {}
             _ => return Err(fault("it is of another kind")),
         }
         Ok(())
@@ -178,7 +185,7 @@ pub fn is_finished(unit: &Unit) -> bool {
         UnitKind::Blocks { ranges, .. } => ranges.is_empty(),
         UnitKind::File { length, .. } | UnitKind::Wal { length, .. } => *length == 0,
         UnitKind::Hashes { range, .. } => range.count == 0,
-        UnitKind::Proof { .. } => false,
+        UnitKind::Proof { .. } | UnitKind::Changes { .. } => false,
     }
 }
 
@@ -198,7 +205,8 @@ mod tests {
         let mut outstanding = Outstanding::default();
         let ranges = vec![BlockRange { first: 5, count: 2 }, BlockRange { first: 9, count: 2 }];
         let path = DataPath::new("base/5/1").unwrap();
-        outstanding.insert(Unit { id: 7, kind: UnitKind::Blocks { path, ranges } });
+        outstanding
+            .insert(Unit { id: 7, kind: UnitKind::Blocks { path, ranges, signatures: None } });
         for block in [5, 6, 9] {
             outstanding.receive(&page(7, block)).unwrap();
         }

@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use data_dir::{Entry, EntryKind};
 use pg_format::file_class::EMPTIED_DIRECTORIES;
 use pg_format::relation::database_directory;
-use pg_format::{BLOCK_BYTES, DataPath, FileClass, Fork, RelationPath, RelationSegment};
+use pg_format::{BLOCK_BYTES, BlockSet, DataPath, FileClass, Fork, RelationPath, RelationSegment};
 use serde::{Deserialize, Serialize};
 
-use super::input::{Differences, Facts, Strategy, file_bytes};
-use super::page_map::BlockSet;
+use super::input::{Differences, Facts, file_bytes};
 use crate::error::{Class, RewindError};
 
 /// What happens to one path of the target. The order is the order of execution.
@@ -54,6 +53,9 @@ pub struct PagesWanted {
     pub blocks: BlockSet,
     /// The file ends before this block.
     pub end: u32,
+    /// Pages before this block are on the target in another version, of which the new one is told by its
+    /// differences.
+    pub known: u32,
 }
 
 /// Bytes to fetch for one planned file.
@@ -114,7 +116,7 @@ fn init_forks<'p>(paths: impl Iterator<Item = &'p DataPath>) -> BTreeSet<Relatio
 impl<'a> Context<'a> {
     fn new(facts: &'a Facts<'a>) -> Result<Self, RewindError> {
         let mut untrusted = Vec::new();
-        if let Strategy::Fork(window) = facts.strategy {
+        if let Some(window) = facts.window {
             for (tablespace, database) in &window.directories {
                 let path = database_directory(*tablespace, *database, facts.version_directory);
                 untrusted.push(path.map_err(|error| {
@@ -153,11 +155,11 @@ impl<'a> Context<'a> {
 
     fn relation(&self, segment: RelationSegment) -> Treatment {
         let unlogged = self.unlogged_on_source.contains(&segment.relation);
-        match (segment.fork, unlogged, self.facts.strategy) {
+        match (segment.fork, unlogged, self.facts.window) {
             (Fork::Init, ..) => Treatment::ComparePages,
             // Recovery makes them anew from the init fork.
             (_, true, _) => Treatment::Discard,
-            (Fork::Main, false, Strategy::Fork(_)) => Treatment::WindowPages(segment),
+            (Fork::Main, false, Some(_)) => Treatment::WindowPages(segment),
             (Fork::Main | Fork::FreeSpaceMap | Fork::VisibilityMap, false, _) => {
                 Treatment::ComparePages
             }
@@ -171,10 +173,8 @@ impl<'a> Context<'a> {
         };
         let unlogged_here = self.unlogged_on_target.contains(&segment.relation)
             && !self.unlogged_on_source.contains(&segment.relation);
-        let created = match self.facts.strategy {
-            Strategy::Fork(window) => window.created.contains(&segment.relation),
-            Strategy::Compare => false,
-        };
+        let window = self.facts.window;
+        let created = window.is_some_and(|window| window.created.contains(&segment.relation));
         created
             || unlogged_here
             || self.untrusted.iter().any(|directory| path.is_within(directory.as_str()))
@@ -284,7 +284,7 @@ fn fetch_file(
             let bytes = u64::from(end) * BLOCK_BYTES;
             let file = add(plan, path, FileAction::Replace { bytes: Some(bytes) });
             wanted.insert_range(0, end);
-            plan.pages.push(PagesWanted { file, blocks: wanted, end });
+            plan.pages.push(PagesWanted { file, blocks: wanted, end, known: 0 });
             return Ok(());
         }
         (Treatment::WindowPages(segment), Some(ours)) => {
@@ -298,7 +298,8 @@ fn fetch_file(
     let final_bytes = u64::from(end) * BLOCK_BYTES;
     if wanted.iter().any(|block| block < end) || ours != Some(final_bytes) {
         let file = add(plan, path, FileAction::Patch { bytes: final_bytes });
-        plan.pages.push(PagesWanted { file, blocks: wanted, end });
+        let known = blocks_in(ours.unwrap_or(0));
+        plan.pages.push(PagesWanted { file, blocks: wanted, end, known });
     }
     Ok(())
 }
@@ -311,7 +312,7 @@ fn window_pages(
     end: u32,
     wanted: &mut BlockSet,
 ) {
-    let Strategy::Fork(window) = context.facts.strategy else {
+    let Some(window) = context.facts.window else {
         return;
     };
     if let Some(named) = window.pages.segment(&segment) {

@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use data_dir::window::Window;
 use data_dir::{Entry, EntryKind};
-use pg_format::DataPath;
-
-use super::page_map::BlockSet;
-use super::window::Window;
+use pg_format::{BlockSet, DataPath};
 
 /// Everything in the target.
 pub type TargetFiles = BTreeMap<DataPath, Entry>;
@@ -18,12 +16,30 @@ pub type SourceFiles = BTreeMap<DataPath, Option<u64>>;
 pub type Differences = BTreeMap<DataPath, BlockSet>;
 
 /// How the pages to fetch are known.
-#[derive(Debug)]
-pub enum Strategy<'w> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
     /// Every page is compared; replay starts at the source's last completed checkpoint.
     Compare,
     /// The target's WAL names them; replay starts at the last common checkpoint.
-    Fork(&'w Window),
+    Fork,
+    /// The WAL of both names them; replay starts at the source's last completed checkpoint.
+    Latest,
+}
+
+impl Strategy {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Compare => "compare",
+            Self::Fork => "fork",
+            Self::Latest => "latest",
+        }
+    }
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Compare, Self::Fork, Self::Latest].into_iter().find(|known| known.name() == name)
+    }
 }
 
 /// What the operator chose for files that are not PostgreSQL's data.
@@ -42,8 +58,8 @@ pub struct Facts<'a> {
     pub target: &'a TargetFiles,
     /// The source's files.
     pub source: &'a SourceFiles,
-    /// The way.
-    pub strategy: &'a Strategy<'a>,
+    /// What may differ in main forks; `None` if every page is compared.
+    pub window: Option<&'a Window>,
     /// Name of the version's directory inside tablespaces.
     pub version_directory: &'a str,
     /// The operator's choices.

@@ -69,10 +69,11 @@ mod tests {
     use data_dir::{Entry, EntryKind};
     use pg_format::DataPath;
 
+    use pg_format::BlockSet;
+
     use super::*;
     use crate::plan::PlannedFile;
     use crate::plan::decide::PagesWanted;
-    use crate::plan::page_map::BlockSet;
 
     fn image(ours: u64, theirs: u64, blocks: &[u32]) -> Vec<(u64, u64)> {
         let path = DataPath::new("base/5/10").unwrap();
@@ -86,7 +87,7 @@ mod tests {
                 path: path.clone(),
                 action: FileAction::Patch { bytes: theirs },
             }],
-            pages: vec![PagesWanted { file: 0, blocks: wanted, end }],
+            pages: vec![PagesWanted { file: 0, blocks: wanted, end, known: 0 }],
             ..Plan::default()
         };
         let images = images(&plan, &TargetFiles::from([(path, entry)]));

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use client::inspect::wal_context;
-use client::inspect::window::scan_window;
 use data_dir::DataDir;
 use data_dir::wal::{LocalWal, scan};
+use data_dir::window_scan::scan_window;
 use integration_tests::cluster::{Install, Pair, Shape};
 use integration_tests::user::run;
 use pg_format::wal::Start;

@@ -61,7 +61,8 @@ pub(crate) const WORKLOADS: [Workload; 6] = [
         before: |node, scale| {
             filler(node, 100_000 * scale);
             for round in 0..8 {
-                node.sql(&format!("update filler set k = k + {round}; vacuum filler"));
+                node.sql(&format!("update filler set k = k + {round}"));
+                node.sql("vacuum filler");
             }
         },
         lost: |node, _| drop(node.sql("update filler set k = 1 where id <= 100")),

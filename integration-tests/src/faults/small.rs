@@ -18,7 +18,6 @@ use client::apply::{hold, state};
 use client::monitor::{Monitor, Step};
 use client::plan::cut::{Read, final_lengths};
 use client::plan::decide::PagesWanted;
-use client::plan::page_map::BlockSet;
 use client::plan::report::Change;
 use client::plan::undo::{cut_images, images};
 use client::plan::wal::{WalFacts, changes};
@@ -27,7 +26,7 @@ use data_dir::DataDir;
 use pg_format::control_file::control_file_for_recovery;
 use pg_format::wal::SegmentName;
 use pg_format::{
-    DataPath, Lsn, RELATION_SEGMENT_BLOCKS, TimelineHistory, TimelineId, WalSegmentSize,
+    BlockSet, DataPath, Lsn, RELATION_SEGMENT_BLOCKS, TimelineHistory, TimelineId, WalSegmentSize,
 };
 use proto::fetch::{Item, ItemBody, PageContent, VerifiedChunk, VerifiedPage};
 use proto::frame::FrameEncoder;
@@ -171,7 +170,7 @@ impl Small {
         let mut wanted = BlockSet::default();
         blocks.iter().for_each(|block| wanted.insert(*block));
         let end = u32::try_from(end).expect("few");
-        self.plan.pages.push(PagesWanted { file, blocks: wanted, end });
+        self.plan.pages.push(PagesWanted { file, blocks: wanted, end, known: 0 });
     }
 
     fn patch(&mut self, name: &str, (old, new): (&[u8], &[u8]), wanted: &[u32]) {

@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pg_format::control_file::CheckPoint;
-use pg_format::{Lsn, RelationPath};
-
-use super::page_map::PageMap;
+use pg_format::{Lsn, PageMap, RelationPath};
 
 /// A checkpoint record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

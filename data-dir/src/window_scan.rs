@@ -2,14 +2,14 @@
 
 use std::ops::ControlFlow;
 
-use data_dir::runs::{How, Runs, ValueSink, scan_runs};
-use data_dir::wal::{Scanned, Segments, WalError, scan};
 use pg_format::control_file::WalLevel;
 use pg_format::wal::effect::effect;
 use pg_format::wal::{Effect, Record, RecordBody, Start, WalContext};
 use pg_format::{Fork, FormatError, Lsn};
 
-use crate::plan::window::{Checkpoint, PreparedEnd, Window};
+use crate::runs::{How, Runs, ValueSink, scan_runs};
+use crate::wal::{Scanned, Segments, WalError, scan};
+use crate::window::{Checkpoint, PreparedEnd, Window};
 
 /// `info` bit of records that change files in ways block references do not show.
 const SPECIAL_REL_UPDATE: u8 = 0x01;
@@ -34,9 +34,37 @@ pub fn scan_window(
     start: Lsn,
     (fork, last): (Lsn, u64),
 ) -> Result<(Window, Scanned), WalError> {
-    let segments_of_run = (RUN_BYTES / context.segment_size.bytes()).max(1);
-    let runs = Runs { start: Start::Record(start), last, segments: segments_of_run };
+    let runs = runs(context, (Start::Record(start), Lsn::MAX), last);
     scan_window_in(segments, context, runs, fork)
+}
+
+fn runs(context: WalContext, (start, end): (Start, Lsn), last: u64) -> Runs {
+    let segments = (RUN_BYTES / context.segment_size.bytes()).max(1);
+    Runs { start, last, segments, end }
+}
+
+/// What the records that begin in `[from, to)` change, and where the one behind them begins; `None` if
+/// the WAL ends before or is not whole: then the window says nothing about the rest.
+pub fn scan_changes(
+    segments: &(dyn Segments + Sync),
+    context: WalContext,
+    (from, to): (Lsn, Lsn),
+    last: u64,
+) -> Result<(Window, Option<Lsn>), WalError> {
+    // A record that begins on the page before it is common to both nodes, or one more than is needed.
+    let start = Start::FirstAfter(from.page_start());
+    let (window, scanned) =
+        scan_window_in(segments, context, runs(context, (start, to), last), from)?;
+    if scanned.stopped_by.is_some() {
+        return Ok((window, None));
+    }
+    let behind = scanned.last_record.map_or(start, |_| Start::Record(scanned.end));
+    let mut next = None;
+    scan(segments, context, behind, &mut |record, _| {
+        next = Some(record.lsn);
+        ControlFlow::Break(())
+    })?;
+    Ok((window, next))
 }
 
 /// The same, divided in another way.

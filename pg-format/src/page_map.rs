@@ -1,10 +1,20 @@
 //! Sets of blocks: which pages of which files.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use pg_format::{Fork, RelationPath, RelationSegment};
-use proto::fetch::BlockRange;
 use serde::{Deserialize, Serialize};
+
+use crate::{Fork, RelationPath, RelationSegment};
+
+/// Consecutive blocks of a segment file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockRange {
+    /// First block, counted from the start of the file.
+    pub first: u32,
+    /// Number of blocks, not 0.
+    pub count: u32,
+}
 
 /// A set of blocks of one file, as a bitmap that grows with the highest block.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,8 +74,14 @@ impl BlockSet {
 
     /// Its runs of consecutive blocks below `end`, none longer than `count_max`.
     pub fn ranges(&self, end: u32, count_max: u32) -> Vec<BlockRange> {
+        self.ranges_in(0..end, count_max)
+    }
+
+    /// The same of the blocks in a part of the file.
+    pub fn ranges_in(&self, part: Range<u32>, count_max: u32) -> Vec<BlockRange> {
         let mut ranges: Vec<BlockRange> = Vec::new();
-        for block in self.iter().take_while(|block| *block < end) {
+        let inside = self.iter().skip_while(|block| *block < part.start);
+        for block in inside.take_while(|block| *block < part.end) {
             match ranges.last_mut() {
                 Some(last) if last.first + last.count == block && last.count < count_max => {
                     last.count += 1;
@@ -93,13 +109,23 @@ impl PageMap {
     /// Adds the blocks of another map.
     pub fn absorb(&mut self, other: Self) {
         for (segment, blocks) in other.segments {
-            self.segments.entry(segment).or_default().absorb(&blocks);
+            self.absorb_segment(segment, &blocks);
         }
     }
 
     /// The blocks of one segment file.
     pub fn segment(&self, segment: &RelationSegment) -> Option<&BlockSet> {
         self.segments.get(segment)
+    }
+
+    /// The segment files with their blocks.
+    pub fn into_segments(self) -> impl Iterator<Item = (RelationSegment, BlockSet)> {
+        self.segments.into_iter()
+    }
+
+    /// Adds blocks of one segment file.
+    pub fn absorb_segment(&mut self, segment: RelationSegment, blocks: &BlockSet) {
+        self.segments.entry(segment).or_default().absorb(blocks);
     }
 
     /// Number of blocks in all.

@@ -1,0 +1,207 @@
+//! Strategy *latest*: replay from the source's newest checkpoint, and every block that either side changed
+//! since the fork. What the source did before that checkpoint is in no WAL that is replayed.
+
+use integration_tests::client::{Ended, Rewind};
+use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::oracle;
+use integration_tests::server::{Pki, Server};
+use integration_tests::steps::{follow_instead, part, rewind, rewound};
+
+const LATEST: [&str; 2] = ["--strategy", "latest"];
+
+fn by_latest(pair: &Pair) -> Ended {
+    let ended = rewound(pair, &LATEST);
+    assert_eq!(ended.field("strategy"), "latest", "{}", ended.text);
+    ended
+}
+
+/// Rows, cuts, drops, new relations and files of one path on both sides, most of it before the source's
+/// checkpoint and some of it after.
+fn both_sides(major: u32, stop: &str) {
+    let pair = Pair::new(major, Shape::default());
+    pair.a.sql("checkpoint");
+    pair.a.sql("update plain set n = 1 where id % 5 = 0");
+    pair.catch_up();
+    pair.b.promote();
+    for (node, side) in [(&pair.a, "old"), (&pair.b, "new")] {
+        let cut = if side == "old" { 1000 } else { 2500 };
+        node.script(
+            "postgres",
+            &format!(
+                "update plain set body = '{side}' where id % 7 = length('{side}');
+                 delete from shrink where id > {cut}; vacuum shrink;
+                 insert into grow select g, repeat('{side}', 90) from generate_series(1, {cut}) g;
+                 insert into shrink select g, repeat('{side}', 130) from generate_series(9000, 9500) g;
+                 create table twin_{side} as select g, '{side}' s from generate_series(1, {cut}) g;
+                 create index on twin_{side}(g);
+                 insert into words select g, array[g % 10], point(g % 100, 3), '{side}' || g from generate_series(1, 500) g;"
+            ),
+        );
+    }
+    pair.a.sql("drop table dropme; truncate toasted; cluster plain using plain_pkey");
+    pair.b.sql("drop table parted_high; truncate child; reindex table plain");
+    pair.b.sql("checkpoint");
+    pair.b.sql("update plain set n = 77 where id < 900; create table afterwards as select 1 x");
+    match stop {
+        "kill" => pair.a.kill(),
+        mode => pair.a.stop(mode),
+    }
+    by_latest(&pair);
+}
+
+macro_rules! on_major {
+    ($($name:ident $major:literal),*) => { $(mod $name {
+        #[test]
+        fn everything_changed_on_both_sides() { super::both_sides($major, "fast"); }
+        #[test]
+        fn everything_changed_and_the_target_was_killed() { super::both_sides($major, "kill"); }
+    })* };
+}
+on_major!(pg14 14, pg15 15, pg16 16, pg17 17, pg18 18);
+
+/// R2's rule for directories, on both sides: the old node's rows were changed where the database was before
+/// it moved, so no record names the blocks where they are now.
+#[test]
+fn one_database_moved_to_one_tablespace_on_both_sides() {
+    let pair = Pair::with(15, Shape::default(), "allow_in_place_tablespaces = on");
+    pair.a.sql("create tablespace here location ''");
+    pair.catch_up();
+    part(&pair);
+    pair.a.sql_in("second", "update other set id = -id where id % 2 = 0");
+    pair.a.sql("alter database second set tablespace here");
+    pair.b.sql("alter database second set tablespace here");
+    pair.b.sql_in("second", "delete from other where id % 3 = 0");
+    pair.b.sql("checkpoint");
+    pair.a.stop("fast");
+    by_latest(&pair);
+}
+
+#[test]
+fn a_database_was_made_on_each_side_under_one_oid() {
+    let pair = Pair::new(15, Shape::default());
+    part(&pair);
+    let make = |node: &Node, name: &str, strategy: &str| {
+        node.sql(&format!("create database {name} template second strategy {strategy}"));
+        node.sql_in(
+            name,
+            &format!("create table own as select '{name}' n from generate_series(1, 900)"),
+        );
+        node.sql_in(name, "delete from other where id % 2 = 0");
+        node.sql(&format!("select oid from pg_database where datname = '{name}'"))
+    };
+    let ours = make(&pair.a, "made_there", "wal_log");
+    let theirs = make(&pair.b, "made_here", "file_copy");
+    assert_eq!(ours, theirs, "the scenario needs one OID");
+    pair.b.sql("checkpoint");
+    pair.a.stop("fast");
+    by_latest(&pair);
+}
+
+/// Growing by many pages at a time writes no WAL: where the source cut a relation before, the target still
+/// has old rows that nothing names.
+#[test]
+fn the_source_cut_a_relation_and_extended_it_in_bulk() {
+    let pair = Pair::new(16, Shape::default());
+    part(&pair);
+    pair.b.sql("delete from plain where id > 100");
+    pair.b.sql("vacuum plain");
+    let file = pair.home.path().join("rows");
+    pair.b.sql(&format!(
+        "copy (select g, 'bulk', 1 from generate_series(80001, 95000) g) to '{}'",
+        file.display()
+    ));
+    pair.b.sql(&format!("copy plain from '{}'", file.display()));
+    pair.b.sql("checkpoint");
+    pair.a.stop("fast");
+    by_latest(&pair);
+}
+
+/// What the target had changed before the fork and not written out is replayed by nobody.
+#[test]
+fn what_a_killed_target_had_not_flushed_before_the_fork_is_carried() {
+    let pair = Pair::with(15, Shape::default(), "autovacuum = off\nbgwriter_lru_maxpages = 0");
+    pair.a.sql("checkpoint");
+    pair.a.sql("update plain set n = 41 where id % 3 = 0");
+    pair.catch_up();
+    pair.b.promote();
+    pair.b.sql("checkpoint");
+    pair.a.sql("insert into plain values (70001, 'lost', 1)");
+    pair.a.kill();
+    by_latest(&pair);
+}
+
+/// R11: replay from the fork would copy whatever the template's directory then holds.
+#[test]
+fn files_copied_before_the_checkpoint_are_right() {
+    let pair = Pair::with(15, Shape::default(), "allow_in_place_tablespaces = on");
+    part(&pair);
+    pair.b.sql("create tablespace later location ''");
+    pair.b.sql("create database copied template second strategy file_copy");
+    pair.b.sql_in("second", "delete from other where id % 2 = 0");
+    pair.b.sql("alter database second set tablespace later");
+    pair.b.sql_in("copied", "delete from other where id % 3 = 0");
+    pair.b.sql("checkpoint");
+    pair.a.stop("fast");
+    let ended = rewound(&pair, &[]);
+    assert_eq!(ended.field("strategy"), "latest", "{}", ended.text);
+}
+
+/// The source's own WAL is read over all of its timelines, and a live standby is a source too.
+#[test]
+fn a_standby_of_a_node_that_was_promoted_twice_is_the_source() {
+    let pair = Pair::new(15, Shape::default());
+    pair.b.stop("fast");
+    let c = pair.b.copy(&pair.home.path().join("c"));
+    let d = pair.b.copy(&pair.home.path().join("d"));
+    pair.b.start();
+    part(&pair);
+    pair.a.stop("fast");
+    let caught_up = |standby: &Node, primary: &Node| {
+        let lsn = primary.lsn();
+        standby.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
+    };
+    for standby in [&c, &d] {
+        follow_instead(standby, &pair.b);
+        standby.start();
+    }
+    pair.b.sql("update plain set n = 3 where id % 2 = 0");
+    caught_up(&c, &pair.b);
+    caught_up(&d, &pair.b);
+    pair.b.stop("fast");
+    c.promote();
+    d.stop("fast");
+    follow_instead(&d, &c);
+    d.start();
+    c.sql("update plain set n = 4 where id % 3 = 0");
+    c.sql("checkpoint");
+    c.sql("insert into plain values (91000, 'later', 1)");
+    caught_up(&d, &c);
+    d.sql("checkpoint");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&d, &pki);
+    let ended = Rewind::new(&pair.a, &server, &pki).following(&c).args(LATEST).succeed();
+    assert_eq!(ended.field("strategy"), "latest", "{}", ended.text);
+    oracle::verify(&pair.a, &c);
+}
+
+/// Without its WAL since the fork the source cannot tell what it changed.
+#[test]
+fn a_source_without_its_wal_since_the_fork_is_compared() {
+    let pair = Pair::with(15, Shape::default(), "wal_keep_size = 0");
+    pair.a.sql("checkpoint");
+    pair.catch_up();
+    part(&pair);
+    for _ in 0..3 {
+        pair.b.sql("select pg_switch_wal()");
+        pair.b.sql("insert into plain select g, 'new', 1 from generate_series(80001, 80100) g on conflict do nothing");
+        pair.b.sql("checkpoint");
+    }
+    pair.a.stop("fast");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    Rewind::new(&pair.a, &server, &pki).args(LATEST).refuse(6, "no WAL in common");
+    drop(server);
+    let ended = rewind(&pair, &pair.a, &pair.b, &[]);
+    assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
+    oracle::verify(&pair.a, &pair.b);
+}
