@@ -3,10 +3,11 @@
 //!
 //! A signature is one small hash for each block of a page; whoever has the new page looks for those blocks
 //! at any offset that is a multiple of four, since pruning and inserting move what lies in a page without
-//! changing it. The page header, which every change touches, always travels. A hash so small lies now and
-//! then: the result is checked with the page's own hash, never believed.
+//! changing it. The page header, which every change touches, always travels, and so does the state of heap
+//! tuples ([`tuple_state`]), in which pages with the same rows differ all over; blocks are compared without
+//! it. A hash so small lies now and then: the result is checked with the page's own hash, never believed.
 
-use pg_format::BLOCK_SIZE;
+use pg_format::{BLOCK_SIZE, tuple_state};
 
 /// Bytes before the first block: the page header, which holds LSN and checksum.
 const HEADER: usize = 24;
@@ -80,6 +81,14 @@ impl AnyOffset {
 fn short(sum: u64) -> u32 {
     let mixed = (sum ^ (sum >> 29)).wrapping_mul(0x94D0_49BB_1331_11EB);
     u32::try_from(mixed >> 40).unwrap_or(0)
+}
+
+/// A whole page without the state of its tuples, and that.
+fn without_states(page: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let mut page = page.to_vec();
+    page.resize(BLOCK_SIZE, 0);
+    let states = tuple_state::take(&mut page);
+    (page, states)
 }
 
 fn words(page: &[u8]) -> [u32; PAGE_WORDS] {
@@ -195,7 +204,7 @@ impl Writer<'_> {
 
 impl PageCodec for AnyOffset {
     fn sign(&self, old: &[u8]) -> [u8; SIGNATURE_BYTES] {
-        let words = words(old);
+        let words = words(&without_states(old).0);
         let mut signature = [0; SIGNATURE_BYTES];
         let (places, _) = signature.as_chunks_mut::<HASH>();
         for (number, place) in places.iter_mut().enumerate() {
@@ -208,8 +217,9 @@ impl PageCodec for AnyOffset {
     fn encode(&self, signature: &[u8; SIGNATURE_BYTES], page: &[u8]) -> Option<Vec<u8>> {
         const LAST: usize = HEADER_WORDS + (BLOCKS - 1) * BLOCK_WORDS;
         let index = Index::new(signature);
-        let words = words(page);
-        let mut writer = Writer { page, delta: Vec::new(), literal: 0, copy: None };
+        let (page, states) = without_states(page);
+        let words = words(&page);
+        let mut writer = Writer { page: &page, delta: Vec::new(), literal: 0, copy: None };
         let mut at = HEADER_WORDS;
         let mut hint = 0;
         let mut sum = None;
@@ -231,19 +241,24 @@ impl PageCodec for AnyOffset {
         }
         let copies = writer.copy.is_some() || !writer.delta.is_empty();
         writer.write_literal(page.len());
+        writer.delta.extend_from_slice(&states);
         copies.then_some(writer.delta)
     }
 
     fn apply(&self, old: &[u8], delta: &[u8]) -> Result<Vec<u8>, Malformed> {
+        let (old, _) = without_states(old);
         let mut page = Vec::with_capacity(BLOCK_SIZE);
         let mut rest = delta;
         loop {
             let length = take_length(&mut rest)?;
             let (literal, behind) = rest.split_at_checked(length).ok_or(Malformed)?;
             page.extend_from_slice(literal);
+            if page.len() == BLOCK_SIZE {
+                tuple_state::put(&mut page, behind).ok_or(Malformed)?;
+                return Ok(page);
+            }
             let [first, count, behind @ ..] = behind else {
-                let whole = behind.is_empty() && page.len() == BLOCK_SIZE;
-                return if whole { Ok(page) } else { Err(Malformed) };
+                return Err(Malformed);
             };
             let start = HEADER + usize::from(*first) * BLOCK;
             let end = (start + usize::from(*count) * BLOCK).min(BLOCK_SIZE);
