@@ -8,7 +8,9 @@ use std::sync::atomic::Ordering;
 
 use data_dir::wal::{LocalWal, Segments as _};
 use pg_format::wal::SegmentName;
-use pg_format::{DataPath, FileClass, Lsn, RelationSegment, TimelineHistory};
+use pg_format::{
+    BLOCK_BYTES, DataPath, FileClass, Lsn, RelationSegment, TimelineHistory, WalSegmentSize,
+};
 use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::model::{Description, Role, Sealed};
 use tokio::task::JoinHandle;
@@ -160,6 +162,7 @@ impl Sealing<'_> {
         self.check_end(&sealed)?;
         let oldest = self.oldest_segment();
         follower.advance_to(sealed.end).await?;
+        follower.fill(sealed.end).await?;
         follower.finish(sealed.end).map_err(staging)?;
         let torn = self.torn(&staged);
         let replayed = self.replay(follower.staged(), sealed.end, &torn).await?;
@@ -242,12 +245,39 @@ impl Sealing<'_> {
                 from = fork.lsn.page_start();
             }
         }
+        // Replay needs the first page of a segment, and what follows its start.
+        let redo = self.choice.start.redo.page_start();
+        let begun = from.max(size.start_of(first).plus(BLOCK_BYTES));
+        let left_out = self.may_leave_out(first, size) && redo > begun;
+        if left_out {
+            from = redo;
+        }
         let disk = Arc::clone(self.disk);
         let history = self.history.clone();
         let mut follower = WalFollower::new(self.session.clone(), disk, history, context, from);
+        if left_out {
+            follower.leave_out(begun, redo);
+        }
         adopted.into_iter().for_each(|name| follower.adopt(name));
         follower.recover().map_err(staging)?;
         Ok(follower)
+    }
+
+    /// Whether what lies before the start of replay in its segment may stay behind. As soon as the node
+    /// streams, PostgreSQL fetches that segment from its beginning (`RequestXLogStreaming`). A node that
+    /// archives could be promoted before and archive a segment with a hole; one that summarizes WAL reads
+    /// its oldest segment whole. A segment that is not the last one is never fetched again.
+    fn may_leave_out(&self, first: u64, size: WalSegmentSize) -> bool {
+        let end = Lsn::new(self.announced.end.as_u64().saturating_sub(1));
+        let is_off = |name: &str| {
+            let value = self.target.settings.get(name);
+            value.is_none_or(|value| ["off", "false", "no", "0"].contains(&value))
+        };
+        size.segment_of(self.choice.start.redo) == first
+            && size.segment_of(end) == first
+            && !self.config.config_from_source
+            && is_off("archive_mode")
+            && is_off("summarize_wal")
     }
 
     fn copy_wal(

@@ -205,3 +205,72 @@ fn a_source_without_its_wal_since_the_fork_is_compared() {
     assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
     oracle::verify(&pair.a, &pair.b);
 }
+
+/// The segment that replay begins in, as a node has it, and where in it replay begins.
+fn first_segment(node: &Node, ended: &Ended) -> (Vec<u8>, usize) {
+    let start: pg_format::Lsn = ended.field("replay_from").parse().expect("a position");
+    let size = pg_format::WalSegmentSize::new(16 << 20).expect("a size");
+    let number = size.segment_of(start);
+    let timeline = pg_format::TimelineId::new(2).expect("a timeline");
+    let name = pg_format::wal::SegmentName { timeline, number }.file_name(size);
+    let bytes = std::fs::read(node.data.join("pg_wal").join(name)).expect("a segment");
+    (bytes, usize::try_from(size.offset_of(start.page_start())).expect("fits"))
+}
+
+/// A fork whose source's checkpoint lies far behind its segment's beginning.
+fn checkpoint_inside_a_segment(settings: &str) -> Pair {
+    let pair = Pair::with(15, Shape::default(), settings);
+    part(&pair);
+    pair.b.sql("select pg_switch_wal()");
+    pair.b.sql("update plain set n = 5 where id % 3 = 0");
+    pair.b.sql("checkpoint");
+    pair.b.sql("update plain set n = 6 where id = 7");
+    pair.a.stop("fast");
+    pair
+}
+
+#[test]
+fn wal_before_the_start_of_replay_stays_behind_until_the_node_streams() {
+    let pair = checkpoint_inside_a_segment("");
+    let ended = rewind(&pair, &pair.a, &pair.b, &LATEST);
+    let (ours, start) = first_segment(&pair.a, &ended);
+    let (theirs, _) = first_segment(&pair.b, &ended);
+    assert!(start > 100 * 8192, "the scenario needs much WAL before {start}");
+    assert!(ours[..8192] == theirs[..8192], "the first page is not the source's");
+    assert!(ours[8192..start].iter().all(|byte| *byte == 0), "more came than replay needs");
+    oracle::verify_running(&pair.a, &pair.b);
+    let (ours, _) = first_segment(&pair.a, &ended);
+    assert!(ours[..start] == theirs[..start], "streaming does not bring what was left out");
+    oracle::verify(&pair.a, &pair.b);
+}
+
+#[test]
+fn a_node_that_archives_gets_its_first_segment_whole() {
+    let pair = checkpoint_inside_a_segment("archive_mode = on\narchive_command = 'true'");
+    let ended = rewind(&pair, &pair.a, &pair.b, &LATEST);
+    let (ours, start) = first_segment(&pair.a, &ended);
+    let (theirs, _) = first_segment(&pair.b, &ended);
+    assert!(ours[..start] == theirs[..start], "there is a hole in what could be archived");
+    oracle::verify(&pair.a, &pair.b);
+}
+
+#[test]
+fn a_first_segment_that_is_not_the_last_one_comes_whole() {
+    let pair = checkpoint_inside_a_segment("");
+    pair.b.sql("create table bulk as select g id, md5(g::text) a from generate_series(1, 40000) g");
+    pair.b.sql("checkpoint");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "2M"]);
+    let mut running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(LATEST).spawn();
+    running.wait_for("fetch");
+    pair.b.sql("select pg_switch_wal()");
+    pair.b.sql("insert into plain values (95000, 'in the next segment', 1)");
+    assert!(!running.has_begun("seal"), "the copy was over before the source went on");
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{}", ended.text);
+    let (ours, start) = first_segment(&pair.a, &ended);
+    let (theirs, _) = first_segment(&pair.b, &ended);
+    assert!(start > 100 * 8192, "the scenario needs much WAL before {start}");
+    assert!(ours[..start] == theirs[..start], "there is a hole in a segment that is not the last");
+    oracle::verify(&pair.a, &pair.b);
+}

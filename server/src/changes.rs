@@ -11,16 +11,18 @@ use proto::model::Node;
 
 use crate::node;
 
-/// WAL that is read before what it says is sent: not more than `--max-rate` or a slow disk lets through in
-/// the time a client waits for a sign of life, and what it says fits in memory.
+/// WAL that is read before what it says is sent: a slow disk reads it in the time a client waits for a sign
+/// of life, and what it says fits in memory.
 const STEP_BYTES: u64 = 64 << 20;
+/// The same with `--max-rate`, which all of a client's streams share.
+const STEP_BYTES_LIMITED: u64 = 4 << 20;
 
 /// Reads the records of this node's history that begin in `[from, to)` and gives away what they change.
 /// Tells how far the answer reaches: less than `to` if the WAL is not there or not whole. `give` is told
 /// how many bytes were read, too.
 pub(crate) fn changes(
     (directory, node, history): (&DataDir, &Node, &TimelineHistory),
-    (from, to): (Lsn, Lsn),
+    (from, to, limited): (Lsn, Lsn, bool),
     give: &mut dyn FnMut(u64, Change) -> Result<(), Refusal>,
 ) -> Result<Lsn, Refusal> {
     let context = node::wal_context(&node.control);
@@ -29,8 +31,9 @@ pub(crate) fn changes(
     let last = segments.iter().map(|name| name.number).max().unwrap_or(0);
     let wal = LocalWal { directory, history, context };
     let mut covered = Covered { from, to: from, minimal_at: None, unknown_at: None };
+    let bytes = if limited { STEP_BYTES_LIMITED } else { STEP_BYTES };
     while covered.to < to {
-        let step = (covered.to, covered.to.plus(STEP_BYTES).min(to));
+        let step = (covered.to, covered.to.plus(bytes).min(to));
         let (window, next) = scan_changes(&wal, context, step, last)
             .map_err(|error| node::internal("its WAL", &error))?;
         let read = step.1.distance_from(step.0);

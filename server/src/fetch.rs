@@ -398,7 +398,8 @@ impl Worker {
             return Err(Refusal::new(Reason::InvalidRequest, "changes of too many segments"));
         }
         let Self { directory, node, history, output, .. } = self;
-        let end = changes((directory, node, history), (from, to), &mut |read, change| {
+        let range = (from, to, output.is_limited());
+        let end = changes((directory, node, history), range, &mut |read, change| {
             output.read("changes", read);
             output.send(Item { unit: id, body: ItemBody::Change(change) })
         })?;

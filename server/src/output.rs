@@ -55,6 +55,11 @@ impl Output {
     }
 
     /// Notes bytes that were read, and waits until so many may be.
+    /// Whether `--max-rate` holds it back.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.rates.is_some()
+    }
+
     pub(crate) fn read(&mut self, kind: &'static str, bytes: u64) {
         self.session.served(kind, bytes);
         if let Some(rates) = &self.rates {

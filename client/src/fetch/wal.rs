@@ -64,6 +64,8 @@ pub struct WalFollower {
     fetched_bytes: u64,
     /// Whether the source did not have the segment asked for last.
     absent: bool,
+    /// What replay does not need in the middle of the first segment.
+    left_out: Option<(Lsn, Lsn)>,
 }
 
 impl WalFollower {
@@ -89,7 +91,52 @@ impl WalFollower {
             staged,
             fetched_bytes: 0,
             absent: false,
+            left_out: None,
         }
+    }
+
+    /// Leaves out what lies between two page starts in the segment of both. The pages before are somebody
+    /// else's to stage, but for the segment's first one.
+    pub fn leave_out(&mut self, from: Lsn, to: Lsn) {
+        self.left_out = Some((from, to));
+    }
+
+    /// Fetches what was left out after all if the WAL has gone on to another segment: PostgreSQL fetches
+    /// the last one alone from its beginning.
+    pub async fn fill(&mut self, end: Lsn) -> Result<(), RewindError> {
+        let size = self.context.segment_size;
+        let last = size.segment_of(Lsn::new(end.as_u64().saturating_sub(1)));
+        let Some((from, to)) = self.left_out.filter(|(from, _)| size.segment_of(*from) < last)
+        else {
+            return Ok(());
+        };
+        let number = size.segment_of(from);
+        let timeline = self.history.timeline_of_segment(number, size);
+        let name = SegmentName { timeline, number };
+        let path = state::staged_wal(&name.file_name(size));
+        let mut at = from;
+        while at < to {
+            let (offset, length) = (size.offset_of(at), UNIT_BYTES_MAX.min(to.distance_from(at)));
+            let kind = UnitKind::Wal { timeline, number, offset, length };
+            let mut next = at;
+            for item in self.session.collect(vec![Unit { id: 0, kind }]).await? {
+                if let ItemBody::Chunk(chunk) = item.body {
+                    let written = self.disk.write_at(&path, chunk.offset(), chunk.data());
+                    written.map_err(|error| {
+                        let message = format!("could not write {path}");
+                        RewindError::because(Class::Preflight, message, error)
+                    })?;
+                    next = next.plus(chunk.data().len() as u64);
+                }
+            }
+            if next == at {
+                return Err(self.gone(number));
+            }
+            self.fetched_bytes += next.distance_from(at);
+            at = next;
+        }
+        self.left_out = None;
+        Ok(())
     }
 
     /// Takes what an earlier run had staged, as far as its records are valid.
@@ -130,6 +177,7 @@ impl WalFollower {
         let size = self.context.segment_size;
         let mut pieces: Vec<Piece> = Vec::new();
         let first = self.decoder.wants().page_start();
+        pieces.extend(self.first_page()?);
         let mut at = first;
         let mut open: Option<(SegmentName, File)> = None;
         // Whether the page before is there, and which it is.
@@ -155,6 +203,19 @@ impl WalFollower {
         }
         before.into_iter().for_each(|page| add(&mut pieces, page, piece_bytes));
         Ok(pieces)
+    }
+
+    /// The first page of a segment of which a part was left out, if it is not staged.
+    fn first_page(&mut self) -> std::io::Result<Option<Piece>> {
+        let Some((from, _)) = self.left_out else {
+            return Ok(None);
+        };
+        let size = self.context.segment_size;
+        let number = size.segment_of(from);
+        let name = SegmentName { timeline: self.history.timeline_of_segment(number, size), number };
+        let file = self.staged_file(name)?;
+        let there = is_in_place(&file, 0, size.start_of(number))?;
+        Ok((!there).then_some(Piece { name, offset: 0, length: BLOCK_BYTES }))
     }
 
     /// The file of a segment, made if it is not there.
