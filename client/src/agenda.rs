@@ -1,6 +1,8 @@
 //! The plan of a run: that of an earlier one, if it still holds, or a new one.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use data_dir::window::Window;
 use pg_format::{Lsn, TimelineHistory};
@@ -9,14 +11,15 @@ use proto::model::Description;
 use crate::analysis::{Analysis, source_start};
 use crate::apply::plan_file::PlanFile;
 use crate::apply::{preflight, state};
-use crate::choose::{Choice, Ways, choose, new_tablespaces};
+use crate::choose::{Candidates, Choice, Obstacle, Ways, new_tablespaces};
 use crate::cli::StrategyArg;
 use crate::error::RewindError;
 use crate::fetch::{Session, compare};
 use crate::monitor::Step;
-use crate::outcome::{Outcome, Result as Ended};
-use crate::plan::decide::{build, comparisons};
-use crate::plan::input::{Choices, Facts};
+use crate::outcome::{Checkpointed, Outcome, Result as Ended};
+use crate::plan::decide::{blocks_in, build, comparisons};
+use crate::plan::input::{Choices, Differences, Facts};
+use crate::plan::price::{Price, Prices};
 use crate::plan::report::{Totals, changes};
 use crate::plan::undo::{bytes_of, images};
 use crate::plan::{Plan, SourceFiles, Strategy};
@@ -24,6 +27,9 @@ use crate::rewind::{Run, blocking};
 use crate::seal::Attempt;
 use crate::unfinished::state_error;
 use crate::{changes, continued, inspect};
+
+/// How often the source is looked at while its next checkpoint is waited for.
+const CHECKPOINT_POLL: Duration = Duration::from_secs(1);
 
 /// What will be done, and how it is known.
 pub(crate) struct Planned<'a> {
@@ -79,7 +85,9 @@ impl Run {
         (source, history): (&Description, &TimelineHistory),
         analysis: Option<&Analysis>,
     ) -> Result<Result<Window, String>, RewindError> {
-        let wanted = matches!(self.config.strategy, StrategyArg::Auto | StrategyArg::Latest);
+        let by_name = matches!(self.config.strategy, StrategyArg::Auto | StrategyArg::Latest);
+        // A dry run tells what every way would cost.
+        let wanted = by_name || self.config.dry_run;
         match analysis.filter(|_| wanted) {
             Some(analysis) => changes::since_fork(session, source, history, analysis).await,
             None => Ok(Err("it was not asked for".to_owned())),
@@ -98,16 +106,109 @@ impl Run {
             let why = format!("tablespace {oid} was created on the source meanwhile");
             return Ok(Err(Attempt::Again { why, without_fork: None }));
         }
-        let choice = choose(self.config.strategy, ways, source, history)?;
+        let candidates = Candidates::new(ways, source, history);
+        let prices = self.prices(source, &files, (ways, &candidates))?;
+        let choice = candidates.choose(self.config.strategy, &prices)?;
+        if let Some(again) = self.wait_for_checkpoint(session, source, &choice, &prices).await? {
+            return Ok(Err(again));
+        }
         let (plan, hash_bytes) = self.plan(session, source, &files, &choice).await?;
         self.undo = self.check(&plan, source, (&choice, (0, 0)))?;
         if self.config.dry_run {
             changes(&plan).iter().for_each(|change| self.monitor.planned(change));
-            let outcome = self.dry_outcome(ways.analysis, &choice, &plan);
+            let mut outcome = self.dry_outcome(ways.analysis, &choice, &plan);
+            outcome.prices = Some(prices);
+            outcome.checkpoint = Some(Checkpointed::of(source, ways.end));
             return Ok(Err(Attempt::Finished(Box::new(outcome))));
         }
         let source_redo = source_start(source).redo;
         Ok(Ok(Planned { choice, source_redo, plan, files, hash_bytes, again: false }))
+    }
+
+    /// What each way is likely to carry.
+    fn prices(
+        &self,
+        source: &Description,
+        files: &SourceFiles,
+        (ways, candidates): (Ways<'_>, &Candidates<'_>),
+    ) -> Result<Prices, RewindError> {
+        let control = &source.node.control;
+        let version_directory = pg_format::relation::tablespace_version_directory(
+            control.major,
+            control.catalog_version,
+        );
+        // Nothing of the plans is kept, so it does not matter where new tablespaces will be.
+        let (places, keys) = (BTreeMap::new(), BTreeSet::new());
+        let plan = |window: Option<&Window>| {
+            let facts = Facts {
+                target: &self.target.files,
+                source: files,
+                window,
+                version_directory: &version_directory,
+                choices: self.choices(),
+                new_tablespaces: &places,
+                keys: &keys,
+            };
+            build(&facts, &Differences::new())
+        };
+        let forked_at = ways.analysis.fork.map_or(Lsn::INVALID, |fork| fork.lsn);
+        let wal = |start: Lsn| ways.end.distance_from(start.max(forked_at).min(ways.end));
+        let price = |way: &Result<Choice<'_>, Obstacle>| match way {
+            Ok(way) => Ok(Ok(Price::of(&plan(way.window)?, wal(way.start.redo)))),
+            Err((why, _)) => Ok::<_, RewindError>(Err(why.clone())),
+        };
+        // Of what differs no more is known than what the WAL of one node or both tells.
+        let known =
+            [&candidates.latest, &candidates.fork].into_iter().find_map(|way| way.as_ref().ok());
+        let pages = files.values().flatten().map(|bytes| u64::from(blocks_in(*bytes))).sum();
+        let compare = Price::of_comparing(
+            &plan(known.and_then(|way| way.window))?,
+            wal(candidates.compare.start.redo),
+            pages,
+        );
+        Ok(Prices { fork: price(&candidates.fork)?, latest: price(&candidates.latest)?, compare })
+    }
+
+    fn choices(&self) -> Choices {
+        Choices {
+            config_from_source: self.config.config_from_source,
+            mirror_extra_files: self.config.mirror_extra_files,
+        }
+    }
+
+    /// Waits for the source's next checkpoint if that was asked for and most of what would be carried is
+    /// WAL that it makes superfluous; then it is planned anew.
+    async fn wait_for_checkpoint(
+        &mut self,
+        session: &Session,
+        source: &Description,
+        choice: &Choice<'_>,
+        prices: &Prices,
+    ) -> Result<Option<Attempt>, RewindError> {
+        let pays = prices.of(choice.strategy).is_some_and(|price| price.is_mostly_wal());
+        let Some(limit) = self.config.wait_checkpoint.take().filter(|_| pays) else {
+            return Ok(None);
+        };
+        if self.config.dry_run
+            || !matches!(self.config.strategy, StrategyArg::Auto | StrategyArg::Latest)
+        {
+            return Ok(None);
+        }
+        self.monitor.note(&format!(
+            "waiting up to {} seconds for the source's next checkpoint: most of what would be fetched is \
+             WAL since the last one",
+            limit.as_secs()
+        ));
+        let (since, before) = (Instant::now(), source_start(source).redo);
+        while since.elapsed() < limit {
+            tokio::time::sleep(CHECKPOINT_POLL.min(limit)).await;
+            if source_start(&session.clone().describe().await?).redo > before {
+                let why = "the source made a checkpoint".to_owned();
+                return Ok(Some(Attempt::Again { why, without_fork: None }));
+            }
+        }
+        self.monitor.note("the source made no checkpoint meanwhile: going on without");
+        Ok(None)
     }
 
     fn dry_outcome(&mut self, analysis: &Analysis, choice: &Choice<'_>, plan: &Plan) -> Outcome {
@@ -141,17 +242,14 @@ impl Run {
         let target = Arc::clone(&self.target);
         let keys = match self.config.mirror_extra_files {
             true => blocking(move || Ok(inspect::private_keys(&target))).await?,
-            false => std::collections::BTreeSet::new(),
+            false => BTreeSet::new(),
         };
         let facts = Facts {
             target: &self.target.files,
             source: files,
             window: choice.window,
             version_directory: &version_directory,
-            choices: Choices {
-                config_from_source: self.config.config_from_source,
-                mirror_extra_files: self.config.mirror_extra_files,
-            },
+            choices: self.choices(),
             new_tablespaces: &places,
             keys: &keys,
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use data_dir::window::Window;
 use pg_format::backup_label::ReplayStart;
-use pg_format::{BLOCK_BYTES, Lsn, TimelineHistory};
+use pg_format::{Lsn, TimelineHistory};
 use proto::model::Description;
 
 use crate::analysis::{Analysis, source_segment, source_start};
@@ -13,6 +13,7 @@ use crate::cli::StrategyArg;
 use crate::error::{Class, RewindError};
 use crate::inspect::Target;
 use crate::plan::Strategy;
+use crate::plan::price::Prices;
 
 /// The choice.
 #[derive(Debug)]
@@ -63,59 +64,58 @@ pub struct Ways<'a> {
 }
 
 /// A way that cannot be gone, and how it ends who insists on it.
-type Obstacle = (String, Class);
+pub type Obstacle = (String, Class);
 
-/// Picks.
-pub fn choose<'a>(
-    wanted: StrategyArg,
-    ways: Ways<'a>,
-    source: &Description,
-    history: &TimelineHistory,
-) -> Result<Choice<'a>, RewindError> {
-    let compare = |why: String| Choice {
-        strategy: Strategy::Compare,
-        window: None,
-        start: source_start(source),
-        why,
-    };
-    let insisted = |(why, class): Obstacle, name: &str| {
-        let message = format!("strategy {name} is not possible: {why}; use another one, or auto");
-        RewindError::new(class, message)
-    };
-    let (fork, latest) = (fork(ways, source, history), latest(ways, source));
-    match wanted {
-        StrategyArg::Compare => Ok(compare("it was asked for".to_owned())),
-        StrategyArg::Fork => fork.map_err(|obstacle| insisted(obstacle, "fork")),
-        StrategyArg::Latest => latest.map_err(|obstacle| insisted(obstacle, "latest")),
-        StrategyArg::Auto => Ok(match (fork, latest) {
-            (Ok(fork), Ok(latest)) => cheaper(fork, latest, ways),
-            (Ok(fork), Err(_)) => fork,
-            (Err((why, _)), Ok(latest)) => {
-                Choice { why: format!("{}; not from the fork: {why}", latest.why), ..latest }
-            }
-            (Err((why, _)), Err(_)) => compare(why),
-        }),
-    }
+/// The ways there are.
+#[derive(Debug)]
+pub struct Candidates<'a> {
+    /// Replay from the last common checkpoint.
+    pub fork: Result<Choice<'a>, Obstacle>,
+    /// Replay from the source's newest checkpoint.
+    pub latest: Result<Choice<'a>, Obstacle>,
+    /// Always possible.
+    pub compare: Choice<'a>,
 }
 
-/// The one that carries less: blocks, and the WAL to be replayed.
-fn cheaper<'a>(fork: Choice<'a>, latest: Choice<'a>, ways: Ways<'_>) -> Choice<'a> {
-    let forked_at = ways.analysis.fork.map_or(Lsn::INVALID, |fork| fork.lsn);
-    let bytes = |choice: &Choice<'_>| {
-        let pages = choice.window.map_or(0, |window| window.pages.len());
-        let wal = ways.end.distance_from(choice.start.redo.max(forked_at));
-        pages.saturating_mul(BLOCK_BYTES).saturating_add(wal)
-    };
-    let (of_fork, of_latest) = (bytes(&fork), bytes(&latest));
-    let (cheaper, bytes, name, other) = match of_fork <= of_latest {
-        true => (fork, of_fork, "latest", of_latest),
-        false => (latest, of_latest, "fork", of_fork),
-    };
-    let why = format!(
-        "{}; at most {bytes} bytes of blocks and WAL before compression, {other} with {name}",
-        cheaper.why
-    );
-    Choice { why, ..cheaper }
+impl<'a> Candidates<'a> {
+    /// Which ways can be gone.
+    pub fn new(ways: Ways<'a>, source: &Description, history: &TimelineHistory) -> Self {
+        let compare = Choice {
+            strategy: Strategy::Compare,
+            window: None,
+            start: source_start(source),
+            why: "it was asked for".to_owned(),
+        };
+        Self { fork: fork(ways, source, history), latest: latest(ways, source), compare }
+    }
+
+    /// Takes the one that was asked for, or the cheapest.
+    pub fn choose(self, wanted: StrategyArg, prices: &Prices) -> Result<Choice<'a>, RewindError> {
+        let insisted = |(why, class): Obstacle, name: &str| {
+            let message =
+                format!("strategy {name} is not possible: {why}; use another one, or auto");
+            RewindError::new(class, message)
+        };
+        let Self { fork, latest, compare } = self;
+        match wanted {
+            StrategyArg::Compare => return Ok(compare),
+            StrategyArg::Fork => return fork.map_err(|obstacle| insisted(obstacle, "fork")),
+            StrategyArg::Latest => return latest.map_err(|obstacle| insisted(obstacle, "latest")),
+            StrategyArg::Auto => {}
+        }
+        let cheapest = prices.cheapest();
+        let why_not = fork.as_ref().err().map(|(why, _)| why.clone());
+        Ok(match (cheapest, fork, latest) {
+            (Strategy::Fork, Ok(choice), _) | (Strategy::Latest, _, Ok(choice)) => {
+                let why = match why_not {
+                    Some(why) => format!("{}; not from the fork: {why}", choice.why),
+                    None => choice.why,
+                };
+                Choice { why, ..choice }
+            }
+            _ => Choice { why: why_not.unwrap_or_default(), ..compare },
+        })
+    }
 }
 
 fn fork<'a>(

@@ -123,6 +123,10 @@ pub struct RewindArgs {
     /// How the way is chosen
     #[arg(long, value_enum, default_value = "auto", help_heading = "Transfer")]
     pub strategy: StrategyArg,
+    /// Wait so long for the source's next checkpoint if most of what would be fetched is WAL since its last
+    /// one: 90s, 5m
+    #[arg(long, value_name = "D", value_parser = duration, help_heading = "Transfer")]
+    pub wait_checkpoint: Option<Duration>,
     /// TCP connections, 1 to 16; without it 4, and more where more arrives with them
     #[arg(long, value_name = "N", value_parser = connections, help_heading = "Transfer")]
     pub connections: Option<usize>,

@@ -46,6 +46,8 @@ pub struct Config {
     pub dry_run: bool,
     /// How the way is chosen.
     pub strategy: StrategyArg,
+    /// How long the source's next checkpoint may be waited for, where that pays.
+    pub wait_checkpoint: Option<Duration>,
     /// TCP connections.
     pub connections: Connections,
     /// Bytes a second received.
@@ -123,6 +125,7 @@ impl Config {
             source: SourceAddress { host, port, server_name, tls: Arc::new(tls) },
             dry_run: args.dry_run,
             strategy: args.strategy,
+            wait_checkpoint: args.wait_checkpoint,
             connections: args.connections.map_or(Connections::Adaptive, Connections::Fixed),
             max_rate: args.max_rate,
             timeout: args.timeout,

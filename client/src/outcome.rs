@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use pg_format::{Lsn, TimelineId};
+use proto::model::Description;
 use serde_json::json;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
 use crate::monitor::Step;
+use crate::plan::Strategy;
+use crate::plan::price::{Price, Prices};
 use crate::plan::report::Totals;
 
 /// The time as `backup_label` and messages show it.
@@ -62,6 +65,31 @@ pub struct Carriage {
     pub undo: u64,
 }
 
+/// How far the source is from its newest checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpointed {
+    /// Where replay from it begins.
+    pub redo: Lsn,
+    /// When it was made, by the source's clock: seconds since 1970.
+    pub time: i64,
+    /// Bytes of WAL since.
+    pub wal: u64,
+}
+
+impl Checkpointed {
+    /// Of a source whose WAL ends at `end`.
+    pub fn of(source: &Description, end: Lsn) -> Self {
+        let checkpoint = &source.node.control.checkpoint_copy;
+        let wal = end.distance_from(checkpoint.redo.min(end));
+        Self { redo: checkpoint.redo, time: checkpoint.time, wal }
+    }
+
+    /// How old it is, by this node's clock: seconds.
+    fn age(self) -> i64 {
+        OffsetDateTime::now_utc().unix_timestamp().saturating_sub(self.time)
+    }
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Outcome {
@@ -73,6 +101,10 @@ pub struct Outcome {
     pub fork: Option<(Lsn, TimelineId)>,
     /// The strategy and why.
     pub strategy: Option<(&'static str, String)>,
+    /// What each way would carry, told by a dry run.
+    pub prices: Option<Prices>,
+    /// The source's newest checkpoint, told by a dry run.
+    pub checkpoint: Option<Checkpointed>,
     /// What the plan amounts to.
     pub totals: Totals,
     /// What travelled.
@@ -95,6 +127,8 @@ impl Outcome {
             reason: reason.into(),
             fork: None,
             strategy: None,
+            prices: None,
+            checkpoint: None,
             totals: Totals::default(),
             carriage: Carriage::default(),
             replay: None,
@@ -138,6 +172,9 @@ impl Outcome {
                     totals.bytes()
                 ),
             );
+        }
+        for (label, value) in self.price_lines() {
+            line(label, value);
         }
         if let Some((start, end)) = self.replay {
             line("replay", format!("from {start} to {end}"));
@@ -183,6 +220,25 @@ impl Outcome {
         text
     }
 
+    fn price_lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines = Vec::new();
+        for strategy in [Strategy::Fork, Strategy::Latest, Strategy::Compare] {
+            let price = self.prices.as_ref().map(|prices| price_or_why(prices, strategy));
+            let name = strategy.name();
+            lines.extend(price.map(|price| match price {
+                Ok(bytes) => ("price", format!("about {bytes} bytes with {name}")),
+                Err(why) => ("price", format!("{name} is not possible: {why}")),
+            }));
+        }
+        lines.extend(self.checkpoint.map(|checkpoint| {
+            let (redo, age, wal) = (checkpoint.redo, checkpoint.age(), checkpoint.wal);
+            let since =
+                format!("the source's last is {age} s old, at {redo}, {wal} bytes of WAL ago");
+            ("checkpoint", since)
+        }));
+        lines
+    }
+
     /// For programs: one object.
     pub fn json(&self) -> serde_json::Value {
         let times: serde_json::Map<_, _> = self
@@ -198,6 +254,12 @@ impl Outcome {
             "fork_timeline": self.fork.map(|(_, timeline)| timeline.get()),
             "strategy": self.strategy.as_ref().map(|(name, _)| name),
             "strategy_reason": self.strategy.as_ref().map(|(_, why)| why),
+            "prices": self.prices.as_ref().map(prices_json),
+            "source_checkpoint": self.checkpoint.map(|checkpoint| json!({
+                "redo": checkpoint.redo.to_string(),
+                "age_seconds": checkpoint.age(),
+                "wal_since": checkpoint.wal,
+            })),
             "pages": self.totals.pages,
             "files_patched": self.totals.patched,
             "files_replaced": self.totals.replaced,
@@ -223,4 +285,25 @@ impl Outcome {
             "kept": self.kept,
         })
     }
+}
+
+fn price_or_why(prices: &Prices, strategy: Strategy) -> std::result::Result<u64, &str> {
+    let price = match strategy {
+        Strategy::Fork => prices.fork.as_ref(),
+        Strategy::Latest => prices.latest.as_ref(),
+        Strategy::Compare => Ok(&prices.compare),
+    };
+    price.map(Price::total).map_err(String::as_str)
+}
+
+/// Bytes by strategy, or why it is not possible.
+fn prices_json(prices: &Prices) -> serde_json::Value {
+    let all = [Strategy::Fork, Strategy::Latest, Strategy::Compare].map(|strategy| {
+        let price = match price_or_why(prices, strategy) {
+            Ok(bytes) => json!(bytes),
+            Err(why) => json!(why),
+        };
+        (strategy.name().to_owned(), price)
+    });
+    serde_json::Value::Object(all.into_iter().collect())
 }

@@ -3,6 +3,7 @@
 pub mod cut;
 pub mod decide;
 pub mod input;
+pub mod price;
 pub mod replay;
 pub mod report;
 pub mod undo;

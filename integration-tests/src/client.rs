@@ -207,6 +207,11 @@ impl Ended {
         objects.filter(|object| object["event"] == kind).collect()
     }
 
+    /// The result.
+    pub fn result(&self) -> &Value {
+        &self.result
+    }
+
     /// A field of the result, as text.
     pub fn field(&self, name: &str) -> String {
         match &self.result[name] {
