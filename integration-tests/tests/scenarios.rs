@@ -6,7 +6,10 @@ use integration_tests::cluster::{Node, Pair, Shape};
 use integration_tests::oracle;
 use integration_tests::steps::{part, rewind, rewound};
 
-fn truncations(major: u32) {
+/// The strategies that go by what WAL says was changed.
+const WINDOWED: [&str; 2] = ["fork", "latest"];
+
+fn truncations(major: u32, strategy: &str) {
     let pair = Pair::new(major, Shape::default());
     pair.b.promote();
     pair.a.script(
@@ -20,10 +23,10 @@ fn truncations(major: u32) {
          delete from plain where id > 15000; vacuum plain; drop table parted_high; truncate child;",
     );
     pair.a.stop("fast");
-    rewound(&pair, &[]);
+    rewound(&pair, &["--strategy", strategy]);
 }
 
-fn just_promoted(major: u32) {
+fn just_promoted(major: u32, strategy: &str) {
     let pair = Pair::new(major, Shape::default());
     pair.a.sql("checkpoint");
     pair.a.sql("update plain set n = 3");
@@ -31,7 +34,7 @@ fn just_promoted(major: u32) {
     // Its restartpoint is old, and no checkpoint follows the promotion before the rewind.
     part(&pair);
     pair.a.stop("fast");
-    rewound(&pair, &[]);
+    rewound(&pair, &["--strategy", strategy]);
 }
 
 fn no_wal_kept(major: u32) {
@@ -50,9 +53,13 @@ fn no_wal_kept(major: u32) {
 macro_rules! on_major {
     ($($name:ident $major:literal),*) => { $(mod $name {
         #[test]
-        fn tails_truncations_and_drops_on_both_sides() { super::truncations($major); }
+        fn tails_truncations_and_drops_on_both_sides() { super::truncations($major, "fork"); }
         #[test]
-        fn source_was_just_promoted_and_has_no_checkpoint_yet() { super::just_promoted($major); }
+        fn tails_truncations_and_drops_by_latest() { super::truncations($major, "latest"); }
+        #[test]
+        fn source_was_just_promoted_and_has_no_checkpoint_yet() {
+            super::just_promoted($major, "fork");
+        }
         #[test]
         fn no_wal_is_kept_on_either_side() { super::no_wal_kept($major); }
     })* };
@@ -61,6 +68,12 @@ on_major!(pg14 14, pg15 15, pg16 16, pg17 17, pg18 18);
 
 #[test]
 fn databases_created_and_dropped_on_either_side() {
+    for strategy in WINDOWED {
+        databases_made_and_dropped(strategy);
+    }
+}
+
+fn databases_made_and_dropped(strategy: &str) {
     let pair = Pair::new(15, Shape::default());
     pair.b.promote();
     for (node, side) in [(&pair.a, "old"), (&pair.b, "new")] {
@@ -75,11 +88,17 @@ fn databases_created_and_dropped_on_either_side() {
     pair.a.sql("drop database second");
     pair.b.sql("drop database doomed");
     pair.a.stop("fast");
-    rewound(&pair, &[]);
+    rewound(&pair, &["--strategy", strategy]);
 }
 
 #[test]
 fn one_relfilenumber_was_created_on_both_sides() {
+    for strategy in WINDOWED {
+        one_relfilenumber(strategy);
+    }
+}
+
+fn one_relfilenumber(strategy: &str) {
     let pair = Pair::new(15, Shape::default());
     pair.b.promote();
     pair.a.sql("create table twin as select g, 'old' s from generate_series(1, 9000) g");
@@ -88,7 +107,7 @@ fn one_relfilenumber_was_created_on_both_sides() {
         |node: &Node, table: &str| node.sql(&format!("select pg_relation_filepath('{table}')"));
     assert_eq!(path(&pair.a, "twin"), path(&pair.b, "other_twin"), "the scenario needs one path");
     pair.a.stop("fast");
-    rewound(&pair, &[]);
+    rewound(&pair, &["--strategy", strategy]);
 }
 
 #[test]
@@ -134,6 +153,12 @@ fn extra_files_are_kept_or_mirrored() {
 
 #[test]
 fn pg_wal_is_a_symlink_to_another_file_system() {
+    for strategy in WINDOWED {
+        linked_pg_wal(strategy);
+    }
+}
+
+fn linked_pg_wal(strategy: &str) {
     let pair = Pair::new(15, Shape::default());
     part(&pair);
     pair.a.stop("fast");
@@ -144,13 +169,19 @@ fn pg_wal_is_a_symlink_to_another_file_system() {
     let moved = elsewhere.path().join("wal");
     integration_tests::user::run(pair.a.user.command("/bin/mv").arg(&wal).arg(&moved));
     std::os::unix::fs::symlink(&moved, &wal).expect("link");
-    rewound(&pair, &[]);
+    rewound(&pair, &["--strategy", strategy]);
     assert_eq!(fs::read_link(&wal).expect("still a link"), moved);
     assert!(moved.join(".pgrejoin/diverged").is_dir());
 }
 
 #[test]
 fn other_segment_sizes() {
+    for strategy in WINDOWED {
+        segment_sizes(strategy);
+    }
+}
+
+fn segment_sizes(strategy: &str) {
     for segment_mb in [1, 64] {
         let pair = Pair::new(15, Shape { segment_mb, ..Shape::default() });
         pair.a.sql("update plain set n = 2");
@@ -161,12 +192,18 @@ fn other_segment_sizes() {
         pair.a.sql("update plain set n = 8");
         pair.b.sql("update plain set n = 9");
         pair.a.kill();
-        rewound(&pair, &[]);
+        rewound(&pair, &["--strategy", strategy]);
     }
 }
 
 #[test]
 fn tablespaces_keep_the_targets_own_places() {
+    for strategy in WINDOWED {
+        own_tablespaces(strategy);
+    }
+}
+
+fn own_tablespaces(strategy: &str) {
     let pair = Pair::new(15, Shape::default());
     let place = |name: &str| {
         let path = pair.home.path().join(name);
@@ -204,7 +241,7 @@ fn tablespaces_keep_the_targets_own_places() {
     b.sql("delete from far where id % 3 = 0");
     b.sql("create table far_new tablespace away as select * from far");
     pair.a.stop("fast");
-    rewound(&pair, &[]);
+    rewound(&pair, &["--strategy", strategy]);
     let link = pair.a.data.join("pg_tblspc").join(link.file_name().expect("name"));
     assert_eq!(fs::read_link(link).expect("link"), shared);
 }
