@@ -211,6 +211,13 @@ pub async fn fetch(
         );
         carried.absorb(&again.await?);
     }
+    // Nothing that did not come may be sealed.
+    if let Some(unit) = own.take_wrong().keys().next() {
+        let path = paths.get(file_of_unit(*unit)).map_or("a file", DataPath::as_str);
+        let message =
+            format!("the source sends pages of {path} as differences that were asked for whole");
+        return Err(RewindError::new(Class::Other, message));
+    }
     let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
     let packs = std::mem::take(&mut *packs.lock().unwrap_or_else(PoisonError::into_inner));
     all.extend(packs.into_values());
