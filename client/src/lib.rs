@@ -11,6 +11,7 @@ pub mod compat;
 pub mod config;
 pub mod error;
 pub mod fetch;
+pub mod future_wal;
 pub mod inspect;
 pub mod monitor;
 pub mod outcome;
@@ -25,6 +26,7 @@ pub mod unfinished;
 mod agenda;
 mod changes;
 mod continued;
+mod covered;
 mod no_rewind;
 
 mod seal;

@@ -51,6 +51,8 @@ pub struct Carriage {
     pub pages: u64,
     /// Pages an earlier run that died had fetched.
     pub recovered: u64,
+    /// Pages that replay rebuilds and that therefore did not travel.
+    pub covered: u64,
     /// Frames of the data fetch.
     pub frames: u64,
     /// Connections lost and made again.
@@ -188,13 +190,14 @@ impl Outcome {
                 "received",
                 format!(
                     "{} bytes of data, {} of page hashes, {} of WAL ({} before compression) in {} \
-                     frames; {} bytes of signatures sent; {} reconnects",
+                     frames; {} bytes of signatures sent; {} pages left to replay; {} reconnects",
                     carried.data,
                     carried.hashes,
                     carried.wal_payload,
                     carried.wal,
                     carried.frames,
                     carried.signatures,
+                    carried.covered,
                     carried.reconnects
                 ),
             );
@@ -272,6 +275,7 @@ impl Outcome {
             "bytes_wal_payload": self.carriage.wal_payload,
             "pages_received": self.carriage.pages,
             "pages_recovered": self.carriage.recovered,
+            "pages_covered": self.carriage.covered,
             "frames": self.carriage.frames,
             "reconnects": self.carriage.reconnects,
             "connections": self.carriage.connections,

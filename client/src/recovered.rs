@@ -93,7 +93,7 @@ impl Recovered {
         let kind = match unit.kind {
             // Also of a unit that came to its end a page may be missing that could not be rebuilt.
             UnitKind::Blocks { path, ranges, signatures } => {
-                let ranges = missing(&ranges, &arrived.blocks);
+                let ranges = without(&ranges, |block| arrived.blocks.contains(&block));
                 if ranges.is_empty() {
                     return None;
                 }
@@ -116,11 +116,11 @@ impl Recovered {
     }
 }
 
-/// Ranges without the blocks that came.
-fn missing(ranges: &[BlockRange], came: &BTreeSet<u32>) -> Vec<BlockRange> {
+/// Ranges without some of their blocks.
+pub(crate) fn without(ranges: &[BlockRange], out: impl Fn(u32) -> bool) -> Vec<BlockRange> {
     let mut left: Vec<BlockRange> = Vec::new();
     let wanted = ranges.iter().flat_map(|range| range.first..range.first + range.count);
-    for block in wanted.filter(|block| !came.contains(block)) {
+    for block in wanted.filter(|block| !out(*block)) {
         match left.last_mut() {
             Some(last) if last.first + last.count == block => last.count += 1,
             _ => left.push(BlockRange { first: block, count: 1 }),
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn only_what_did_not_come_is_asked_for() {
         let ranges = [BlockRange { first: 5, count: 4 }, BlockRange { first: 20, count: 1 }];
-        let left = missing(&ranges, &BTreeSet::from([5, 7, 20]));
+        let left = without(&ranges, |block| [5, 7, 20].contains(&block));
         assert_eq!(left, [BlockRange { first: 6, count: 1 }, BlockRange { first: 8, count: 1 }]);
         let path = DataPath::new("PG_VERSION").unwrap();
         let file = |offset, length| Unit {

@@ -9,10 +9,12 @@ use std::sync::atomic::Ordering;
 use data_dir::wal::{LocalWal, Segments as _};
 use pg_format::wal::SegmentName;
 use pg_format::{
-    BLOCK_BYTES, DataPath, FileClass, Lsn, RelationSegment, TimelineHistory, WalSegmentSize,
+    BLOCK_BYTES, Covered, DataPath, FileClass, Lsn, RelationSegment, TimelineHistory,
+    WalSegmentSize,
 };
 use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::model::{Description, Role, Sealed};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::analysis::{Analysis, source_start};
@@ -29,6 +31,7 @@ use crate::fetch::differences::OwnPages;
 use crate::fetch::wal::WalFollower;
 use crate::fetch::wal_units::WalUnits;
 use crate::fetch::{Session, cache};
+use crate::future_wal::{FutureWal, Replayed, replay, switches_timeline};
 use crate::inspect::{Target, wal_context};
 use crate::monitor::{Monitor, Step};
 use crate::outcome::Outcome;
@@ -37,7 +40,7 @@ use crate::plan::undo::{cut_images, images};
 use crate::plan::{Plan, SourceFiles, Strategy};
 use crate::recovered::Recovered;
 use crate::rewind::{Steps, Stop, blocking};
-use crate::stage::{self, FutureWal, Replayed, Staged, Wanted};
+use crate::stage::{self, Staged, Wanted};
 
 /// How an attempt ended.
 pub(crate) enum Attempt {
@@ -72,7 +75,7 @@ impl Drop for Closing {
 /// How the fetch ended.
 enum Fetched {
     /// All is staged, and the WAL is followed no further.
-    All(Box<(Staged, WalFollower)>),
+    All(Box<(Staged, WalFollower, Covered)>),
     /// The WAL says that it must be planned anew.
     Again(Attempt),
 }
@@ -135,7 +138,7 @@ impl Sealing<'_> {
         }
         // The old pages are saved while the new ones travel.
         let planned = self.images("planned", images(&self.plan, files));
-        let ((staged, mut follower), mut images) = {
+        let ((staged, mut follower, covered), mut images) = {
             let (mut planned, mut fetch) = (pin!(planned), pin!(self.fetch(follower, now)));
             let (mut saved, mut fetched) = (None, None);
             loop {
@@ -165,7 +168,7 @@ impl Sealing<'_> {
         follower.fill(sealed.end).await?;
         follower.finish(sealed.end).map_err(staging)?;
         let torn = self.torn(&staged);
-        let replayed = self.replay(follower.staged(), sealed.end, &torn).await?;
+        let replayed = self.replay(follower.staged(), sealed.end).await?;
         if let Some(again) = self.hazards(&replayed.hazards).await? {
             return Ok(again);
         }
@@ -176,7 +179,7 @@ impl Sealing<'_> {
             let why = format!("the WAL around the fork does not fit together at {}", replayed.end);
             return Ok(Attempt::Again { without_fork: Some(why.clone()), why });
         }
-        self.check_replay(&replayed, &sealed, &torn)?;
+        self.check_replay(&replayed, &sealed, (&torn, &covered))?;
         let auto_conf = self.source_auto_conf().await?;
         let mut manifest = self.manifest(&sealed, &staged, follower.staged(), auto_conf)?;
         images.extend(self.images("cut", cut_images(&manifest, self.plan.files.len())).await?);
@@ -310,18 +313,16 @@ impl Sealing<'_> {
         &self,
         staged: &BTreeSet<SegmentName>,
         to: Lsn,
-        torn: &[(RelationSegment, u32)],
     ) -> Result<Replayed, RewindError> {
         let (target, disk, flag) =
             (Arc::clone(self.target), Arc::clone(self.disk), Arc::clone(&self.stop.flag));
-        let (staged, torn) = (staged.clone(), torn.to_vec());
+        let staged = staged.clone();
         let (from, fork_segment) = (self.choice.start.redo, self.fork_segment());
         let replayed = blocking(move || {
             let local = local_wal(&target);
             let context = local.context;
-            let wal = FutureWal { disk: &*disk, staged: &staged, local, fork_segment };
-            let replayed = stage::replay(&wal, context, (from, to), &torn, &flag);
-            replayed.map_err(|error| {
+            let wal = FutureWal { disk: &*disk, staged: &staged, local, fork_segment, stop: &flag };
+            replay(&wal, context, (from, to)).map_err(|error| {
                 RewindError::because(Class::Other, "the WAL to be replayed is not usable", error)
             })
         })
@@ -386,38 +387,36 @@ impl Sealing<'_> {
         let announced = Arc::clone(&wal.1);
         let _closing = Closing(Arc::clone(&announced));
         let own = OwnPages::new(Arc::clone(&self.target.directory));
-        let wanted = Wanted { plan: &self.plan, attempt: self.attempt, recovered, wal, own };
+        let (say, covered) = oneshot::channel();
+        let (plan, attempt) = (&self.plan, self.attempt);
+        let wanted = Wanted { plan, attempt, recovered, wal, own, covered };
         let mut fetch = pin!(stage::fetch(&self.session, self.disk, wanted, monitor));
-        let mut staged = None;
-        let mut look = pin!(self.look_at_wal(follower, &announced, now));
-        let looked = loop {
-            tokio::select! {
-                fetched = &mut fetch, if staged.is_none() => staged = Some(fetched?),
-                looked = &mut look => break looked?,
-            }
+        let look = self.look_at_wal(follower, &announced, now);
+        let looked = tokio::select! {
+            // It does not end before it was told what is covered.
+            Err(error) = &mut fetch => return Err(error),
+            looked = look => looked?,
         };
-        let mut follower = match looked {
-            Ok(follower) => follower,
+        let (mut follower, covered) = match looked {
+            Ok(looked) => looked,
             Err(again) => return Ok(Fetched::Again(again)),
         };
-        let staged = match staged {
-            Some(staged) => staged,
-            None => tokio::select! {
-                staged = fetch => staged?,
-                failed = follower.follow() => match failed? {},
-            },
+        drop(say.send(covered.clone()));
+        let staged = tokio::select! {
+            staged = fetch => staged?,
+            failed = follower.follow() => match failed? {},
         };
-        Ok(Fetched::All(Box::new((staged, follower))))
+        Ok(Fetched::All(Box::new((staged, follower, covered))))
     }
 
-    /// Waits for the announced WAL and decodes it; what it says about going on is known before all the
-    /// rest has come.
+    /// Waits for the announced WAL and decodes it; what it says about going on, and what it rebuilds, is
+    /// known before the rest is asked for.
     async fn look_at_wal(
         &self,
         follower: WalFollower,
         announced: &WalUnits,
         now: Lsn,
-    ) -> Result<Result<WalFollower, Attempt>, RewindError> {
+    ) -> Result<Result<(WalFollower, Covered), Attempt>, RewindError> {
         announced.complete().await;
         let mut follower = blocking(move || {
             let mut follower = follower;
@@ -426,9 +425,9 @@ impl Sealing<'_> {
         })
         .await?;
         follower.advance_to(now).await?;
-        let early = self.replay(follower.staged(), now, &[]).await?;
+        let early = self.replay(follower.staged(), now).await?;
         let again = self.hazards(&early.hazards).await?;
-        Ok(again.map_or(Ok(follower), Err))
+        Ok(again.map_or(Ok((follower, early.covered)), Err))
     }
 
     /// R9, R11, R12: plans again where another start of replay avoids the hazard, refuses where
@@ -501,7 +500,7 @@ impl Sealing<'_> {
         &self,
         replayed: &Replayed,
         sealed: &Sealed,
-        torn: &[(RelationSegment, u32)],
+        (torn, covered): (&[(RelationSegment, u32)], &Covered),
     ) -> Result<(), RewindError> {
         if replayed.end < sealed.end {
             let message = format!(
@@ -510,7 +509,12 @@ impl Sealing<'_> {
             );
             return Err(RewindError::new(Class::Other, message));
         }
-        if let Some((segment, block)) = replayed.not_rebuilt.first() {
+        if !replayed.covered.confirms(covered) {
+            let message = "the staged WAL is not what it was when pages were left to its replay";
+            return Err(RewindError::new(Class::Other, message));
+        }
+        let rebuilt = |(segment, block): &&(_, _)| replayed.covered.contains(segment, *block);
+        if let Some((segment, block)) = torn.iter().find(|block| !rebuilt(block)) {
             let message = format!(
                 "block {block} of relation {} on the source was torn whenever it was read and \
                  replay does not rebuild it: check the source for corruption, or try again later",
@@ -518,7 +522,7 @@ impl Sealing<'_> {
             );
             return Err(RewindError::new(Class::Transient, message));
         }
-        let switched = stage::switches_timeline(self.history, self.source_redo, sealed.end);
+        let switched = switches_timeline(self.history, self.source_redo, sealed.end);
         if self.source.node.role == Role::Standby && switched {
             // Full images are relative to the promoted node's restartpoint, not to this standby's.
             let checked = self.source.node.control.has_checksums() && torn.is_empty();

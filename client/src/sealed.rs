@@ -134,6 +134,7 @@ impl Sealing<'_> {
         outcome.carriage.frames = staged.carried.frames;
         outcome.carriage.pages = staged.notes.pages - staged.recovered_pages;
         outcome.carriage.recovered = staged.recovered_pages;
+        outcome.carriage.covered = staged.covered_pages;
         outcome.carriage.reconnects = staged.carried.reconnects;
         let used = staged.carried.payload_bytes.iter().filter(|bytes| **bytes > 0);
         outcome.carriage.connections = used.count();

@@ -1,36 +1,31 @@
-//! Fetches everything into staging and checks the WAL as it will be replayed.
+//! Fetches everything into staging.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
-use std::ops::{ControlFlow, Range};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use data_dir::wal::{LocalWal, Segments, WalError, scan};
-use pg_format::wal::effect::effect;
-use pg_format::wal::{SegmentName, Start, WalContext};
-use pg_format::{
-    BlockRange, BlockSet, DataPath, Fork, FormatError, Lsn, RelationSegment, TimelineHistory,
-};
+use pg_format::{BlockRange, BlockSet, Covered, DataPath};
 use proto::fetch::{Item, ItemBody, PageContent, Signatures, Unit, UnitKind};
 use proto::frame::{Frame, FrameEncoder};
+use tokio::sync::oneshot;
 
 use crate::apply::disk::Disk;
 use crate::apply::manifest::PackDigest;
 use crate::apply::pack::PackWriter;
 use crate::apply::redo::file_of_unit;
-use crate::apply::state;
+use crate::covered::{divide, leave_out};
 use crate::error::{Class, RewindError};
 use crate::fetch::Session;
 use crate::fetch::ask::{AsTheyAre, Prepare};
 use crate::fetch::differences::{Open, OwnPages, Wrong};
-use crate::fetch::pool::{self, Carried, Sink};
+use crate::fetch::pool::{self, Carried, Later, Sink, Work};
+use crate::fetch::progress::cost;
 use crate::fetch::wal_units::{WalUnits, is_wal};
 use crate::monitor::Monitor;
 use crate::plan::Plan;
-use crate::plan::replay::Hazard;
 use crate::recovered::Recovered;
 
 /// Blocks and bytes in one unit: small enough that every connection gets its share of a small plan.
@@ -85,6 +80,8 @@ pub struct Staged {
     pub notes: Notes,
     /// Pages an earlier run had fetched.
     pub recovered_pages: u64,
+    /// Pages that replay rebuilds, and that therefore did not travel.
+    pub covered_pages: u64,
     /// The packs.
     pub packs: Vec<PackDigest>,
     /// What the connections carried.
@@ -165,6 +162,8 @@ pub struct Wanted<'a> {
     pub wal: (Vec<Unit>, Arc<WalUnits>),
     /// What the target has.
     pub own: OwnPages,
+    /// Told what replay rebuilds as soon as its WAL is here.
+    pub covered: oneshot::Receiver<Covered>,
 }
 
 /// Fetches pages and files into packs and WAL to its place in staging.
@@ -174,8 +173,12 @@ pub async fn fetch(
     wanted: Wanted<'_>,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Staged, RewindError> {
-    let Wanted { plan, attempt, recovered, wal: (mut all_units, wal), own } = wanted;
-    all_units.extend(units(plan).into_iter().filter_map(|unit| recovered.left(unit)));
+    let Wanted { plan, attempt, recovered, wal: (mut first, wal), own, covered } = wanted;
+    let left = units(plan).into_iter().filter_map(|unit| recovered.left(unit));
+    let (coverable, others) = divide(left);
+    first.extend(others);
+    let left_out = Arc::new(AtomicU64::new(0));
+    let later = later(coverable, covered, Arc::clone(&left_out));
     let Recovered { packs: mut all, notes, .. } = recovered;
     let recovered_pages = notes.pages;
     let notes = Arc::new(Mutex::new(notes));
@@ -193,9 +196,10 @@ pub async fn fetch(
         };
         Ok(Box::new(PackSink { writer, name, notes, packs, wal, rebuilding }) as Box<dyn Sink>)
     };
+    let prepare = Arc::clone(&own) as Arc<dyn Prepare>;
     let mut carried = pool::run(
         session,
-        (all_units, Arc::clone(&own) as Arc<dyn Prepare>, pool::Start::Together),
+        Work { units: first, later: Some(later), prepare, start: pool::Start::Together },
         |number| sink(format!("{attempt}-{number:04}")),
         Arc::clone(&monitor),
     )
@@ -203,9 +207,10 @@ pub async fn fetch(
     let wrong = whole_units(own.take_wrong(), &paths);
     if !wrong.is_empty() {
         tracing::debug!(units = wrong.len(), "pages that could not be rebuilt are fetched whole");
+        let (prepare, start) = (Arc::new(AsTheyAre), pool::Start::AsTheyCome);
         let again = pool::run(
             session,
-            (wrong, Arc::new(AsTheyAre), pool::Start::AsTheyCome),
+            Work { units: wrong, later: None, prepare, start },
             |number| sink(format!("{attempt}-whole-{number:04}")),
             monitor,
         );
@@ -223,7 +228,29 @@ pub async fn fetch(
     all.extend(packs.into_values());
     let wal_payload_bytes = wal.payload_bytes();
     let signature_bytes = own.signature_bytes();
-    Ok(Staged { notes, recovered_pages, packs: all, carried, wal_payload_bytes, signature_bytes })
+    Ok(Staged {
+        notes,
+        recovered_pages,
+        covered_pages: left_out.load(Ordering::Relaxed),
+        packs: all,
+        carried,
+        wal_payload_bytes,
+        signature_bytes,
+    })
+}
+
+/// Units that wait until it is known what replay rebuilds.
+fn later(units: Vec<Unit>, covered: oneshot::Receiver<Covered>, left_out: Arc<AtomicU64>) -> Later {
+    let cost = units.iter().map(|unit| cost(&unit.kind)).sum();
+    let units = async move {
+        let covered = covered.await.map_err(|error| {
+            RewindError::because(Class::Other, "nobody said what replay rebuilds", error)
+        })?;
+        let (units, count) = leave_out(units, &covered);
+        left_out.store(count, Ordering::Relaxed);
+        Ok(units)
+    };
+    Later { cost, units: Box::pin(units) }
 }
 
 /// Asks for pages whole. The units keep their numbers, so that a later run finds what came of them.
@@ -302,93 +329,4 @@ impl Sink for PackSink {
         packs.insert(self.name.clone(), digest);
         Ok(())
     }
-}
-
-/// The WAL exactly as it will lie in `pg_wal`: what is staged, and the target's own common part.
-pub struct FutureWal<'a> {
-    /// Where staged segments are.
-    pub disk: &'a dyn Disk,
-    /// Staged segments.
-    pub staged: &'a BTreeSet<SegmentName>,
-    /// The target's own WAL.
-    pub local: LocalWal<'a>,
-    /// First segment that is not common.
-    pub fork_segment: u64,
-}
-
-impl std::fmt::Debug for FutureWal<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FutureWal").field("staged", &self.staged).finish_non_exhaustive()
-    }
-}
-
-impl Segments for FutureWal<'_> {
-    fn open(&self, number: u64) -> io::Result<Option<File>> {
-        if let Some(name) = self.staged.iter().find(|name| name.number == number) {
-            let path = state::staged_wal(&name.file_name(self.local.context.segment_size));
-            return self.disk.open(&path).map(Some);
-        }
-        if number < self.fork_segment { self.local.open(number) } else { Ok(None) }
-    }
-}
-
-/// What replay will meet.
-#[derive(Debug, Default)]
-pub struct Replayed {
-    /// What it would get wrong.
-    pub hazards: Vec<Hazard>,
-    /// Blocks, among those asked about, whose first record does not rebuild them.
-    pub not_rebuilt: Vec<(RelationSegment, u32)>,
-    /// End of the last record.
-    pub end: Lsn,
-}
-
-/// Decodes the WAL from `from` to `to` as it will be replayed.
-pub fn replay(
-    wal: &dyn Segments,
-    context: WalContext,
-    (from, to): (Lsn, Lsn),
-    torn: &[(RelationSegment, u32)],
-    stop: &AtomicBool,
-) -> Result<Replayed, WalError> {
-    let mut replayed = Replayed::default();
-    // Whether the first record that names a block rebuilds it.
-    let mut first: BTreeMap<(RelationSegment, u32), Option<bool>> =
-        torn.iter().map(|block| (*block, None)).collect();
-    let mut fault: Option<FormatError> = None;
-    let scanned = scan(wal, context, Start::Record(from), &mut |record, body| {
-        match effect(record, body, context.format) {
-            Ok(effect) => replayed.hazards.extend(Hazard::of(record.lsn, &effect)),
-            Err(error) => {
-                fault = Some(error);
-                return ControlFlow::Break(());
-            }
-        }
-        if !first.is_empty() {
-            for reference in body.blocks.iter().filter(|reference| reference.fork == Fork::Main) {
-                let found =
-                    RelationSegment::of_block(reference.relation, Fork::Main, reference.block);
-                if let Some(state @ None) = first.get_mut(&found) {
-                    *state = Some(reference.rebuilds());
-                }
-            }
-        }
-        let enough = record.end >= to || stop.load(Ordering::Relaxed);
-        if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    if let Some(error) = fault {
-        return Err(error.into());
-    }
-    replayed.end = scanned.end;
-    replayed.not_rebuilt = first
-        .into_iter()
-        .filter(|(_, state)| *state != Some(true))
-        .map(|(block, _)| block)
-        .collect();
-    Ok(replayed)
-}
-
-/// Whether the source switched timelines inside a range.
-pub fn switches_timeline(history: &TimelineHistory, from: Lsn, to: Lsn) -> bool {
-    history.spans().iter().any(|span| span.begin > from && span.begin <= to)
 }

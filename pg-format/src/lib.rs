@@ -7,6 +7,7 @@
 pub mod backup_label;
 pub mod conf;
 pub mod control_file;
+pub mod covered;
 pub mod error;
 pub mod file_class;
 pub mod lsn;
@@ -23,6 +24,7 @@ pub mod wal;
 mod bytes;
 
 pub use control_file::{ClusterState, ControlFile};
+pub use covered::Covered;
 pub use error::FormatError;
 pub use file_class::FileClass;
 pub use lsn::{Lsn, WalSegmentSize};

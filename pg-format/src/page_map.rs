@@ -49,6 +49,17 @@ impl BlockSet {
         self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
     }
 
+    /// Takes the blocks of another set out.
+    pub fn remove(&mut self, other: &Self) {
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= !other);
+    }
+
+    /// Whether all its blocks are in another set.
+    pub fn is_within(&self, other: &Self) -> bool {
+        let others = other.words.iter().copied().chain(std::iter::repeat(0));
+        self.words.iter().zip(others).all(|(word, other)| word & !other == 0)
+    }
+
     /// Whether a block is in it.
     pub fn contains(&self, block: u32) -> bool {
         self.words.get((block / 64) as usize).is_some_and(|word| word & (1 << (block % 64)) != 0)
@@ -111,6 +122,27 @@ impl PageMap {
         for (segment, blocks) in other.segments {
             self.absorb_segment(segment, &blocks);
         }
+    }
+
+    /// Takes the blocks of another map out.
+    pub fn remove(&mut self, other: &Self) {
+        for (segment, blocks) in &mut self.segments {
+            if let Some(other) = other.segments.get(segment) {
+                blocks.remove(other);
+            }
+        }
+    }
+
+    /// Whether a block of a segment file is in it.
+    pub fn contains(&self, segment: &RelationSegment, block: u32) -> bool {
+        self.segments.get(segment).is_some_and(|blocks| blocks.contains(block))
+    }
+
+    /// Whether all its blocks are in another map.
+    pub fn is_within(&self, other: &Self) -> bool {
+        let none = BlockSet::default();
+        let others = |segment| other.segments.get(segment).unwrap_or(&none);
+        self.segments.iter().all(|(segment, blocks)| blocks.is_within(others(segment)))
     }
 
     /// The blocks of one segment file.

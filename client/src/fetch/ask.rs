@@ -102,7 +102,7 @@ pub(super) async fn ask(
                 outstanding.insert(unit.clone());
                 batch.push(unit);
             }
-            if batch.is_empty() && waiting.is_empty() {
+            if batch.is_empty() && waiting.is_empty() && !shared.is_pending(&waiting) {
                 return;
             }
             batch

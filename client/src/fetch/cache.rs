@@ -13,7 +13,7 @@ use proto::limits::UNIT_HASHES_MAX;
 
 use super::Session;
 use super::ask::AsTheyAre;
-use super::pool::{self, Sink, Start};
+use super::pool::{self, Sink, Start, Work};
 use crate::apply::disk::{Disk, remove_tree};
 use crate::apply::pack::{self, PackWriter};
 use crate::apply::redo::file_of_unit;
@@ -58,9 +58,10 @@ pub async fn take_over(
     }
     let same = Arc::new(Mutex::new(HashSet::new()));
     let (known, asked) = (Arc::new(known), Arc::new(asked));
+    let prepare = Arc::new(AsTheyAre);
     let carried = pool::run(
         session,
-        (questions, Arc::new(AsTheyAre), Start::AsTheyCome),
+        Work { units: questions, later: None, prepare, start: Start::AsTheyCome },
         |_| {
             let (known, asked, same) = (Arc::clone(&known), Arc::clone(&asked), Arc::clone(&same));
             Ok(Box::new(HashSink { known, asked, same }))

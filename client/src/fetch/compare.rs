@@ -19,7 +19,7 @@ use proto::limits::{RUN_PAGES, UNIT_HASHES_MAX};
 
 use super::Session;
 use super::ask::{Announce, Prepare};
-use super::pool::{self, Carried, Sink, Start};
+use super::pool::{self, Carried, Sink, Start, Work};
 use crate::error::{Class, RewindError};
 use crate::monitor::Monitor;
 use crate::plan::Differences;
@@ -46,9 +46,10 @@ pub async fn compare(
     }
     let own = Arc::new(OwnPages { directory, asked: Arc::default() });
     let differences = Arc::new(Mutex::new(differences));
+    let prepare = Arc::clone(&own) as Arc<dyn Prepare>;
     let carried = pool::run(
         session,
-        (units, Arc::clone(&own) as Arc<dyn Prepare>, Start::AsTheyCome),
+        Work { units, later: None, prepare, start: Start::AsTheyCome },
         |_| {
             let (own, differences) = (Arc::clone(&own), Arc::clone(&differences));
             Ok(Box::new(CompareSink { own, differences }))

@@ -6,7 +6,8 @@
 //! to the list, and a new connection is made.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,38 @@ pub enum Start {
     Together,
     /// None: little is asked for, and round trips are what it costs.
     AsTheyCome,
+}
+
+/// Units that are known only when some of the others have come.
+pub struct Later {
+    /// What they cost at most.
+    pub cost: u64,
+    /// Brings them.
+    pub units: Pin<Box<dyn Future<Output = Result<Vec<Unit>, RewindError>> + Send>>,
+}
+
+impl std::fmt::Debug for Later {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Later").field("cost", &self.cost).finish_non_exhaustive()
+    }
+}
+
+/// What is fetched.
+pub struct Work {
+    /// In the order in which they are asked for.
+    pub units: Vec<Unit>,
+    /// What comes behind them.
+    pub later: Option<Later>,
+    /// Completes each before it is asked for.
+    pub prepare: Arc<dyn Prepare>,
+    /// Which connections are waited for.
+    pub start: Start,
+}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Work").field("units", &self.units).finish_non_exhaustive()
+    }
 }
 
 /// What the connections carried.
@@ -93,10 +126,12 @@ pub(super) struct Shared {
     received: AtomicU64,
     /// What the units cost, and what of it has come.
     done_bytes: AtomicU64,
-    total_bytes: u64,
+    total_bytes: AtomicU64,
     /// Units there were, and those that came to their end.
-    units: usize,
+    units: AtomicUsize,
     ended: AtomicUsize,
+    /// Whether more units come when some of these have.
+    pending: AtomicBool,
     last_progress: Mutex<Instant>,
     reconnects: AtomicU64,
     frames: AtomicU64,
@@ -109,14 +144,17 @@ pub(super) struct Shared {
 impl Shared {
     fn new(
         units: Vec<Unit>,
+        later: Option<&Later>,
         prepare: Arc<dyn Prepare>,
         connections: usize,
         monitor: Arc<dyn Monitor>,
     ) -> Self {
+        let bytes = costs(&units) + later.map_or(0, |later| later.cost);
         Self {
-            total_bytes: units.iter().map(|unit| cost(&unit.kind)).sum(),
-            units: units.len(),
+            total_bytes: AtomicU64::new(bytes),
+            units: AtomicUsize::new(units.len()),
             ended: AtomicUsize::new(0),
+            pending: AtomicBool::new(later.is_some()),
             waiting: Mutex::new(units.into()),
             limit: AtomicUsize::new(connections),
             received: AtomicU64::new(0),
@@ -134,9 +172,34 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether there is more to ask for than what is asked for, now or later.
+    pub(super) fn has_more(&self) -> bool {
+        let waiting = self.waiting();
+        !waiting.is_empty() || self.is_pending(&waiting)
+    }
+
+    /// Whether units come that are not in the list yet. Looked at with the list in hand.
+    pub(super) fn is_pending(&self, _waiting: &VecDeque<Unit>) -> bool {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Adds the units that were to come, of which `expected` was the cost.
+    fn add(&self, units: Vec<Unit>, expected: u64) {
+        let mut waiting = self.waiting();
+        self.units.fetch_add(units.len(), Ordering::Relaxed);
+        let less = expected.saturating_sub(costs(&units));
+        self.total_bytes.fetch_sub(less, Ordering::Relaxed);
+        waiting.extend(units);
+        self.pending.store(false, Ordering::Relaxed);
+    }
+
+    fn total_bytes(&self) -> u64 {
+        self.total_bytes.load(Ordering::Relaxed)
+    }
+
     fn progressed(&self, bytes: u64) {
         let done = self.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.monitor.progress(done.min(self.total_bytes), self.total_bytes);
+        self.monitor.progress(done.min(self.total_bytes()), self.total_bytes());
         *self.last_progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
@@ -152,16 +215,17 @@ impl Shared {
     fn left(&self) -> f64 {
         let done = self.done_bytes.load(Ordering::Relaxed).max(1);
         let received = self.received.load(Ordering::Relaxed);
-        self.total_bytes.saturating_sub(done) as f64 * received as f64 / done as f64
+        self.total_bytes().saturating_sub(done) as f64 * received as f64 / done as f64
     }
 
     /// Whatever went wrong, a plan that was not fetched whole must not be sealed.
     fn check_all_came(&self) -> Result<(), RewindError> {
         let ended = self.ended.load(Ordering::Relaxed);
-        if ended == self.units {
+        let units = self.units.load(Ordering::Relaxed);
+        if ended == units {
             return Ok(());
         }
-        let message = format!("only {ended} of {} things asked for came", self.units);
+        let message = format!("only {ended} of {units} things asked for came");
         Err(RewindError::new(Class::Other, message))
     }
 
@@ -174,19 +238,23 @@ impl Shared {
     }
 }
 
-/// Fetches all `units`, each completed by `prepare` before it is asked for; `sink` is called with the
-/// number of each connection.
+fn costs(units: &[Unit]) -> u64 {
+    units.iter().map(|unit| cost(&unit.kind)).sum()
+}
+
+/// Fetches all of `work`; `sink` is called with the number of each connection.
 pub async fn run(
     session: &Session,
-    (units, prepare, start): (Vec<Unit>, Arc<dyn Prepare>, Start),
+    work: Work,
     mut sink: impl FnMut(usize) -> Result<Box<dyn Sink>, RewindError>,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Carried, RewindError> {
+    let Work { units, mut later, prepare, start } = work;
     let first = session.first_connections();
     if !units.is_empty() {
         session.waited();
     }
-    let shared = Arc::new(Shared::new(units, prepare, first, monitor));
+    let shared = Arc::new(Shared::new(units, later.as_ref(), prepare, first, monitor));
     let mut opened = match start {
         Start::Together => open_all(session, &shared).await?,
         Start::AsTheyCome => Vec::new(),
@@ -194,15 +262,8 @@ pub async fn run(
     let mut workers = JoinSet::new();
     let mut begun = 0;
     let mut begin = |workers: &mut JoinSet<_>, opened: Option<Connection>, needed: bool| {
-        let worker = Worker {
-            session: session.clone(),
-            number: begun,
-            needed: needed || begun < CONNECTIONS_DEFAULT,
-            first: opened,
-            shared: Arc::clone(&shared),
-            outstanding: Arc::default(),
-            payload_bytes: 0,
-        };
+        let needed = needed || begun < CONNECTIONS_DEFAULT;
+        let worker = Worker::new(session, &shared, (begun, needed), opened);
         let (number, sink) = (begun, sink(begun)?);
         begun += 1;
         workers.spawn(async move { (number, worker.work(sink).await) });
@@ -220,6 +281,11 @@ pub async fn run(
     loop {
         let finished = tokio::select! {
             finished = workers.join_next() => finished,
+            units = units_of(&mut later), if later.is_some() => {
+                let expected = later.take().map_or(0, |later| later.cost);
+                shared.add(units?, expected);
+                continue;
+            }
             _ = interval.tick() => {
                 if let Some(limit) = adapt.observe(shared.rate(&mut measured), shared.left()) {
                     tracing::debug!(limit, "number of data connections changes");
@@ -232,6 +298,9 @@ pub async fn run(
             }
         };
         let Some(finished) = finished else {
+            if let Some(Later { cost, units }) = later.take() {
+                shared.add(units.await?, cost);
+            }
             if shared.waiting().is_empty() {
                 break;
             }
@@ -251,10 +320,17 @@ pub async fn run(
     Ok(carried)
 }
 
+async fn units_of(later: &mut Option<Later>) -> Result<Vec<Unit>, RewindError> {
+    match later {
+        Some(later) => later.units.as_mut().await,
+        None => Ok(Vec::new()),
+    }
+}
+
 /// Opens every connection before the first unit is asked for.
 async fn open_all(session: &Session, shared: &Shared) -> Result<Vec<Connection>, RewindError> {
     let mut opened = Vec::new();
-    if shared.waiting().is_empty() {
+    if !shared.has_more() {
         return Ok(opened);
     }
     let mut opening = JoinSet::new();
@@ -303,11 +379,22 @@ enum Ended {
 }
 
 impl Worker {
+    fn new(
+        session: &Session,
+        shared: &Arc<Shared>,
+        (number, needed): (usize, bool),
+        first: Option<Connection>,
+    ) -> Self {
+        let (session, shared) = (session.clone(), Arc::clone(shared));
+        let outstanding = Arc::default();
+        Self { session, number, needed, first, shared, outstanding, payload_bytes: 0 }
+    }
+
     /// Works until no unit is waiting; returns the payload bytes received.
     async fn work(mut self, mut sink: Box<dyn Sink>) -> Result<u64, RewindError> {
         let wanted = |worker: &Self| {
             let limit = worker.shared.limit.load(Ordering::Relaxed);
-            worker.number < limit && !worker.shared.waiting().is_empty()
+            worker.number < limit && worker.shared.has_more()
         };
         while wanted(&self) {
             let connection = match self.first.take() {
@@ -441,7 +528,7 @@ impl Worker {
         let connections = self.shared.limit.load(Ordering::Relaxed).max(1) as u64;
         let budget = u64::from(RECEIVE_BUDGET_BYTES) / connections;
         let parts = if self.session.round_trip() > LONG { 1 } else { 2 };
-        budget.min((self.shared.total_bytes / connections / parts).max(WINDOW_BYTES_MIN))
+        budget.min((self.shared.total_bytes() / connections / parts).max(WINDOW_BYTES_MIN))
     }
 
     async fn receive(
@@ -465,6 +552,8 @@ impl Worker {
                 Ok(Err(error)) => return Ended::Broken(error),
                 // It is this node that was slow: nothing was asked for all that time.
                 Err(_) if asked.silent_for() < limit => {}
+                // Nor does the source owe anything while more is waited for.
+                Err(_) if lock(&self.outstanding).is_empty() => {}
                 Err(_) => {
                     let seconds = limit.as_secs();
                     let message = format!("the source has sent nothing for {seconds} seconds");
