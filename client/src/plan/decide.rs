@@ -406,3 +406,75 @@ fn removes_directory(context: &Context<'_>, path: &DataPath) -> bool {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use data_dir::window::Window;
+
+    use super::*;
+    use crate::plan::input::{Choices, SourceFiles, TargetFiles};
+
+    const FILE: &str = "base/5/16384";
+    const RELATION: RelationPath = RelationPath { tablespace: 1663, database: 5, number: 16384 };
+
+    fn target(bytes: u64) -> TargetFiles {
+        let path = DataPath::new(FILE).expect("a path");
+        let kind = EntryKind::File { bytes };
+        let entry = Entry { path: path.clone(), kind, mode: 0o600, inode: 1, modified: (0, 0) };
+        TargetFiles::from([(path, entry)])
+    }
+
+    /// The plan for one relation of so many pages on the target and the source, of which the window
+    /// names the second.
+    fn plan(ours: u64, theirs: u64, change: impl FnOnce(&mut Window)) -> Plan {
+        let mut window = Window::default();
+        window.pages.insert(RELATION, 1);
+        change(&mut window);
+        let path = DataPath::new(FILE).expect("a path");
+        let facts = Facts {
+            target: &target(ours * BLOCK_BYTES),
+            source: &SourceFiles::from([(path, Some(theirs * BLOCK_BYTES))]),
+            window: Some(&window),
+            version_directory: "PG_15_202209061",
+            choices: Choices { config_from_source: false, mirror_extra_files: false },
+            keys: &BTreeSet::new(),
+            new_tablespaces: &BTreeMap::new(),
+        };
+        build(&facts, &Differences::new()).expect("a plan")
+    }
+
+    fn blocks(plan: &Plan) -> Vec<u32> {
+        plan.pages.iter().flat_map(|wanted| wanted.blocks.iter()).collect()
+    }
+
+    #[test]
+    fn named_pages_and_the_tail_are_fetched() {
+        assert_eq!(blocks(&plan(5, 5, |_| {})), [1]);
+        assert_eq!(blocks(&plan(3, 5, |_| {})), [1, 3, 4]);
+    }
+
+    /// What lies behind a cut may have come back without a record that names it.
+    #[test]
+    fn everything_behind_a_cut_is_fetched() {
+        let cut = plan(6, 6, |window| drop(window.truncated.insert(RELATION, 3)));
+        assert_eq!(blocks(&cut), [1, 3, 4, 5]);
+    }
+
+    /// A file of the same name that either side made after the fork is another file.
+    #[test]
+    fn a_relation_made_after_the_fork_is_fetched_whole() {
+        let made = plan(4, 4, |window| drop(window.created.insert(RELATION)));
+        assert_eq!(blocks(&made), [0, 1, 2, 3]);
+        assert!(matches!(made.files[..], [PlannedFile { action: FileAction::Replace { .. }, .. }]));
+        assert_eq!(made.pages[0].known, 0, "its pages are no base for differences");
+    }
+
+    /// What is in a directory that was made, moved or dropped has no records.
+    #[test]
+    fn everything_in_a_directory_that_moved_is_fetched() {
+        let moved = plan(4, 4, |window| drop(window.directories.insert((1663, 5))));
+        assert_eq!(blocks(&moved), [0, 1, 2, 3]);
+    }
+}
