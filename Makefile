@@ -5,7 +5,7 @@ MINUTES ?= 10
 KILLS ?= 250
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test check torture kills fuzz bench bench-quick postgres bins
+.PHONY: demo test check torture kills mutants fuzz bench bench-quick postgres bins
 
 postgres:
 	scripts/get-postgres.sh
@@ -44,6 +44,11 @@ kills: postgres
 	scripts/need-strace.sh
 	cargo build --workspace --bins --tests
 	PGREJOIN_KILLS=$(KILLS) cargo test --workspace --test kills -- --nocapture
+
+# Switches rules of correctness off, one after the other: a test must fail each time.
+mutants: postgres
+	scripts/need-nextest.sh
+	scripts/mutants.sh
 
 # Every reader of bytes from a disk or a peer, FUZZ_SECONDS each, from the seeds in fuzz/corpus.
 fuzz:

@@ -177,3 +177,17 @@ fn every_promise_names_a_test_that_exists() {
     }
     assert!(promises >= 20, "only {promises} promises");
 }
+
+/// A patch that switches a rule off must keep up with the code it changes.
+#[test]
+fn every_mutant_applies() {
+    let directory = root().join("integration-tests/mutants");
+    let patches: Vec<_> = fs::read_dir(&directory).unwrap().flatten().collect();
+    assert!(patches.len() >= 10, "only {} mutants", patches.len());
+    for patch in patches {
+        let mut check = std::process::Command::new("git");
+        let checked = check.args(["apply", "--check"]).arg(patch.path()).current_dir(root());
+        let output = checked.output().expect("git runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
