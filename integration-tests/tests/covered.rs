@@ -98,8 +98,10 @@ fn first_reference_without_image(settings: &str) {
     pair.b.configure("full_page_writes = off");
     pair.b.sql("select pg_reload_conf()");
     pair.b.promote();
-    // Where the source's records put a row the target has another one.
+    // Where the source's records put a row the target has another one, and an older page: what is not
+    // older than the record would be left alone until the image comes.
     pair.a.sql("insert into few select 1, 'lost' from generate_series(1, 20)");
+    pair.b.sql("select pg_logical_emit_message(false, 'x', repeat('y', 100000))");
     pair.b.sql("insert into few select 2, 'new' from generate_series(1, 10)");
     pair.b.configure("full_page_writes = on");
     pair.b.sql("select pg_reload_conf()");
