@@ -8,12 +8,14 @@ use data_dir::window::Window;
 use pg_format::{Lsn, TimelineHistory};
 use proto::model::Description;
 
+use crate::ahead::{Asked, Assumed};
 use crate::analysis::{Analysis, source_start};
 use crate::apply::plan_file::PlanFile;
 use crate::apply::{preflight, state};
 use crate::choose::{Candidates, Choice, Obstacle, Ways, new_tablespaces};
 use crate::cli::StrategyArg;
 use crate::error::RewindError;
+use crate::fetch::session::Answer;
 use crate::fetch::{Session, compare};
 use crate::monitor::Step;
 use crate::outcome::{Checkpointed, Outcome, Result as Ended};
@@ -23,10 +25,10 @@ use crate::plan::price::{Price, Prices};
 use crate::plan::report::{Totals, changes};
 use crate::plan::undo::{bytes_of, images};
 use crate::plan::{Plan, SourceFiles, Strategy};
-use crate::rewind::{Run, blocking};
+use crate::rewind::{Run, blocking, joined};
 use crate::seal::Attempt;
 use crate::unfinished::state_error;
-use crate::{changes, continued, inspect};
+use crate::{ahead, changes, continued, inspect};
 
 /// How often the source is looked at while its next checkpoint is waited for.
 const CHECKPOINT_POLL: Duration = Duration::from_secs(1);
@@ -41,6 +43,8 @@ pub(crate) struct Planned<'a> {
     pub(crate) hash_bytes: u64,
     /// Whether it is the plan of an earlier run.
     pub(crate) again: bool,
+    /// WAL that was asked for before the plan was made.
+    pub(crate) ahead: Answer,
 }
 
 impl Run {
@@ -75,7 +79,8 @@ impl Run {
         let staged = state::staged_bytes(&*self.disk).map_err(state_error)?;
         self.undo = self.check(&plan, source, (&choice, staged))?;
         self.monitor.note("going on with what an earlier run had fetched");
-        Ok(Some(Planned { choice, source_redo, plan, files, hash_bytes, again: true }))
+        let ahead = Answer::default();
+        Ok(Some(Planned { choice, source_redo, plan, files, hash_bytes, again: true, ahead }))
     }
 
     /// What either side changed since the fork, if the way that needs it may be chosen.
@@ -83,15 +88,19 @@ impl Run {
         &self,
         session: &Session,
         (source, history): (&Description, &TimelineHistory),
-        analysis: Option<&Analysis>,
+        asked: Option<(&Analysis, Option<Assumed>)>,
     ) -> Result<Result<Window, String>, RewindError> {
-        let by_name = matches!(self.config.strategy, StrategyArg::Auto | StrategyArg::Latest);
-        // A dry run tells what every way would cost.
-        let wanted = by_name || self.config.dry_run;
-        match analysis.filter(|_| wanted) {
-            Some(analysis) => changes::since_fork(session, source, history, analysis).await,
+        match asked.filter(|_| self.wants_changes()) {
+            Some(asked) => changes::since_fork(session, source, history, asked).await,
             None => Ok(Err("it was not asked for".to_owned())),
         }
+    }
+
+    /// Whether a way may be gone that needs to know what the source changed.
+    pub(crate) fn wants_changes(&self) -> bool {
+        let by_name = matches!(self.config.strategy, StrategyArg::Auto | StrategyArg::Latest);
+        // A dry run tells what every way would cost.
+        by_name || self.config.dry_run
     }
 
     /// Chooses the way and decides, file by file; the end of the attempt if it ends here.
@@ -112,6 +121,7 @@ impl Run {
         if let Some(again) = self.wait_for_checkpoint(session, source, &choice, &prices).await? {
             return Ok(Err(again));
         }
+        let wal = self.wal_ahead(session, (source, history), (ways, &choice));
         let (plan, hash_bytes) = self.plan(session, source, &files, &choice).await?;
         self.undo = self.check(&plan, source, (&choice, (0, 0)))?;
         if self.config.dry_run {
@@ -121,8 +131,27 @@ impl Run {
             outcome.checkpoint = Some(Checkpointed::of(source, ways.end));
             return Ok(Err(Attempt::Finished(Box::new(outcome))));
         }
+        let ahead = match wal {
+            Some(asked) => joined(asked).await?,
+            None => Answer::default(),
+        };
         let source_redo = source_start(source).redo;
-        Ok(Ok(Planned { choice, source_redo, plan, files, hash_bytes, again: false }))
+        Ok(Ok(Planned { choice, source_redo, plan, files, hash_bytes, again: false, ahead }))
+    }
+
+    /// Asks for the WAL while pages are compared, if it is little.
+    fn wal_ahead(
+        &self,
+        session: &Session,
+        (source, history): (&Description, &TimelineHistory),
+        (ways, choice): (Ways<'_>, &Choice<'_>),
+    ) -> Option<Asked<Answer>> {
+        if self.config.dry_run {
+            return None;
+        }
+        let what = (ways.analysis, choice, ways.end);
+        let size = source.node.control.wal_segment_size;
+        ahead::wal(session, history, (&self.config, &self.target), what, size)
     }
 
     /// What each way is likely to carry.

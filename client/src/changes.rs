@@ -6,9 +6,11 @@ use pg_format::{Lsn, TimelineHistory};
 use proto::fetch::{Change, Covered, Item, ItemBody, Unit, UnitKind};
 use proto::model::Description;
 
+use crate::ahead::Assumed;
 use crate::analysis::{Analysis, source_segment, source_start};
 use crate::error::RewindError;
 use crate::fetch::Session;
+use crate::rewind::joined;
 
 /// Asks the source what it changed between the fork and its newest checkpoint, and adds the target's own
 /// changes: all blocks that may differ. The inner error says why that cannot be known.
@@ -16,7 +18,7 @@ pub(crate) async fn since_fork(
     session: &Session,
     source: &Description,
     history: &TimelineHistory,
-    analysis: &Analysis,
+    (analysis, ahead): (&Analysis, Option<Assumed>),
 ) -> Result<Result<Window, String>, RewindError> {
     let (found, fork) = match (&analysis.rewindable, analysis.fork) {
         (Err(why), _) => return Ok(Err(why.clone())),
@@ -29,22 +31,36 @@ pub(crate) async fn since_fork(
     if redo <= fork {
         return Ok(Ok(window));
     }
-    let size = source.node.control.wal_segment_size;
-    let segments = size.segment_of(fork)..=size.segment_of(redo);
-    if let Some(gone) = segments.into_iter().find(|n| source_segment(source, history, *n).is_none())
-    {
-        let at = size.start_of(gone);
-        return Ok(Err(format!(
-            "the source no longer has its WAL at {at} from before its checkpoint"
-        )));
+    if let Err(gone) = is_there(source, history, (fork, redo)) {
+        return Ok(Err(gone));
     }
-    let kind = UnitKind::Changes { from: fork, to: redo };
-    let mut session = session.clone();
-    let answer = session.collect(vec![Unit { id: 0, kind }]).await?;
+    let answer = match ahead {
+        Some((assumed, asked)) if assumed == fork => joined(asked).await?.items,
+        // The histories part earlier than they say.
+        _ => {
+            let kind = UnitKind::Changes { from: fork, to: redo };
+            session.clone().collect(vec![Unit { id: 0, kind }]).await?
+        }
+    };
     Ok(collect(answer, (fork, redo)).map(|changes| {
         window.absorb(changes);
         window
     }))
+}
+
+/// Whether the source has its WAL of a range, or where it has none.
+pub(crate) fn is_there(
+    source: &Description,
+    history: &TimelineHistory,
+    (from, to): (Lsn, Lsn),
+) -> Result<(), String> {
+    let size = source.node.control.wal_segment_size;
+    let mut segments = size.segment_of(from)..=size.segment_of(to);
+    let gone = segments.find(|number| source_segment(source, history, *number).is_none());
+    gone.map_or(Ok(()), |gone| {
+        let at = size.start_of(gone);
+        Err(format!("the source no longer has its WAL at {at} from before its checkpoint"))
+    })
 }
 
 /// Puts the pieces of an answer together. Nothing of it counts unless it says that it covers the whole

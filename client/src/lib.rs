@@ -24,10 +24,12 @@ pub mod start;
 pub mod unfinished;
 
 mod agenda;
+mod ahead;
 mod changes;
 mod continued;
 mod covered;
 mod no_rewind;
+mod own_wal;
 
 mod seal;
 mod sealed;

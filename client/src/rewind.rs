@@ -8,8 +8,10 @@ use data_dir::DataDir;
 use pg_format::{DataPath, TimelineHistory};
 use proto::model::Description;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::agenda::Planned;
+use crate::ahead::Ahead;
 use crate::analysis::{Analysis, Subject};
 use crate::apply::change::Change;
 use crate::apply::disk::{Disk, RealDisk};
@@ -165,8 +167,8 @@ async fn rewind_locked(
 }
 
 /// What a task brought.
-async fn joined<T>(
-    task: tokio::task::JoinHandle<Result<T, RewindError>>,
+pub(crate) async fn joined<T>(
+    task: impl Future<Output = Result<Result<T, RewindError>, tokio::task::JoinError>>,
 ) -> Result<T, RewindError> {
     task.await.map_err(|error| RewindError::because(Class::Other, "a task failed", error))?
 }
@@ -355,29 +357,24 @@ impl Run {
         })?;
         self.steps.begin(Step::Fork);
         let mut lister = session.clone();
-        let listing = tokio::spawn(async move { lister.list().await });
+        let listing = AbortOnDropHandle::new(tokio::spawn(async move { lister.list().await }));
         let (source, history) = (Arc::new(source), Arc::new(history));
+        let with_changes = self.stored.is_none() && self.wants_changes();
+        let ahead = Ahead::ask(&session, &self.target, (&source, &history), with_changes);
         let analysis = self.analyse(&session, &source, &history).await?;
         if let Some(outcome) = self.nothing_to_do(&analysis, &source, &history)? {
-            listing.abort();
             return Ok(Attempt::Finished(Box::new(outcome)));
         }
         self.pg_ctl = self.find_pg_ctl()?;
-        let mut asking = session.clone();
-        // Asked while the list travels.
-        let announced = tokio::spawn(async move { asking.seal().await });
         let mapping = &self.config.tablespace_mapping;
         let tablespaces = tablespaces_against_fork(&self.target, &source, mapping);
         let forbid_fork = forbid_fork.or(tablespaces);
         let stored = self.go_on(&source, &analysis)?;
-        let asked = stored.is_none().then_some(&analysis);
+        let asked = stored.is_none().then_some((&analysis, ahead.changes));
         let changes = self.changes(&session, (&source, &history), asked);
-        let (announced, changes) = tokio::try_join!(joined(announced), changes)?;
+        let (announced, changes) = tokio::try_join!(joined(ahead.announced), changes)?;
         let planned = match stored {
-            Some(planned) => {
-                listing.abort();
-                planned
-            }
+            Some(planned) => planned,
             None => {
                 self.steps.begin(Step::List);
                 let files = joined(listing).await?;
@@ -390,7 +387,7 @@ impl Run {
             }
         };
         self.prepare(&source, &planned)?;
-        let Planned { choice, source_redo, plan, files, hash_bytes, .. } = planned;
+        let Planned { choice, source_redo, plan, files, hash_bytes, ahead, .. } = planned;
         let kept = self.kept(&plan);
         let sealing = Sealing {
             config: &self.config,
@@ -410,6 +407,7 @@ impl Run {
             hash_bytes,
             plan,
             kept,
+            ahead,
             cache: self.cache.take(),
             undo: self.undo.then(|| Arc::clone(&self.gate)),
         };
@@ -427,7 +425,7 @@ impl Run {
 
     /// Makes the state directory and takes the target; the plan is kept there for a run after this.
     fn prepare(&mut self, source: &Description, planned: &Planned<'_>) -> Result<(), RewindError> {
-        let Planned { choice, source_redo, plan, files, hash_bytes, again } = planned;
+        let Planned { choice, source_redo, plan, files, hash_bytes, again, .. } = planned;
         self.take_target(*again)?;
         self.runs += 1;
         let stored = PlanFile {

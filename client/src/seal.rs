@@ -1,17 +1,13 @@
 //! From a plan to a sealed manifest: fetches, follows the WAL, checks, and makes it all durable.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::FileExt as _;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use data_dir::wal::{LocalWal, Segments as _};
+use data_dir::wal::LocalWal;
 use pg_format::wal::SegmentName;
-use pg_format::{
-    BLOCK_BYTES, Covered, DataPath, FileClass, Lsn, RelationSegment, TimelineHistory,
-    WalSegmentSize,
-};
+use pg_format::{Covered, DataPath, FileClass, Lsn, RelationSegment, TimelineHistory};
 use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::model::{Description, Role, Sealed};
 use tokio::sync::oneshot;
@@ -28,6 +24,7 @@ use crate::cli::StrategyArg;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
 use crate::fetch::differences::OwnPages;
+use crate::fetch::session::Answer;
 use crate::fetch::wal::WalFollower;
 use crate::fetch::wal_units::WalUnits;
 use crate::fetch::{Session, cache};
@@ -104,6 +101,8 @@ pub(crate) struct Sealing<'a> {
     pub(crate) hash_bytes: u64,
     pub(crate) plan: Plan,
     pub(crate) kept: Vec<String>,
+    /// WAL that was asked for before the plan was made.
+    pub(crate) ahead: Answer,
     /// Files of a plan that does not hold any more, whose pages are a cache.
     pub(crate) cache: Option<Vec<DataPath>>,
     /// Whether what is overwritten is saved, and who may stop that.
@@ -114,7 +113,7 @@ pub(crate) fn staging(error: std::io::Error) -> RewindError {
     RewindError::because(Class::Preflight, "could not write to staging", error)
 }
 
-fn local_wal(target: &Target) -> LocalWal<'_> {
+pub(crate) fn local_wal(target: &Target) -> LocalWal<'_> {
     LocalWal {
         directory: &target.directory,
         history: &target.history,
@@ -201,111 +200,9 @@ impl Sealing<'_> {
         (!same).then_some(Attempt::Again { why, without_fork: None })
     }
 
-    fn fork_segment(&self) -> u64 {
+    pub(crate) fn fork_segment(&self) -> u64 {
         let size = self.source.node.control.wal_segment_size;
         self.analysis.fork.map_or(0, |fork| size.segment_of(fork.lsn))
-    }
-
-    /// Stages the common WAL that came from elsewhere and the target's own part of the fork's
-    /// segment; the rest is left to the follower.
-    fn follower(&self) -> Result<WalFollower, RewindError> {
-        let local = local_wal(self.target);
-        let context = local.context;
-        let size = context.segment_size;
-        let fork_segment = self.fork_segment();
-        let start_segment = size.segment_of(self.choice.start.redo);
-        let mut adopted = Vec::new();
-        let mut first = start_segment.max(fork_segment);
-        for number in start_segment..fork_segment {
-            if local.open(number).map_err(staging)?.is_some() {
-                continue;
-            }
-            let found = self.analysis.fetched.iter().find(|(name, _)| name.number == number);
-            match found {
-                Some((name, file)) => {
-                    self.copy_wal(*name, file, size.bytes())?;
-                    adopted.push(*name);
-                }
-                None => {
-                    first = number;
-                    break;
-                }
-            }
-        }
-        let mut from = size.start_of(first);
-        let own = self.analysis.fork.filter(|_| first == fork_segment && start_segment <= first);
-        if let Some(fork) = own
-            && let Some(file) = local.open(fork_segment).map_err(staging)?
-        {
-            let name = SegmentName {
-                timeline: self.history.timeline_of_segment(fork_segment, size),
-                number: fork_segment,
-            };
-            let common = size.offset_of(fork.lsn.page_start());
-            if common > 0 {
-                self.copy_wal(name, &file, common)?;
-                adopted.push(name);
-                from = fork.lsn.page_start();
-            }
-        }
-        // Replay needs the first page of a segment, and what follows its start.
-        let redo = self.choice.start.redo.page_start();
-        let begun = from.max(size.start_of(first).plus(BLOCK_BYTES));
-        let left_out = self.may_leave_out(first, size) && redo > begun;
-        if left_out {
-            from = redo;
-        }
-        let disk = Arc::clone(self.disk);
-        let history = self.history.clone();
-        let mut follower = WalFollower::new(self.session.clone(), disk, history, context, from);
-        if left_out {
-            follower.leave_out(begun, redo);
-        }
-        adopted.into_iter().for_each(|name| follower.adopt(name));
-        follower.recover().map_err(staging)?;
-        Ok(follower)
-    }
-
-    /// Whether what lies before the start of replay in its segment may stay behind. As soon as the node
-    /// streams, PostgreSQL fetches that segment from its beginning (`RequestXLogStreaming`). A node that
-    /// archives could be promoted before and archive a segment with a hole; one that summarizes WAL reads
-    /// its oldest segment whole. A segment that is not the last one is never fetched again.
-    fn may_leave_out(&self, first: u64, size: WalSegmentSize) -> bool {
-        let end = Lsn::new(self.announced.end.as_u64().saturating_sub(1));
-        let is_off = |name: &str| {
-            let value = self.target.settings.get(name);
-            value.is_none_or(|value| ["off", "false", "no", "0"].contains(&value))
-        };
-        size.segment_of(self.choice.start.redo) == first
-            && size.segment_of(end) == first
-            && !self.config.config_from_source
-            && is_off("archive_mode")
-            && is_off("summarize_wal")
-    }
-
-    fn copy_wal(
-        &self,
-        name: SegmentName,
-        file: &std::fs::File,
-        bytes: u64,
-    ) -> Result<(), RewindError> {
-        let size = self.source.node.control.wal_segment_size;
-        let path = state::staged_wal(&name.file_name(size));
-        // An earlier run may have fetched what follows.
-        if self.disk.stat(&path).map_err(staging)?.is_none() {
-            self.disk.create_file(&path).map_err(staging)?;
-        }
-        let mut buffer = vec![0; 1 << 20];
-        let mut offset = 0;
-        while offset < bytes {
-            self.go_on()?;
-            let wanted = usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(buffer.len());
-            let part = buffer.get_mut(..wanted).unwrap_or_default();
-            file.read_exact_at(part, offset).map_err(staging)?;
-            self.disk.write_at(&path, offset, part).map_err(staging)?;
-            offset += wanted as u64;
-        }
-        Ok(())
     }
 
     /// Decodes the WAL up to `to` as it will be replayed, beside whatever else goes on.
@@ -332,7 +229,7 @@ impl Sealing<'_> {
     }
 
     /// Work that does not wait looks at the signal itself.
-    fn go_on(&self) -> Result<(), RewindError> {
+    pub(crate) fn go_on(&self) -> Result<(), RewindError> {
         if self.stop.flag.load(Ordering::Relaxed) {
             let message = "stopped by a signal; the target is as it was";
             return Err(RewindError::new(Class::Interrupted, message));

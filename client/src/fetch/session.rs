@@ -331,14 +331,28 @@ impl Session {
         .await
     }
 
-    /// All replies to a few units, on the control connection.
+    /// All replies to a few units, on the control connection; nothing else is done meanwhile.
     pub async fn collect(&mut self, units: Vec<Unit>) -> Result<Vec<Item>, RewindError> {
+        self.waited();
+        self.ask(units).await.map(|answer| answer.items)
+    }
+
+    /// The same beside other things.
+    pub async fn ask(&mut self, units: Vec<Unit>) -> Result<Answer, RewindError> {
         let patience = self.link.patience;
         let rate = self.rate.clone();
-        self.waited();
         self.call(move |connection| collect(connection, units.clone(), patience, rate.clone()))
             .await
     }
+}
+
+/// What came of a few questions.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// The replies.
+    pub items: Vec<Item>,
+    /// Bytes they travelled in.
+    pub payload_bytes: u64,
 }
 
 /// Opens a connection and asks what is at its other end.
@@ -379,24 +393,25 @@ async fn collect(
     units: Vec<Unit>,
     patience: Duration,
     rate: Option<Arc<RateLimit>>,
-) -> Result<Vec<Item>, CallError> {
+) -> Result<Answer, CallError> {
     let mut outstanding = Outstanding::default();
     units.iter().cloned().for_each(|unit| outstanding.insert(unit));
     let (requests, queue) = mpsc::channel(1);
     // The only message: the channel has room for it.
     drop(requests.try_send(units));
     let mut frames = connection.client.fetch(queue).await?;
-    let mut replies = Vec::new();
+    let mut answer = Answer::default();
     while !outstanding.is_empty() {
         let frame = within(patience, frames.next()).await?;
         let frame = frame.ok_or_else(|| CallError::Broken("the stream ended early".to_owned()))?;
+        answer.payload_bytes += frame.payload.len() as u64;
         if let Some(rate) = &rate {
             tokio::time::sleep(rate.reserve(frame.payload.len())).await;
         }
         for item in frame.items().map_err(|e| CallError::InvalidReply(e.to_string()))? {
             outstanding.receive(&item).map_err(|e| CallError::InvalidReply(e.to_string()))?;
-            replies.push(item);
+            answer.items.push(item);
         }
     }
-    Ok(replies)
+    Ok(answer)
 }

@@ -15,6 +15,7 @@ use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::limits::UNIT_BYTES_MAX;
 
 use super::Session;
+use super::session::Answer;
 use super::wal_units::Piece;
 use crate::apply::disk::Disk;
 use crate::apply::state;
@@ -139,6 +140,24 @@ impl WalFollower {
         Ok(())
     }
 
+    /// Takes WAL that was asked for before there was a place for it.
+    pub fn take_ahead(&mut self, answer: &Answer) -> std::io::Result<()> {
+        for item in &answer.items {
+            let ItemBody::Chunk(chunk) = &item.body else {
+                continue;
+            };
+            let size = self.context.segment_size;
+            let number = size.segment_of(self.decoder.wants());
+            let timeline = self.history.timeline_of_segment(number, size);
+            let name = SegmentName { timeline, number };
+            self.staged_file(name)?;
+            let path = state::staged_wal(&name.file_name(size));
+            self.disk.write_at(&path, chunk.offset(), chunk.data())?;
+            self.fetched_bytes += chunk.data().len() as u64;
+        }
+        Ok(())
+    }
+
     /// Takes what an earlier run had staged, as far as its records are valid.
     pub fn recover(&mut self) -> std::io::Result<()> {
         let size = self.context.segment_size;
@@ -176,8 +195,12 @@ impl WalFollower {
     pub fn missing_to(&mut self, end: Lsn, piece_bytes: u64) -> std::io::Result<Vec<Piece>> {
         let size = self.context.segment_size;
         let mut pieces: Vec<Piece> = Vec::new();
-        let first = self.decoder.wants().page_start();
         pieces.extend(self.first_page()?);
+        // Valid records say more than positions of pages.
+        if self.decoder.end() >= end {
+            return Ok(pieces);
+        }
+        let first = self.decoder.wants().page_start();
         let mut at = first;
         let mut open: Option<(SegmentName, File)> = None;
         // Whether the page before is there, and which it is.

@@ -458,14 +458,14 @@ mod tests {
     /// What lies behind a cut may have come back without a record that names it.
     #[test]
     fn everything_behind_a_cut_is_fetched() {
-        let cut = plan(6, 6, |window| drop(window.truncated.insert(RELATION, 3)));
+        let cut = plan(6, 6, |window| _ = window.truncated.insert(RELATION, 3));
         assert_eq!(blocks(&cut), [1, 3, 4, 5]);
     }
 
     /// A file of the same name that either side made after the fork is another file.
     #[test]
     fn a_relation_made_after_the_fork_is_fetched_whole() {
-        let made = plan(4, 4, |window| drop(window.created.insert(RELATION)));
+        let made = plan(4, 4, |window| _ = window.created.insert(RELATION));
         assert_eq!(blocks(&made), [0, 1, 2, 3]);
         assert!(matches!(made.files[..], [PlannedFile { action: FileAction::Replace { .. }, .. }]));
         assert_eq!(made.pages[0].known, 0, "its pages are no base for differences");
@@ -474,7 +474,7 @@ mod tests {
     /// What is in a directory that was made, moved or dropped has no records.
     #[test]
     fn everything_in_a_directory_that_moved_is_fetched() {
-        let moved = plan(4, 4, |window| drop(window.directories.insert((1663, 5))));
+        let moved = plan(4, 4, |window| _ = window.directories.insert((1663, 5)));
         assert_eq!(blocks(&moved), [0, 1, 2, 3]);
     }
 }

@@ -1,0 +1,128 @@
+//! Where the WAL that is fetched begins: what of it the target has itself, and what nobody needs.
+
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use data_dir::wal::Segments as _;
+use pg_format::wal::SegmentName;
+use pg_format::{BLOCK_BYTES, Lsn, WalSegmentSize};
+
+use crate::apply::state;
+use crate::config::Config;
+use crate::error::RewindError;
+use crate::fetch::wal::WalFollower;
+use crate::inspect::settings::Settings;
+use crate::seal::{Sealing, local_wal, staging};
+
+impl Sealing<'_> {
+    /// Stages the common WAL that came from elsewhere and the target's own part of the fork's
+    /// segment; the rest is left to the follower.
+    pub(crate) fn follower(&self) -> Result<WalFollower, RewindError> {
+        let local = local_wal(self.target);
+        let context = local.context;
+        let size = context.segment_size;
+        let fork_segment = self.fork_segment();
+        let start_segment = size.segment_of(self.choice.start.redo);
+        let mut adopted = Vec::new();
+        let mut first = start_segment.max(fork_segment);
+        for number in start_segment..fork_segment {
+            if local.open(number).map_err(staging)?.is_some() {
+                continue;
+            }
+            let found = self.analysis.fetched.iter().find(|(name, _)| name.number == number);
+            match found {
+                Some((name, file)) => {
+                    self.copy_wal(*name, file, size.bytes())?;
+                    adopted.push(*name);
+                }
+                None => {
+                    first = number;
+                    break;
+                }
+            }
+        }
+        let mut from = size.start_of(first);
+        let own = self.analysis.fork.filter(|_| first == fork_segment && start_segment <= first);
+        if let Some(fork) = own
+            && let Some(file) = local.open(fork_segment).map_err(staging)?
+        {
+            let name = SegmentName {
+                timeline: self.history.timeline_of_segment(fork_segment, size),
+                number: fork_segment,
+            };
+            let common = size.offset_of(fork.lsn.page_start());
+            if common > 0 {
+                self.copy_wal(name, &file, common)?;
+                adopted.push(name);
+                from = fork.lsn.page_start();
+            }
+        }
+        // Replay needs the first page of a segment, and what follows its start.
+        let redo = self.choice.start.redo.page_start();
+        let begun = from.max(size.start_of(first).plus(BLOCK_BYTES));
+        let apart = size.segment_of(redo) != first;
+        let span = (redo, self.announced.end);
+        let left_out = !apart && may_leave_out(self.config, &self.target.settings, span, size);
+        let left_out = left_out && redo > begun;
+        if left_out {
+            from = redo;
+        }
+        let disk = Arc::clone(self.disk);
+        let history = self.history.clone();
+        let mut follower = WalFollower::new(self.session.clone(), disk, history, context, from);
+        if left_out {
+            follower.leave_out(begun, redo);
+        }
+        adopted.into_iter().for_each(|name| follower.adopt(name));
+        follower.take_ahead(&self.ahead).map_err(staging)?;
+        follower.recover().map_err(staging)?;
+        Ok(follower)
+    }
+
+    fn copy_wal(
+        &self,
+        name: SegmentName,
+        file: &std::fs::File,
+        bytes: u64,
+    ) -> Result<(), RewindError> {
+        let size = self.source.node.control.wal_segment_size;
+        let path = state::staged_wal(&name.file_name(size));
+        // An earlier run may have fetched what follows.
+        if self.disk.stat(&path).map_err(staging)?.is_none() {
+            self.disk.create_file(&path).map_err(staging)?;
+        }
+        let mut buffer = vec![0; 1 << 20];
+        let mut offset = 0;
+        while offset < bytes {
+            self.go_on()?;
+            let wanted = usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(buffer.len());
+            let part = buffer.get_mut(..wanted).unwrap_or_default();
+            file.read_exact_at(part, offset).map_err(staging)?;
+            self.disk.write_at(&path, offset, part).map_err(staging)?;
+            offset += wanted as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Whether what lies before the start of replay in its segment may stay behind, with the WAL from there
+/// to the end of what is announced. As soon as the node streams, PostgreSQL fetches that segment from its
+/// beginning (`RequestXLogStreaming`). A node that archives could be promoted before and archive a
+/// segment with a hole; one that summarizes WAL reads its oldest segment whole. A segment that is not
+/// the last one is never fetched again.
+pub(crate) fn may_leave_out(
+    config: &Config,
+    settings: &Settings,
+    (start, end): (Lsn, Lsn),
+    size: WalSegmentSize,
+) -> bool {
+    let end = Lsn::new(end.as_u64().saturating_sub(1));
+    let is_off = |name: &str| {
+        let value = settings.get(name);
+        value.is_none_or(|value| ["off", "false", "no", "0"].contains(&value))
+    };
+    size.segment_of(start) == size.segment_of(end)
+        && !config.config_from_source
+        && is_off("archive_mode")
+        && is_off("summarize_wal")
+}
