@@ -1,6 +1,6 @@
 //! The plan of a run: that of an earlier one, if it still holds, or a new one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,19 +12,20 @@ use crate::ahead::{Asked, Assumed};
 use crate::analysis::{Analysis, source_start};
 use crate::apply::plan_file::PlanFile;
 use crate::apply::{preflight, state};
-use crate::choose::{Candidates, Choice, Obstacle, Ways, new_tablespaces};
+use crate::choose::{Candidates, Choice, Ways, new_tablespaces};
 use crate::cli::StrategyArg;
 use crate::error::RewindError;
 use crate::fetch::session::Answer;
 use crate::fetch::{Session, compare};
 use crate::monitor::Step;
 use crate::outcome::{Checkpointed, Outcome, Result as Ended};
-use crate::plan::decide::{blocks_in, build, comparisons};
+use crate::plan::decide::{build, comparisons};
 use crate::plan::input::{Choices, Differences, Facts};
-use crate::plan::price::{Price, Prices};
+use crate::plan::price::Prices;
 use crate::plan::report::{Totals, changes};
 use crate::plan::undo::{bytes_of, images};
 use crate::plan::{Plan, SourceFiles, Strategy};
+use crate::priced::Known;
 use crate::rewind::{Run, blocking, joined};
 use crate::seal::Attempt;
 use crate::unfinished::state_error;
@@ -116,18 +117,26 @@ impl Run {
             return Ok(Err(Attempt::Again { why, without_fork: None }));
         }
         let candidates = Candidates::new(ways, source, history);
-        let prices = self.prices(source, &files, (ways, &candidates))?;
+        let prices = self.prices(source, &files, (ways, &candidates), &Known::default())?;
         let choice = candidates.choose(self.config.strategy, &prices)?;
         if let Some(again) = self.wait_for_checkpoint(session, source, &choice, &prices).await? {
             return Ok(Err(again));
         }
         let wal = self.wal_ahead(session, (source, history), (ways, &choice));
-        let (plan, hash_bytes) = self.plan(session, source, &files, &choice).await?;
+        let (plan, differences, hash_bytes) = self.plan(session, source, &files, &choice).await?;
         self.undo = self.check(&plan, source, (&choice, (0, 0)))?;
         if self.config.dry_run {
             changes(&plan).iter().for_each(|change| self.monitor.planned(change));
             let mut outcome = self.dry_outcome(ways.analysis, &choice, &plan);
-            outcome.prices = Some(prices);
+            let known = Known::of(differences, hash_bytes);
+            let known = self.sampled(
+                session,
+                (source, history),
+                (ways, &candidates),
+                (&choice, &plan, known),
+            );
+            let known = known.await?;
+            outcome.prices = Some(self.prices(source, &files, (ways, &candidates), &known)?);
             outcome.checkpoint = Some(Checkpointed::of(source, ways.end));
             return Ok(Err(Attempt::Finished(Box::new(outcome))));
         }
@@ -154,51 +163,7 @@ impl Run {
         ahead::wal(session, history, (&self.config, &self.target), what, size)
     }
 
-    /// What each way is likely to carry.
-    fn prices(
-        &self,
-        source: &Description,
-        files: &SourceFiles,
-        (ways, candidates): (Ways<'_>, &Candidates<'_>),
-    ) -> Result<Prices, RewindError> {
-        let control = &source.node.control;
-        let version_directory = pg_format::relation::tablespace_version_directory(
-            control.major,
-            control.catalog_version,
-        );
-        // Nothing of the plans is kept, so it does not matter where new tablespaces will be.
-        let (places, keys) = (BTreeMap::new(), BTreeSet::new());
-        let plan = |window: Option<&Window>| {
-            let facts = Facts {
-                target: &self.target.files,
-                source: files,
-                window,
-                version_directory: &version_directory,
-                choices: self.choices(),
-                new_tablespaces: &places,
-                keys: &keys,
-            };
-            build(&facts, &Differences::new())
-        };
-        let forked_at = ways.analysis.fork.map_or(Lsn::INVALID, |fork| fork.lsn);
-        let wal = |start: Lsn| ways.end.distance_from(start.max(forked_at).min(ways.end));
-        let price = |way: &Result<Choice<'_>, Obstacle>| match way {
-            Ok(way) => Ok(Ok(Price::of(&plan(way.window)?, wal(way.start.redo)))),
-            Err((why, _)) => Ok::<_, RewindError>(Err(why.clone())),
-        };
-        // Of what differs no more is known than what the WAL of one node or both tells.
-        let known =
-            [&candidates.latest, &candidates.fork].into_iter().find_map(|way| way.as_ref().ok());
-        let pages = files.values().flatten().map(|bytes| u64::from(blocks_in(*bytes))).sum();
-        let compare = Price::of_comparing(
-            &plan(known.and_then(|way| way.window))?,
-            wal(candidates.compare.start.redo),
-            pages,
-        );
-        Ok(Prices { fork: price(&candidates.fork)?, latest: price(&candidates.latest)?, compare })
-    }
-
-    fn choices(&self) -> Choices {
+    pub(crate) fn choices(&self) -> Choices {
         Choices {
             config_from_source: self.config.config_from_source,
             mirror_extra_files: self.config.mirror_extra_files,
@@ -256,7 +221,7 @@ impl Run {
         source: &Description,
         files: &SourceFiles,
         choice: &Choice<'_>,
-    ) -> Result<(Plan, u64), RewindError> {
+    ) -> Result<(Plan, Differences, u64), RewindError> {
         let control = &source.node.control;
         let version_directory = pg_format::relation::tablespace_version_directory(
             control.major,
@@ -288,7 +253,7 @@ impl Run {
         let directory = Arc::clone(&self.directory);
         let (differences, carried) = compare::compare(session, directory, &list, monitor).await?;
         self.steps.begin(Step::Plan);
-        Ok((build(&facts, &differences)?, carried.total()))
+        Ok((build(&facts, &differences)?, differences, carried.total()))
     }
 
     /// Refuses a plan that would fail half way. Whether there is room for undo images too.

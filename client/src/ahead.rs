@@ -14,7 +14,7 @@ use crate::error::RewindError;
 use crate::fetch::Session;
 use crate::fetch::session::Answer;
 use crate::inspect::Target;
-use crate::own_wal::may_leave_out;
+use crate::own_wal::fetched_from;
 
 /// What comes of a question that was asked beside others.
 pub(crate) type Asked<T> = AbortOnDropHandle<Result<T, RewindError>>;
@@ -50,7 +50,7 @@ impl Ahead {
         });
         let changes = assumed.map(|fork| {
             let mut asking = session.clone();
-            let kind = UnitKind::Changes { from: fork, to: redo };
+            let kind = UnitKind::Changes { from: fork, to: redo, rebuilt: false };
             let asked = async move { asking.ask(vec![Unit { id: 0, kind }]).await };
             (fork, AbortOnDropHandle::new(tokio::spawn(asked)))
         });
@@ -66,14 +66,13 @@ pub(crate) fn wal(
     (analysis, choice, end): (&Analysis, &Choice<'_>, Lsn),
     size: WalSegmentSize,
 ) -> Option<Asked<Answer>> {
-    let redo = choice.start.redo.page_start();
     let fork = analysis.fork.map_or(Lsn::INVALID, |fork| fork.lsn.page_start());
-    let from = redo.max(fork);
+    let span = (choice.start.redo, end);
+    let from = fetched_from((config, &target.settings), span, fork, size);
     let end = page_end(end);
-    let may_leave_out = from == fork || may_leave_out(config, &target.settings, (redo, end), size);
     let last = Lsn::new(end.as_u64().saturating_sub(1));
     let is_little = end > from && end.distance_from(from) <= WAL_BYTES_MAX;
-    if !is_little || !may_leave_out || size.segment_of(from) != size.segment_of(last) {
+    if !is_little || size.segment_of(from) != size.segment_of(last) {
         return None;
     }
     let number = size.segment_of(from);

@@ -3,7 +3,7 @@
 
 use data_dir::window::Window;
 use pg_format::{Lsn, TimelineHistory};
-use proto::fetch::{Change, Covered, Item, ItemBody, Unit, UnitKind};
+use proto::fetch::{Change, Item, ItemBody, Reached, Unit, UnitKind};
 use proto::model::Description;
 
 use crate::ahead::Assumed;
@@ -38,7 +38,7 @@ pub(crate) async fn since_fork(
         Some((assumed, asked)) if assumed == fork => joined(asked).await?.items,
         // The histories part earlier than they say.
         _ => {
-            let kind = UnitKind::Changes { from: fork, to: redo };
+            let kind = UnitKind::Changes { from: fork, to: redo, rebuilt: false };
             session.clone().collect(vec![Unit { id: 0, kind }]).await?
         }
     };
@@ -67,10 +67,10 @@ pub(crate) fn is_there(
 /// range: an answer that is too short must not look like a source that changed nothing.
 fn collect(answer: Vec<Item>, (from, to): (Lsn, Lsn)) -> Result<Window, String> {
     let mut window = Window { start: from, end: to, ..Window::default() };
-    let mut last: Option<Covered> = None;
+    let mut last: Option<Reached> = None;
     for item in answer {
         match item.body {
-            ItemBody::Change(Change::Covered(covered)) => last = Some(covered),
+            ItemBody::Change(Change::Reached(covered)) => last = Some(covered),
             ItemBody::Change(change) => window.note(change),
             _ => {}
         }
@@ -118,7 +118,7 @@ impl Note for Window {
             Change::Directory { tablespace, database } => {
                 self.directories.insert((tablespace, database));
             }
-            Change::Covered(_) => {}
+            Change::Reached(_) => {}
         }
     }
 }
@@ -132,26 +132,26 @@ mod tests {
         changes.into_iter().map(item).collect()
     }
 
-    fn covered(from: u64, to: u64) -> Covered {
+    fn covered(from: u64, to: u64) -> Reached {
         let (from, to) = (Lsn::new(from), Lsn::new(to));
-        Covered { from, to, minimal_at: None, unknown_at: None }
+        Reached { from, to, minimal_at: None, unknown_at: None }
     }
 
     #[test]
     fn an_answer_that_is_not_whole_is_no_answer() {
         let range = (Lsn::new(100), Lsn::new(200));
         let directory = || Change::Directory { tablespace: 1663, database: 5 };
-        let whole = collect(answer([directory(), Change::Covered(covered(100, 200))]), range);
+        let whole = collect(answer([directory(), Change::Reached(covered(100, 200))]), range);
         assert_eq!(whole.expect("whole").directories.len(), 1);
         assert!(collect(answer([]), range).is_err(), "nothing came");
         assert!(collect(answer([directory()]), range).is_err(), "cut off");
         for (from, to) in [(100, 150), (101, 200), (100, 201)] {
-            let short = collect(answer([Change::Covered(covered(from, to))]), range);
+            let short = collect(answer([Change::Reached(covered(from, to))]), range);
             assert!(short.is_err(), "{from} to {to}");
         }
-        let minimal = Covered { minimal_at: Some(Lsn::new(120)), ..covered(100, 200) };
-        assert!(collect(answer([Change::Covered(minimal)]), range).is_err());
-        let unknown = Covered { unknown_at: Some(Lsn::new(120)), ..covered(100, 200) };
-        assert!(collect(answer([Change::Covered(unknown)]), range).is_err());
+        let minimal = Reached { minimal_at: Some(Lsn::new(120)), ..covered(100, 200) };
+        assert!(collect(answer([Change::Reached(minimal)]), range).is_err());
+        let unknown = Reached { unknown_at: Some(Lsn::new(120)), ..covered(100, 200) };
+        assert!(collect(answer([Change::Reached(unknown)]), range).is_err());
     }
 }

@@ -16,7 +16,7 @@ use crate::plan::Strategy;
 use crate::plan::price::Prices;
 
 /// The choice.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Choice<'a> {
     /// The strategy.
     pub strategy: Strategy,
@@ -90,13 +90,14 @@ impl<'a> Candidates<'a> {
     }
 
     /// Takes the one that was asked for, or the cheapest.
-    pub fn choose(self, wanted: StrategyArg, prices: &Prices) -> Result<Choice<'a>, RewindError> {
+    pub fn choose(&self, wanted: StrategyArg, prices: &Prices) -> Result<Choice<'a>, RewindError> {
         let insisted = |(why, class): Obstacle, name: &str| {
             let message =
                 format!("strategy {name} is not possible: {why}; use another one, or auto");
             RewindError::new(class, message)
         };
-        let Self { fork, latest, compare } = self;
+        let (fork, latest) = (self.fork.clone(), self.latest.clone());
+        let compare = self.compare.clone();
         match wanted {
             StrategyArg::Compare => return Ok(compare),
             StrategyArg::Fork => return fork.map_err(|obstacle| insisted(obstacle, "fork")),

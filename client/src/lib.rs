@@ -30,6 +30,7 @@ mod continued;
 mod covered;
 mod no_rewind;
 mod own_wal;
+mod priced;
 
 mod seal;
 mod sealed;

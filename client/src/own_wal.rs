@@ -105,6 +105,24 @@ impl Sealing<'_> {
     }
 }
 
+/// Where the WAL begins that is fetched for replay from `start` to `end`: the target has what lies before the
+/// fork.
+pub(crate) fn fetched_from(
+    (config, settings): (&Config, &Settings),
+    (start, end): (Lsn, Lsn),
+    fork: Lsn,
+    size: WalSegmentSize,
+) -> Lsn {
+    let (redo, fork) = (start.page_start(), fork.page_start());
+    if redo <= fork {
+        return fork;
+    }
+    match may_leave_out(config, settings, (redo, end), size) {
+        true => redo,
+        false => size.start_of(size.segment_of(redo)).max(fork),
+    }
+}
+
 /// Whether what lies before the start of replay in its segment may stay behind, with the WAL from there
 /// to the end of what is announced. As soon as the node streams, PostgreSQL fetches that segment from its
 /// beginning (`RequestXLogStreaming`). A node that archives could be promoted before and archive a

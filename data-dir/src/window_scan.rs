@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use pg_format::control_file::WalLevel;
 use pg_format::wal::effect::effect;
 use pg_format::wal::{Effect, Record, RecordBody, Start, WalContext};
-use pg_format::{Fork, FormatError, Lsn};
+use pg_format::{Covered, Fork, FormatError, Lsn};
 
 use crate::runs::{How, Runs, ValueSink, scan_runs};
 use crate::wal::{Scanned, Segments, WalError, scan};
@@ -65,6 +65,27 @@ pub fn scan_changes(
         ControlFlow::Break(())
     })?;
     Ok((window, next))
+}
+
+/// The blocks that replay of the records that begin in `[from, to)` rebuilds whatever they hold, and how far
+/// those reach; `None` if the WAL ends before.
+pub fn scan_covered(
+    segments: &(dyn Segments + Sync),
+    context: WalContext,
+    (from, to): (Lsn, Lsn),
+    last: u64,
+) -> Result<(Covered, Option<Lsn>), WalError> {
+    let start = Start::FirstAfter(from.page_start());
+    let sink: &ValueSink<'_, Covered> = &|covered, record, body| {
+        if record.lsn >= from {
+            covered.note(body);
+        }
+    };
+    let (new, merge) = (|| Covered::new(from), Covered::absorb);
+    let how = How { new: &new, sink, merge: &merge };
+    let (covered, scanned) = scan_runs(segments, context, runs(context, (start, to), last), how)?;
+    let whole = scanned.stopped_by.is_none() || scanned.end >= to;
+    Ok((covered, whole.then(|| scanned.end.max(to))))
 }
 
 /// The same, divided in another way.

@@ -293,37 +293,6 @@ fn a_first_segment_that_is_not_the_last_one_comes_whole() {
     oracle::verify(&pair.a, &pair.b);
 }
 
-/// A dry run tells what each way would cost, and the way taken costs about that.
-#[test]
-fn prices_are_told_and_come_near_to_what_is_carried() {
-    let pair = Pair::new(15, Shape::default());
-    pair.b.promote();
-    for (node, side) in [(&pair.a, "old"), (&pair.b, "new")] {
-        node.sql(&format!(
-            "update plain set body = md5(body || '{side}') where id % 19 = length('{side}')"
-        ));
-    }
-    pair.b.sql("update plain set n = n + 1 where id % 3 = 0");
-    pair.b.sql("checkpoint");
-    pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let dry = Rewind::new(&pair.a, &server, &pki).args(["-n"]).succeed();
-    let dry = dry.result();
-    let price = |name: &str| dry["prices"][name].as_u64().expect("a price");
-    let (fork, latest, compare) = (price("fork"), price("latest"), price("compare"));
-    assert!(latest < fork && latest < compare, "{dry}");
-    assert_eq!(dry["strategy"], "latest");
-    assert!(dry["source_checkpoint"]["age_seconds"].as_i64().expect("an age") < 60, "{dry}");
-    assert!(dry["source_checkpoint"]["wal_since"].as_u64().expect("bytes") < 1 << 20, "{dry}");
-    let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).succeed();
-    let done = ended.result();
-    let bytes = |name: &str| done[name].as_u64().expect("a number");
-    let carried = bytes("bytes_data") + bytes("bytes_signatures") + bytes("bytes_wal_payload");
-    assert!((carried / 3..carried * 3).contains(&latest), "{latest} estimated, {carried} carried");
-    oracle::verify(&pair.a, &pair.b);
-}
-
 /// Where most of the price is WAL, a newer checkpoint is waited for if that was asked for.
 #[test]
 fn the_next_checkpoint_is_waited_for_where_it_pays() {

@@ -62,8 +62,13 @@ impl Covered {
     }
 
     /// The blocks.
-    pub fn blocks(&self) -> &PageMap {
-        &self.rebuilt
+    pub fn into_blocks(self) -> PageMap {
+        self.rebuilt
+    }
+
+    /// Takes the blocks that WAL behind is said to rebuild.
+    pub fn absorb_blocks(&mut self, rebuilt: PageMap) {
+        self.absorb(Self { start: self.start, rebuilt, changed: PageMap::default() });
     }
 }
 

@@ -73,6 +73,8 @@ pub enum UnitKind {
         from: Lsn,
         /// End.
         to: Lsn,
+        /// Only the blocks that replay of these records rebuilds whatever they hold.
+        rebuilt: bool,
     },
 }
 
@@ -201,7 +203,7 @@ impl PageDifference {
 
 /// What an answer about changes covers, and what would make it useless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Covered {
+pub struct Reached {
     /// Every record that begins here or later is in it,
     pub from: Lsn,
     /// up to this position, at which another record begins.
@@ -239,7 +241,7 @@ pub enum Change {
         database: u32,
     },
     /// What an answer about changes covers.
-    Covered(Covered),
+    Reached(Reached),
 }
 
 /// Kinds of reply.

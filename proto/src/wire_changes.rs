@@ -2,7 +2,7 @@
 
 use pg_format::{BlockSet, Fork, Lsn, RELATION_SEGMENT_BLOCKS, RelationPath, RelationSegment};
 
-use crate::fetch::{Change, Covered};
+use crate::fetch::{Change, Reached};
 use crate::frame::FrameError;
 use crate::wire;
 
@@ -64,7 +64,7 @@ pub(crate) fn body(change: Change) -> wire::item::Body {
         Change::Directory { tablespace, database } => {
             Body::ChangedDirectory(wire::ChangedDirectoryItem { tablespace, database })
         }
-        Change::Covered(covered) => Body::ChangesCovered(wire::ChangesCoveredItem {
+        Change::Reached(covered) => Body::ChangesCovered(wire::ChangesCoveredItem {
             from: covered.from.as_u64(),
             to: covered.to.as_u64(),
             minimal_at: position(covered.minimal_at),
@@ -94,7 +94,7 @@ pub(crate) fn directory(item: wire::ChangedDirectoryItem) -> Change {
 }
 
 pub(crate) fn covered(item: &wire::ChangesCoveredItem) -> Change {
-    Change::Covered(Covered {
+    Change::Reached(Reached {
         from: Lsn::new(item.from),
         to: Lsn::new(item.to),
         minimal_at: known(item.minimal_at),

@@ -109,7 +109,7 @@ impl TryFrom<wire::Unit> for Unit {
                 if from >= to {
                     return Err(bad_request(format!("changes from {from} to {to}")));
                 }
-                UnitKind::Changes { from, to }
+                UnitKind::Changes { from, to, rebuilt: changes.rebuilt }
             }
         };
         Ok(Self { id: unit.id, kind })
@@ -149,8 +149,9 @@ impl From<Unit> for wire::Unit {
                 let (from, to) = (from.as_u64(), to.as_u64());
                 Kind::Proof(wire::ProofUnit { from, to, from_record, each_record })
             }
-            UnitKind::Changes { from, to } => {
-                Kind::Changes(wire::ChangesUnit { from: from.as_u64(), to: to.as_u64() })
+            UnitKind::Changes { from, to, rebuilt } => {
+                let (from, to) = (from.as_u64(), to.as_u64());
+                Kind::Changes(wire::ChangesUnit { from, to, rebuilt })
             }
         };
         Self { id: unit.id, kind: Some(kind) }

@@ -29,7 +29,7 @@ use tokio::sync::mpsc::{Receiver, Sender};
 
 use crate::allow::AllowList;
 use crate::audit::Session;
-use crate::changes::changes;
+use crate::changes::{self, Give, Steps};
 use crate::differences::Differences;
 use crate::node;
 use crate::output::{Output, Rates};
@@ -157,7 +157,9 @@ impl Worker {
                 };
                 (false, self.proof(id, from, to, each_record)?)
             }
-            UnitKind::Changes { from, to } => (false, self.changes(id, from, to)?),
+            UnitKind::Changes { from, to, rebuilt } => {
+                (false, self.changes(id, (from, to), rebuilt)?)
+            }
         };
         self.output.send(Item { unit: id, body: ItemBody::End { vanished, bytes } })
     }
@@ -392,17 +394,22 @@ impl Worker {
         self.chunks(id, ("wal", path), file, offset..offset + usable)
     }
 
-    fn changes(&mut self, id: u64, from: Lsn, to: Lsn) -> Result<u64, Refusal> {
+    fn changes(&mut self, id: u64, (from, to): (Lsn, Lsn), asked: bool) -> Result<u64, Refusal> {
         let size = self.node.control.wal_segment_size;
         if to.distance_from(from) > PROOF_SEGMENTS_MAX.saturating_mul(size.bytes()) {
             return Err(Refusal::new(Reason::InvalidRequest, "changes of too many segments"));
         }
         let Self { directory, node, history, output, .. } = self;
-        let range = (from, to, output.is_limited());
-        let end = changes((directory, node, history), range, &mut |read, change| {
+        let steps = Steps::new((from, to), output.is_limited());
+        let give: &mut Give<'_> = &mut |read, change| {
             output.read("changes", read);
             output.send(Item { unit: id, body: ItemBody::Change(change) })
-        })?;
+        };
+        let node = (&*directory, &*node, &*history);
+        let end = match asked {
+            true => changes::rebuilt(node, steps, give)?,
+            false => changes::changes(node, steps, give)?,
+        };
         Ok(end.as_u64())
     }
 

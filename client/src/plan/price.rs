@@ -1,23 +1,64 @@
 //! What each way is likely to carry, both ways together and compressed, and which is the cheapest. Pure.
 //!
-//! Estimates: how far content shrinks is not known before it travels. They rank the ways, since all of
-//! them carry the same kinds of content, and tell an operator what to expect within a factor of two.
+//! How far content shrinks is not known before it travels. Typical rates rank the ways, since all of them
+//! carry the same kinds of content; rates that were measured on a sample tell an operator what to expect.
 
-use pg_format::BLOCK_BYTES;
+use pg_format::{BLOCK_BYTES, Covered, FileClass};
 
 use super::Plan;
 use super::input::Strategy;
 
-/// A page that comes as a difference: signature up, difference, hash and number down (measured on random
-/// updates of wide rows with two indexes: 96 up, 60 to 250 down).
-const DIFFERENCE_BYTES: u64 = 280;
-/// Part of its size that a page takes of which the target has no other version: rows of hex digests.
-const WHOLE_SHRINK: u64 = 2;
-/// The same of WAL, much of which is full-page images.
-const WAL_SHRINK: u64 = 3;
+/// What a file takes besides its content: its name, its hash, its end.
+pub const FILE_BYTES: u64 = 64;
 /// Pages under one hash of a comparison, and the bytes of a hash.
 const RUN_PAGES: u64 = 128;
 const HASH_BYTES: u64 = 16;
+
+/// Bytes that travel for each of something, in 1/1024.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(u64);
+
+impl Rate {
+    /// So many bytes for a number of things, not 0.
+    pub fn new(bytes: u64, things: u64) -> Self {
+        Self(bytes.saturating_mul(1024) / things.max(1))
+    }
+
+    /// With so many more for each.
+    pub fn plus(self, bytes: u64) -> Self {
+        Self(self.0.saturating_add(bytes.saturating_mul(1024)))
+    }
+
+    fn of(self, things: u64) -> u64 {
+        things.saturating_mul(self.0) / 1024
+    }
+}
+
+/// How much of what is planned travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rates {
+    /// For a page that comes as a difference, both ways.
+    pub difference: Rate,
+    /// For a page of which the target has no other version.
+    pub whole: Rate,
+    /// For a byte of a file, of which each has [`FILE_BYTES`] more.
+    pub file: Rate,
+    /// For a byte of WAL.
+    pub wal: Rate,
+}
+
+impl Default for Rates {
+    /// Measured on random updates of wide rows with two indexes: a difference is 96 up and 60 to 250 down.
+    /// Rows of hex digests shrink to half, WAL with many full-page images to a third.
+    fn default() -> Self {
+        Self {
+            difference: Rate::new(280, 1),
+            whole: Rate::new(BLOCK_BYTES, 2),
+            file: Rate::new(1, 2),
+            wal: Rate::new(1, 3),
+        }
+    }
+}
 
 /// What one way is likely to carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,22 +72,34 @@ pub struct Price {
 }
 
 impl Price {
-    /// The price of a plan that needs so many bytes of the source's WAL, before compression.
-    pub fn of(plan: &Plan, wal_bytes: u64) -> Self {
+    /// The price of a plan that needs so many bytes of the source's WAL, before compression. Blocks that
+    /// replay of that WAL rebuilds cost nothing.
+    pub fn of(plan: &Plan, wal_bytes: u64, (rates, covered): (Rates, Option<&Covered>)) -> Self {
         let (mut known, mut whole) = (0, 0);
         for wanted in &plan.pages {
-            for block in wanted.blocks.iter().take_while(|block| *block < wanted.end) {
-                if block < wanted.known { known += 1 } else { whole += 1 }
+            let class = plan.files.get(wanted.file).map(|file| FileClass::of(&file.path));
+            let covered = covered.zip(match class {
+                Some(FileClass::Relation(segment)) => Some(segment),
+                _ => None,
+            });
+            let blocks = wanted.blocks.iter().take_while(|block| *block < wanted.end);
+            for block in blocks {
+                let rebuilt = |(covered, segment): (&Covered, _)| covered.contains(&segment, block);
+                match block < wanted.known {
+                    _ if covered.is_some_and(rebuilt) => {}
+                    true => known += 1,
+                    false => whole += 1,
+                }
             }
         }
-        let files: u64 = plan.whole.iter().map(|wanted| wanted.bytes).sum();
-        let whole = (whole * BLOCK_BYTES + files) / WHOLE_SHRINK;
-        Self { blocks: known * DIFFERENCE_BYTES + whole, hashes: 0, wal: wal_bytes / WAL_SHRINK }
+        let files: u64 = plan.whole.iter().map(|wanted| wanted.bytes + FILE_BYTES).sum();
+        let pages = rates.difference.of(known) + rates.whole.of(whole);
+        Self { blocks: pages + rates.file.of(files), hashes: 0, wal: rates.wal.of(wal_bytes) }
     }
 
-    /// The same of a plan whose pages are found by comparing `pages`, of which at least those of the plan
+    /// The same if the plan's pages are found by comparing `pages`, of which at least those of the plan
     /// differ: one hash for each run goes up, and of those that differ one for each page comes down.
-    pub fn of_comparing(plan: &Plan, wal_bytes: u64, pages: u64) -> Self {
+    pub fn of_comparing(self, plan: &Plan, pages: u64) -> Self {
         let runs = |blocks: u32| u64::from(blocks) / RUN_PAGES;
         let differing: u64 = plan
             .pages
@@ -59,7 +112,7 @@ impl Price {
             .sum();
         let up = pages.div_ceil(RUN_PAGES) * HASH_BYTES;
         let down = (differing * RUN_PAGES).min(pages) * HASH_BYTES;
-        Self { hashes: up + down, ..Self::of(plan, wal_bytes) }
+        Self { hashes: up + down, ..self }
     }
 
     /// All of it.
@@ -124,6 +177,10 @@ mod tests {
 
     const MB: u64 = 1 << 20;
 
+    fn price(plan: &Plan, wal_bytes: u64) -> Price {
+        Price::of(plan, wal_bytes, (Rates::default(), None))
+    }
+
     /// What a way carries: differences, whole pages, and megabytes of WAL; `None` if it cannot be gone.
     type Way = Option<(u32, u32, u64)>;
 
@@ -162,12 +219,13 @@ mod tests {
             ("nothing happened on the source", Some((500, 0, 0)), Some((500, 0, 0)), Fork),
         ];
         for (situation, fork, latest, expected) in situations {
-            let price = |way: Way| {
+            let priced = |way: Way| {
                 let way = way.ok_or_else(|| "not possible".to_owned());
-                way.map(|(known, whole, wal)| Price::of(&plan(known, whole, 1000), wal * MB))
+                way.map(|(known, whole, wal)| price(&plan(known, whole, 1000), wal * MB))
             };
-            let compare = Price::of_comparing(&plan(20_000, 0, 1000), MB, 1 << 20);
-            let prices = Prices { fork: price(fork), latest: price(latest), compare };
+            let all = plan(20_000, 0, 1000);
+            let compare = price(&all, MB).of_comparing(&all, 1 << 20);
+            let prices = Prices { fork: priced(fork), latest: priced(latest), compare };
             assert_eq!(prices.cheapest(), expected, "{situation}: {prices:?}");
         }
     }
@@ -175,11 +233,11 @@ mod tests {
     #[test]
     fn comparing_costs_its_hashes_besides() {
         let pages = plan(1000, 0, 0);
-        let compare = Price::of_comparing(&pages, 0, 100_000);
-        assert_eq!(compare.blocks, Price::of(&pages, 0).blocks);
+        let compare = price(&pages, 0).of_comparing(&pages, 100_000);
+        assert_eq!(compare.blocks, price(&pages, 0).blocks);
         // 782 runs up, eight of them differ.
         assert_eq!(compare.hashes, 782 * 16 + 8 * 128 * 16);
-        assert!(Price::of(&plan(10, 0, 0), 50 * MB).is_mostly_wal());
-        assert!(!Price::of(&plan(10, 900, 0), MB).is_mostly_wal());
+        assert!(price(&plan(10, 0, 0), 50 * MB).is_mostly_wal());
+        assert!(!price(&plan(10, 900, 0), MB).is_mostly_wal());
     }
 }
