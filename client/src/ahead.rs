@@ -7,7 +7,7 @@ use proto::model::{Description, Sealed};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::analysis::{Analysis, source_start};
-use crate::changes::is_there;
+use crate::changes::{Gathered, gather, is_there};
 use crate::choose::Choice;
 use crate::config::Config;
 use crate::error::RewindError;
@@ -23,7 +23,7 @@ pub(crate) type Asked<T> = AbortOnDropHandle<Result<T, RewindError>>;
 const WAL_BYTES_MAX: u64 = 256 << 10;
 
 /// A position that is likely to be the fork, and what the source changed since.
-pub(crate) type Assumed = (Lsn, Asked<Answer>);
+pub(crate) type Assumed = (Lsn, Asked<Gathered>);
 
 /// What is asked while the fork is being proven, on the assumption that it lies where the histories say.
 pub(crate) struct Ahead {
@@ -50,8 +50,7 @@ impl Ahead {
         });
         let changes = assumed.map(|fork| {
             let mut asking = session.clone();
-            let kind = UnitKind::Changes { from: fork, to: redo, rebuilt: false };
-            let asked = async move { asking.ask(vec![Unit { id: 0, kind }]).await };
+            let asked = async move { gather(&mut asking, (fork, redo), false).await };
             (fork, AbortOnDropHandle::new(tokio::spawn(asked)))
         });
         Self { announced, changes }

@@ -164,8 +164,18 @@ impl Subject<'_> {
             source: Some((&from_source, end)),
         };
         let wal = TargetWal::new(LocalWal { directory, history, context }, elsewhere);
-        let analysis = self.with_wal(&wal, ancestor.timeline, ancestor.end)?;
-        Ok(Analysis { fetched: wal.fetched().map_err(wal_error)?, ..analysis })
+        match self.with_wal(&wal, ancestor.timeline, ancestor.end) {
+            Ok(analysis) => Ok(Analysis { fetched: wal.fetched().map_err(wal_error)?, ..analysis }),
+            // A disk that has lost some of it, or a record of an unknown kind: the nodes can still be
+            // compared.
+            Err(error) if error.class() == Class::Target => Ok(Analysis {
+                fork: None,
+                target_end: None,
+                rewindable: Err(error.chain()),
+                fetched: Vec::new(),
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     fn with_wal(

@@ -2,14 +2,15 @@
 //! target's window.
 
 use data_dir::window::Window;
-use pg_format::{Lsn, TimelineHistory};
+use pg_format::{Lsn, PageMap, TimelineHistory};
 use proto::fetch::{Change, Item, ItemBody, Reached, Unit, UnitKind};
 use proto::model::Description;
 
 use crate::ahead::Assumed;
 use crate::analysis::{Analysis, source_segment, source_start};
-use crate::error::RewindError;
+use crate::error::{Class, RewindError};
 use crate::fetch::Session;
+use crate::fetch::progress::Unexpected;
 use crate::rewind::joined;
 
 /// Asks the source what it changed between the fork and its newest checkpoint, and adds the target's own
@@ -35,17 +36,38 @@ pub(crate) async fn since_fork(
         return Ok(Err(gone));
     }
     let answer = match ahead {
-        Some((assumed, asked)) if assumed == fork => joined(asked).await?.items,
+        Some((assumed, asked)) if assumed == fork => joined(asked).await,
         // The histories part earlier than they say.
-        _ => {
-            let kind = UnitKind::Changes { from: fork, to: redo, rebuilt: false };
-            session.clone().collect(vec![Unit { id: 0, kind }]).await?
-        }
+        _ => gather(&mut session.clone(), (fork, redo), false).await,
     };
-    Ok(collect(answer, (fork, redo)).map(|changes| {
+    let gathered = match answer {
+        Ok(gathered) => gathered,
+        // What no other way needs must not keep them from being gone.
+        Err(error) if matches!(error.class(), Class::Other | Class::Rebuild | Class::Usage) => {
+            return Ok(Err(format!("the source cannot tell what it changed: {}", error.chain())));
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(gathered.whole((fork, redo)).map(|changes| {
         window.absorb(changes);
         window
     }))
+}
+
+/// Asks the source for its changes in a range, or for what their replay rebuilds.
+pub(crate) async fn gather(
+    session: &mut Session,
+    (from, to): (Lsn, Lsn),
+    rebuilt: bool,
+) -> Result<Gathered, RewindError> {
+    let units = vec![Unit { id: 0, kind: UnitKind::Changes { from, to, rebuilt } }];
+    let take = |gathered: &mut Gathered, item: Item| match item.body {
+        ItemBody::Change(change) => {
+            gathered.take(change).map_err(|why| Unexpected::of(item.unit, why))
+        }
+        _ => Ok(()),
+    };
+    session.fold(units, take).await.map(|(gathered, _)| gathered)
 }
 
 /// Whether the source has its WAL of a range, or where it has none.
@@ -63,73 +85,105 @@ pub(crate) fn is_there(
     })
 }
 
-/// Puts the pieces of an answer together. Nothing of it counts unless it says that it covers the whole
-/// range: an answer that is too short must not look like a source that changed nothing.
-fn collect(answer: Vec<Item>, (from, to): (Lsn, Lsn)) -> Result<Window, String> {
-    let mut window = Window { start: from, end: to, ..Window::default() };
-    let mut last: Option<Reached> = None;
-    for item in answer {
-        match item.body {
-            ItemBody::Change(Change::Reached(covered)) => last = Some(covered),
-            ItemBody::Change(change) => window.note(change),
-            _ => {}
+/// Changes between two words on how far the answer reaches: more than 64 MiB of the smallest records name.
+const CHANGES_MAX: u32 = 4 << 20;
+
+/// The pieces of an answer, put together as they come.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered {
+    window: Window,
+    last: Option<Reached>,
+    /// Changes since then.
+    since: u32,
+}
+
+impl Gathered {
+    /// Takes the next piece.
+    fn take(&mut self, change: Change) -> Result<(), &'static str> {
+        self.since += 1;
+        if self.since > CHANGES_MAX {
+            return Err("changes without end");
         }
-    }
-    let covered = last.filter(|covered| covered.from <= from && covered.to >= to);
-    let Some(covered) = covered else {
-        let end = last.map_or(from, |covered| covered.to);
-        return Err(format!(
-            "the source's WAL could be read from {from} to {end} only, not to its checkpoint at {to}"
-        ));
-    };
-    if covered.to != to {
-        let end = covered.to;
-        return Err(format!(
-            "no record of the source begins at its checkpoint's redo {to} but at {end}"
-        ));
-    }
-    if let Some(at) = covered.minimal_at {
-        return Err(format!("wal_level was minimal on the source at {at}"));
-    }
-    match covered.unknown_at {
-        Some(at) => Err(format!("the source's WAL has a record of unknown effect at {at}")),
-        None => Ok(window),
-    }
-}
-
-/// Takes pieces of an answer.
-trait Note {
-    fn note(&mut self, change: Change);
-}
-
-impl Note for Window {
-    fn note(&mut self, change: Change) {
         match change {
-            Change::Blocks { segment, blocks } => self.pages.absorb_segment(segment, &blocks),
+            Change::Blocks { segment, blocks } => {
+                self.window.pages.absorb_segment(segment, &blocks);
+            }
             Change::Relation { relation, created, cut_to } => {
                 if created {
-                    self.created.insert(relation);
+                    self.window.created.insert(relation);
                 }
                 if let Some(blocks) = cut_to {
-                    let smallest = self.truncated.entry(relation).or_insert(blocks);
+                    let smallest = self.window.truncated.entry(relation).or_insert(blocks);
                     *smallest = blocks.min(*smallest);
                 }
             }
             Change::Directory { tablespace, database } => {
-                self.directories.insert((tablespace, database));
+                self.window.directories.insert((tablespace, database));
             }
-            Change::Reached(_) => {}
+            Change::Reached(reached) => {
+                if self.last.is_some_and(|last| reached.to <= last.to) {
+                    return Err("changes that come no further");
+                }
+                (self.last, self.since) = (Some(reached), 0);
+            }
         }
+        Ok(())
+    }
+
+    /// How far the answer reaches.
+    pub(crate) fn end(&self) -> Lsn {
+        self.last.map_or(Lsn::INVALID, |reached| reached.to)
+    }
+
+    /// The blocks that were named.
+    pub(crate) fn into_blocks(self) -> PageMap {
+        self.window.pages
+    }
+
+    /// What was changed. Nothing of it counts unless the answer says that it covers the whole range: one
+    /// that is too short must not look like a source that changed nothing.
+    fn whole(self, (from, to): (Lsn, Lsn)) -> Result<Window, String> {
+        let reached = self.last.filter(|reached| reached.from <= from && reached.to >= to);
+        let Some(reached) = reached else {
+            let end = self.last.map_or(from, |reached| reached.to);
+            return Err(format!(
+                "the source's WAL could be read from {from} to {end} only, not to its checkpoint at {to}"
+            ));
+        };
+        if reached.to != to {
+            let end = reached.to;
+            return Err(format!(
+                "no record of the source begins at its checkpoint's redo {to} but at {end}"
+            ));
+        }
+        if let Some(at) = reached.minimal_at {
+            return Err(format!("wal_level was minimal on the source at {at}"));
+        }
+        if let Some(at) = reached.unknown_at {
+            return Err(format!("the source's WAL has a record of unknown effect at {at}"));
+        }
+        Ok(Window { start: from, end: to, ..self.window })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use pg_format::{BlockSet, Fork, RelationPath, RelationSegment};
+
     use super::*;
 
-    fn answer(changes: impl IntoIterator<Item = Change>) -> Vec<Item> {
-        let item = |change| Item { unit: 0, body: ItemBody::Change(change) };
-        changes.into_iter().map(item).collect()
+    const RELATION: RelationPath = RelationPath { tablespace: 1663, database: 5, number: 16384 };
+
+    /// What an answer with these pieces says of a range.
+    fn collect(
+        changes: impl IntoIterator<Item = Change>,
+        range: (Lsn, Lsn),
+    ) -> Result<Window, String> {
+        let mut gathered = Gathered::default();
+        for change in changes {
+            gathered.take(change).map_err(str::to_owned)?;
+        }
+        gathered.whole(range)
     }
 
     fn covered(from: u64, to: u64) -> Reached {
@@ -141,17 +195,39 @@ mod tests {
     fn an_answer_that_is_not_whole_is_no_answer() {
         let range = (Lsn::new(100), Lsn::new(200));
         let directory = || Change::Directory { tablespace: 1663, database: 5 };
-        let whole = collect(answer([directory(), Change::Reached(covered(100, 200))]), range);
+        let whole = collect([directory(), Change::Reached(covered(100, 200))], range);
         assert_eq!(whole.expect("whole").directories.len(), 1);
-        assert!(collect(answer([]), range).is_err(), "nothing came");
-        assert!(collect(answer([directory()]), range).is_err(), "cut off");
+        assert!(collect([], range).is_err(), "nothing came");
+        assert!(collect([directory()], range).is_err(), "cut off");
         for (from, to) in [(100, 150), (101, 200), (100, 201)] {
-            let short = collect(answer([Change::Reached(covered(from, to))]), range);
+            let short = collect([Change::Reached(covered(from, to))], range);
             assert!(short.is_err(), "{from} to {to}");
         }
         let minimal = Reached { minimal_at: Some(Lsn::new(120)), ..covered(100, 200) };
-        assert!(collect(answer([Change::Reached(minimal)]), range).is_err());
+        assert!(collect([Change::Reached(minimal)], range).is_err());
         let unknown = Reached { unknown_at: Some(Lsn::new(120)), ..covered(100, 200) };
-        assert!(collect(answer([Change::Reached(unknown)]), range).is_err());
+        assert!(collect([Change::Reached(unknown)], range).is_err());
+    }
+    #[test]
+    fn an_answer_has_an_end_and_a_bound() {
+        let blocks = || {
+            let (segment, block) = RelationSegment::of_block(RELATION, Fork::Main, 131_071);
+            let mut blocks = BlockSet::default();
+            blocks.insert(block);
+            Change::Blocks { segment, blocks }
+        };
+        let reached = |to: u64| Change::Reached(covered(100, to));
+        let mut gathered = Gathered::default();
+        // Kept one by one, these would be 1.6 GB.
+        for step in 0..100_000 {
+            gathered.take(blocks()).expect("a change");
+            gathered.take(reached(101 + step)).expect("a step");
+        }
+        assert_eq!(gathered.window.pages.len(), 1);
+        assert!(gathered.take(reached(50)).is_err(), "it goes back");
+        let endless = std::iter::repeat_with(|| Change::Directory { tablespace: 1, database: 2 });
+        let mut gathered = Gathered::default();
+        let refused = endless.take(CHANGES_MAX as usize + 1).find_map(|c| gathered.take(c).err());
+        assert!(refused.is_some());
     }
 }

@@ -127,14 +127,13 @@ pub(crate) fn fetched_from(
 /// to the end of what is announced. As soon as the node streams, PostgreSQL fetches that segment from its
 /// beginning (`RequestXLogStreaming`). A node that archives could be promoted before and archive a
 /// segment with a hole; one that summarizes WAL reads its oldest segment whole. A segment that is not
-/// the last one is never fetched again.
+/// the last one is never fetched again, nor is one that the WAL ends with: streaming begins in the next.
 pub(crate) fn may_leave_out(
     config: &Config,
     settings: &Settings,
     (start, end): (Lsn, Lsn),
     size: WalSegmentSize,
 ) -> bool {
-    let end = Lsn::new(end.as_u64().saturating_sub(1));
     let is_off = |name: &str| {
         let value = settings.get(name);
         value.is_none_or(|value| ["off", "false", "no", "0"].contains(&value))
@@ -143,4 +142,5 @@ pub(crate) fn may_leave_out(
         && !config.config_from_source
         && is_off("archive_mode")
         && is_off("summarize_wal")
+        && settings.are_complete()
 }

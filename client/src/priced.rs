@@ -7,11 +7,12 @@ use std::sync::Arc;
 use data_dir::window::Window;
 use data_dir::window_scan::scan_covered;
 use pg_format::wal::SegmentName;
-use pg_format::{Covered, Lsn, PageMap, TimelineHistory};
+use pg_format::{Covered, Lsn, TimelineHistory};
 use proto::delta::SIGNATURE_BYTES;
-use proto::fetch::{Change, Item, ItemBody, Unit, UnitKind};
+use proto::fetch::{Unit, UnitKind};
 use proto::model::Description;
 
+use crate::changes::gather;
 use crate::choose::{Candidates, Choice, Obstacle, Ways};
 use crate::covered::leave_out;
 use crate::error::RewindError;
@@ -179,9 +180,11 @@ impl Run {
         .await?;
         let (from, to) = (start.max(fork), ways.end);
         if from < to {
-            let kind = UnitKind::Changes { from, to, rebuilt: true };
-            let items = session.clone().collect(vec![Unit { id: 0, kind }]).await?;
-            covered.absorb_blocks(blocks(items, to));
+            session.waited();
+            let gathered = gather(&mut session.clone(), (from, to), true).await?;
+            if gathered.end() >= to {
+                covered.absorb_blocks(gathered.into_blocks());
+            }
         }
         Ok(covered)
     }
@@ -219,22 +222,6 @@ impl Run {
         });
         pieces.filter(|unit| wal_length(unit) > 0).collect()
     }
-}
-
-/// The blocks of an answer that reaches `to`; none of another one.
-fn blocks(items: Vec<Item>, to: Lsn) -> PageMap {
-    let mut blocks = PageMap::default();
-    let mut whole = false;
-    for item in items {
-        match item.body {
-            ItemBody::Change(Change::Blocks { segment, blocks: some }) => {
-                blocks.absorb_segment(segment, &some);
-            }
-            ItemBody::Change(Change::Reached(reached)) => whole = reached.to >= to,
-            _ => {}
-        }
-    }
-    if whole { blocks } else { PageMap::default() }
 }
 
 /// Some units of a kind, evenly over all of them.

@@ -327,6 +327,11 @@ impl Sealing<'_> {
         Ok(again.map_or(Ok((follower, early.covered)), Err))
     }
 
+    /// Whether a tablespace of the source is to be elsewhere here: replay would use its literal path.
+    fn is_mapped(&self, place: &str) -> bool {
+        self.config.tablespace_mapping.iter().any(|(old, _)| old == place)
+    }
+
     /// R9, R11, R12: plans again where another start of replay avoids the hazard, refuses where
     /// none does.
     async fn hazards(&self, hazards: &[Hazard]) -> Result<Option<Attempt>, RewindError> {
@@ -335,7 +340,8 @@ impl Sealing<'_> {
             match hazard {
                 // Without a path it lies in place, and replay makes it there.
                 Hazard::Tablespace { location: Some(place), .. }
-                    if place.is_empty() || check_place(place).is_ok() =>
+                    if place.is_empty()
+                        || (check_place(place).is_ok() && !self.is_mapped(place)) =>
                 {
                     continue;
                 }

@@ -272,6 +272,43 @@ fn a_node_that_archives_gets_its_first_segment_whole() {
     oracle::verify(&pair.a, &pair.b);
 }
 
+/// PostgreSQL would stream from the next segment on and never fetch this one.
+#[test]
+fn a_first_segment_that_the_wal_ends_with_comes_whole() {
+    let pair = Pair::with(15, Shape::default(), "autovacuum = off");
+    part(&pair);
+    pair.b.sql("select pg_switch_wal()");
+    pair.b.sql("update plain set n = 5 where id % 3 = 0");
+    pair.b.sql("checkpoint; select pg_switch_wal()");
+    pair.a.stop("fast");
+    let ended = rewind(&pair, &pair.a, &pair.b, &LATEST);
+    let end: pg_format::Lsn = ended.field("replay_to").parse().expect("a position");
+    assert_eq!(end.as_u64() % (16 << 20), 0, "the scenario needs WAL that ends with a segment");
+    let (ours, start) = first_segment(&pair.a, &ended);
+    let (theirs, _) = first_segment(&pair.b, &ended);
+    assert!(start > 100 * 8192, "the scenario needs much WAL before {start}");
+    assert!(ours[..start] == theirs[..start], "there is a hole in a segment nobody fetches again");
+    oracle::verify(&pair.a, &pair.b);
+}
+
+/// Whether the node archives is not known if its configuration is elsewhere.
+#[test]
+fn a_node_with_unknown_settings_gets_its_first_segment_whole() {
+    let pair = checkpoint_inside_a_segment("");
+    let main = pair.a.data.join("postgresql.conf");
+    let elsewhere = pair.home.path().join("elsewhere.conf");
+    std::fs::copy(&main, &elsewhere).expect("copied");
+    std::fs::remove_file(&main).expect("removed");
+    let ended = rewind(&pair, &pair.a, &pair.b, &LATEST);
+    std::fs::copy(&elsewhere, &main).expect("copied back");
+    pair.a.user.own(&main);
+    let (ours, start) = first_segment(&pair.a, &ended);
+    let (theirs, _) = first_segment(&pair.b, &ended);
+    assert!(start > 100 * 8192, "the scenario needs much WAL before {start}");
+    assert!(ours[..start] == theirs[..start], "there is a hole in what could be archived");
+    oracle::verify(&pair.a, &pair.b);
+}
+
 #[test]
 fn a_first_segment_that_is_not_the_last_one_comes_whole() {
     let pair = checkpoint_inside_a_segment("");

@@ -21,7 +21,7 @@ fn costs_what_was_told(pair: &Pair, strategy: &str) -> Value {
         || Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--strategy", strategy]);
     let dry = rewind().args(["-n"]).succeed();
     let dry = dry.result();
-    let told = dry["prices"][strategy].as_u64().unwrap_or_else(|| panic!("no price: {dry}"));
+    let told = dry["prices"][strategy].as_u64().expect("a price");
     let ended = rewind().succeed();
     assert_eq!(ended.field("strategy"), strategy, "{}", ended.text);
     let carried = carried(ended.result());

@@ -25,6 +25,13 @@ pub struct Unexpected {
     why: &'static str,
 }
 
+impl Unexpected {
+    /// A reply of this unit that does not belong there.
+    pub fn of(unit: u64, why: &'static str) -> Self {
+        Self { unit, why }
+    }
+}
+
 /// Units that were asked for and are not finished, in the order they were asked.
 #[derive(Debug, Default)]
 pub struct Outstanding {

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::adapt::Connections;
 use super::connect::{Connection, connect};
 use super::listing;
-use super::progress::Outstanding;
+use super::progress::{Outstanding, Unexpected};
 use crate::config::SourceAddress;
 use crate::error::{Class, RewindError};
 use crate::plan::SourceFiles;
@@ -339,9 +339,25 @@ impl Session {
 
     /// The same beside other things.
     pub async fn ask(&mut self, units: Vec<Unit>) -> Result<Answer, RewindError> {
+        let keep = |items: &mut Vec<Item>, item| {
+            items.push(item);
+            Ok(())
+        };
+        let (items, payload_bytes) = self.fold(units, keep).await?;
+        Ok(Answer { items, payload_bytes })
+    }
+
+    /// The same of an answer that may be too long to be kept: `take` is shown each reply once. Begins anew
+    /// on another connection if this one is lost. Also tells in how many bytes the replies travelled.
+    pub async fn fold<T: Default>(
+        &mut self,
+        units: Vec<Unit>,
+        take: impl Fn(&mut T, Item) -> Result<(), Unexpected>,
+    ) -> Result<(T, u64), RewindError> {
         let patience = self.link.patience;
         let rate = self.rate.clone();
-        self.call(move |connection| collect(connection, units.clone(), patience, rate.clone()))
+        let take = &take;
+        self.call(move |connection| fold(connection, units.clone(), (patience, rate.clone()), take))
             .await
     }
 }
@@ -388,30 +404,30 @@ async fn within<T>(
     tokio::time::timeout(limit, part).await.map_err(stalled)?
 }
 
-async fn collect(
+async fn fold<T: Default>(
     mut connection: Connection,
     units: Vec<Unit>,
-    patience: Duration,
-    rate: Option<Arc<RateLimit>>,
-) -> Result<Answer, CallError> {
+    (patience, rate): (Duration, Option<Arc<RateLimit>>),
+    take: impl Fn(&mut T, Item) -> Result<(), Unexpected>,
+) -> Result<(T, u64), CallError> {
     let mut outstanding = Outstanding::default();
     units.iter().cloned().for_each(|unit| outstanding.insert(unit));
     let (requests, queue) = mpsc::channel(1);
     // The only message: the channel has room for it.
     drop(requests.try_send(units));
     let mut frames = connection.client.fetch(queue).await?;
-    let mut answer = Answer::default();
+    let (mut value, mut payload_bytes) = (T::default(), 0);
     while !outstanding.is_empty() {
         let frame = within(patience, frames.next()).await?;
         let frame = frame.ok_or_else(|| CallError::Broken("the stream ended early".to_owned()))?;
-        answer.payload_bytes += frame.payload.len() as u64;
+        payload_bytes += frame.payload.len() as u64;
         if let Some(rate) = &rate {
             tokio::time::sleep(rate.reserve(frame.payload.len())).await;
         }
         for item in frame.items().map_err(|e| CallError::InvalidReply(e.to_string()))? {
             outstanding.receive(&item).map_err(|e| CallError::InvalidReply(e.to_string()))?;
-            answer.items.push(item);
+            take(&mut value, item).map_err(|e| CallError::InvalidReply(e.to_string()))?;
         }
     }
-    Ok(answer)
+    Ok((value, payload_bytes))
 }

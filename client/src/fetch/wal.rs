@@ -106,7 +106,7 @@ impl WalFollower {
     /// the last one alone from its beginning.
     pub async fn fill(&mut self, end: Lsn) -> Result<(), RewindError> {
         let size = self.context.segment_size;
-        let last = size.segment_of(Lsn::new(end.as_u64().saturating_sub(1)));
+        let last = size.segment_of(end);
         let Some((from, to)) = self.left_out.filter(|(from, _)| size.segment_of(*from) < last)
         else {
             return Ok(());
