@@ -43,7 +43,7 @@ pub(crate) async fn since_fork(
     let gathered = match answer {
         Ok(gathered) => gathered,
         // What no other way needs must not keep them from being gone.
-        Err(error) if matches!(error.class(), Class::Other | Class::Rebuild | Class::Usage) => {
+        Err(error) if is_about_changes_alone(&error) => {
             return Ok(Err(format!("the source cannot tell what it changed: {}", error.chain())));
         }
         Err(error) => return Err(error),
@@ -52,6 +52,11 @@ pub(crate) async fn since_fork(
         window.absorb(changes);
         window
     }))
+}
+
+/// Whether the source has another reason not to answer than that it cannot be asked at all.
+fn is_about_changes_alone(error: &RewindError) -> bool {
+    matches!(error.class(), Class::Other | Class::Rebuild | Class::Usage)
 }
 
 /// Asks the source for its changes in a range, or for what their replay rebuilds.
@@ -169,6 +174,8 @@ impl Gathered {
 #[cfg(test)]
 mod tests {
     use pg_format::{BlockSet, Fork, RelationPath, RelationSegment};
+    use proto::Refusal;
+    use proto::status::{CallError, Reason};
 
     use super::*;
 
@@ -208,6 +215,17 @@ mod tests {
         let unknown = Reached { unknown_at: Some(Lsn::new(120)), ..covered(100, 200) };
         assert!(collect([Change::Reached(unknown)], range).is_err());
     }
+    #[test]
+    fn a_source_that_cannot_read_its_old_wal_can_be_rewound_to_another_way() {
+        let error = |reason| RewindError::from(CallError::Refused(Refusal::new(reason, "x")));
+        for reason in [Reason::Internal, Reason::InvalidRequest, Reason::WalMissing] {
+            assert!(is_about_changes_alone(&error(reason)), "{reason:?}");
+        }
+        for reason in [Reason::NotAllowed, Reason::Overloaded, Reason::ShuttingDown] {
+            assert!(!is_about_changes_alone(&error(reason)), "{reason:?}");
+        }
+    }
+
     #[test]
     fn an_answer_has_an_end_and_a_bound() {
         let blocks = || {

@@ -390,6 +390,24 @@ fn damage_in_the_middle_of_the_targets_wal_is_told_from_its_end() {
     assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
 }
 
+/// What cannot be read names no pages, but the nodes can still be compared.
+#[test]
+fn a_target_whose_wal_cannot_be_read_is_compared() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let pair = Pair::new(15, Shape::default());
+    part(&pair);
+    pair.a.stop("fast");
+    let unreadable = fs::Permissions::from_mode(0);
+    for entry in fs::read_dir(pair.a.data.join("pg_wal")).expect("pg_wal").flatten() {
+        if entry.file_type().expect("a type").is_file() {
+            fs::set_permissions(entry.path(), unreadable.clone()).expect("mode");
+        }
+    }
+    let ended = rewound(&pair, &[]);
+    assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
+    assert!(ended.text.contains("not usable"), "{}", ended.text);
+}
+
 #[test]
 fn a_node_is_started_and_streams() {
     let pair = Pair::new(15, Shape::default());
