@@ -397,7 +397,7 @@ fn a_target_whose_wal_cannot_be_read_is_compared() {
     let pair = Pair::new(15, Shape::default());
     part(&pair);
     pair.a.stop("fast");
-    let unreadable = fs::Permissions::from_mode(0);
+    let unreadable = fs::Permissions::from_mode(0o000);
     for entry in fs::read_dir(pair.a.data.join("pg_wal")).expect("pg_wal").flatten() {
         if entry.file_type().expect("a type").is_file() {
             fs::set_permissions(entry.path(), unreadable.clone()).expect("mode");

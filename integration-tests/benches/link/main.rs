@@ -11,6 +11,7 @@
 mod burden;
 mod extremes;
 mod measure;
+mod pages;
 mod scan;
 mod settings;
 mod tools;
@@ -63,6 +64,10 @@ fn main() {
     }
     if settings.extremes {
         extremes::print(settings.major);
+    }
+    for workload in settings.workloads.iter().take(settings.pages) {
+        println!("\n{}:\n", workload.name);
+        pages::print(&freeze(&settings, *workload));
     }
     head();
     for workload in &settings.workloads {

@@ -66,6 +66,8 @@ pub(crate) struct Settings {
     pub(crate) validate: u64,
     /// Whether the WAL scan is measured too.
     pub(crate) scan: bool,
+    /// Forks of which it is measured what their pages take, from the first; 0 is none.
+    pub(crate) pages: usize,
     /// Whether it is measured what a rewind takes from the source.
     pub(crate) burden: bool,
     /// Whether clusters that are extreme in one way are measured too.
@@ -118,6 +120,7 @@ impl Settings {
             scale: small("SCALE", "1", "1"),
             validate: number("VALIDATE", "10", "4"),
             scan: number("SCAN", "1", "1") > 0,
+            pages: small("PAGES", "6", "0") as usize,
             burden: number("BURDEN", "1", "0") > 0,
             extremes: number("EXTREMES", "1", "0") > 0,
             workloads: pick(&workloads, &WORKLOADS.map(|workload| (workload.name, workload))),

@@ -181,6 +181,11 @@ impl Frozen {
         self.pair.home.path()
     }
 
+    /// The data directories of the target and of a source that is checkpointed, both stopped.
+    pub(crate) fn stopped(&self) -> (&std::path::Path, &std::path::Path) {
+        (&self.pair.a.data, &self.checkpointed.data)
+    }
+
     /// A fresh copy of the stopped target.
     pub(crate) fn target(&self) -> Node {
         self.pair.a.copy(&self.home().join("target"))
