@@ -8,14 +8,13 @@ use data_dir::window::Window;
 use pg_format::{Lsn, TimelineHistory};
 use proto::model::Description;
 
-use crate::ahead::{Asked, Assumed};
+use crate::ahead::{Assumed, Compared};
 use crate::analysis::{Analysis, source_start};
 use crate::apply::plan_file::PlanFile;
 use crate::apply::{preflight, state};
 use crate::choose::{Candidates, Choice, Ways, new_tablespaces};
 use crate::cli::StrategyArg;
 use crate::error::RewindError;
-use crate::fetch::session::Answer;
 use crate::fetch::{Session, compare};
 use crate::monitor::Step;
 use crate::outcome::{Checkpointed, Outcome, Result as Ended};
@@ -26,10 +25,10 @@ use crate::plan::report::{Totals, changes};
 use crate::plan::undo::{bytes_of, images};
 use crate::plan::{Plan, SourceFiles, Strategy};
 use crate::priced::Known;
-use crate::rewind::{Run, blocking, joined};
+use crate::rewind::{Run, blocking};
 use crate::seal::Attempt;
 use crate::unfinished::state_error;
-use crate::{ahead, changes, continued, inspect};
+use crate::{changes, continued, inspect};
 
 /// How often the source is looked at while its next checkpoint is waited for.
 const CHECKPOINT_POLL: Duration = Duration::from_secs(1);
@@ -44,8 +43,6 @@ pub(crate) struct Planned<'a> {
     pub(crate) hash_bytes: u64,
     /// Whether it is the plan of an earlier run.
     pub(crate) again: bool,
-    /// WAL that was asked for before the plan was made.
-    pub(crate) ahead: Answer,
 }
 
 impl Run {
@@ -80,8 +77,7 @@ impl Run {
         let staged = state::staged_bytes(&*self.disk).map_err(state_error)?;
         self.undo = self.check(&plan, source, (&choice, staged))?;
         self.monitor.note("going on with what an earlier run had fetched");
-        let ahead = Answer::default();
-        Ok(Some(Planned { choice, source_redo, plan, files, hash_bytes, again: true, ahead }))
+        Ok(Some(Planned { choice, source_redo, plan, files, hash_bytes, again: true }))
     }
 
     /// What either side changed since the fork, if the way that needs it may be chosen.
@@ -109,7 +105,7 @@ impl Run {
         &mut self,
         session: &Session,
         (source, history): (&Description, &TimelineHistory),
-        files: SourceFiles,
+        (files, compared): (SourceFiles, Compared),
         ways: Ways<'a>,
     ) -> Result<Result<Planned<'a>, Attempt>, RewindError> {
         if let Some(oid) = unknown_tablespace(&files, source) {
@@ -122,8 +118,8 @@ impl Run {
         if let Some(again) = self.wait_for_checkpoint(session, source, &choice, &prices).await? {
             return Ok(Err(again));
         }
-        let wal = self.wal_ahead(session, (source, history), (ways, &choice));
-        let (plan, differences, hash_bytes) = self.plan(session, source, &files, &choice).await?;
+        let (plan, differences, hash_bytes) =
+            self.plan(session, source, (&files, compared), &choice).await?;
         self.undo = self.check(&plan, source, (&choice, (0, 0)))?;
         if self.config.dry_run {
             changes(&plan).iter().for_each(|change| self.monitor.planned(change));
@@ -140,27 +136,8 @@ impl Run {
             outcome.checkpoint = Some(Checkpointed::of(source, ways.end));
             return Ok(Err(Attempt::Finished(Box::new(outcome))));
         }
-        let ahead = match wal {
-            Some(asked) => joined(asked).await?,
-            None => Answer::default(),
-        };
         let source_redo = source_start(source).redo;
-        Ok(Ok(Planned { choice, source_redo, plan, files, hash_bytes, again: false, ahead }))
-    }
-
-    /// Asks for the WAL while pages are compared, if it is little.
-    fn wal_ahead(
-        &self,
-        session: &Session,
-        (source, history): (&Description, &TimelineHistory),
-        (ways, choice): (Ways<'_>, &Choice<'_>),
-    ) -> Option<Asked<Answer>> {
-        if self.config.dry_run {
-            return None;
-        }
-        let what = (ways.analysis, choice, ways.end);
-        let size = source.node.control.wal_segment_size;
-        ahead::wal(session, history, (&self.config, &self.target), what, size)
+        Ok(Ok(Planned { choice, source_redo, plan, files, hash_bytes, again: false }))
     }
 
     pub(crate) fn choices(&self) -> Choices {
@@ -219,7 +196,7 @@ impl Run {
         &mut self,
         session: &Session,
         source: &Description,
-        files: &SourceFiles,
+        (files, compared): (&SourceFiles, Compared),
         choice: &Choice<'_>,
     ) -> Result<(Plan, Differences, u64), RewindError> {
         let control = &source.node.control;
@@ -248,12 +225,16 @@ impl Run {
             keys: &keys,
         };
         self.steps.begin(Step::Compare);
-        let list = comparisons(&facts)?;
+        let Compared { mut differences, payload_bytes } = compared;
+        let mut list = comparisons(&facts)?;
+        list.retain(|comparison| !differences.contains_key(&comparison.path));
         let monitor = Arc::clone(&self.monitor);
         let directory = Arc::clone(&self.directory);
-        let (differences, carried) = compare::compare(session, directory, &list, monitor).await?;
+        let (others, carried) = compare::compare(session, directory, &list, monitor).await?;
+        differences.extend(others);
         self.steps.begin(Step::Plan);
-        Ok((build(&facts, &differences)?, differences, carried.total()))
+        let plan = build(&facts, &differences)?;
+        Ok((plan, differences, payload_bytes + carried.total()))
     }
 
     /// Refuses a plan that would fail half way. Whether there is room for undo images too.

@@ -1,20 +1,29 @@
-//! Questions whose answers are most likely needed, asked while others are on their way: on a long link
-//! each would cost a round trip. An answer that turns out to be of no use is thrown away.
+//! Questions whose answers are most likely needed, asked while the fork is being proven: on a long link
+//! each would cost a round trip. They assume that it lies where the histories say; an answer that turns
+//! out to be of no use is thrown away.
 
-use pg_format::{BLOCK_BYTES, Lsn, TimelineHistory, WalSegmentSize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use data_dir::window::Window;
+use pg_format::wal::SegmentName;
+use pg_format::{BLOCK_BYTES, Lsn, TimelineHistory};
 use proto::fetch::{Unit, UnitKind};
 use proto::model::{Description, Sealed};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::analysis::{Analysis, source_start};
+use crate::analysis::source_start;
 use crate::changes::{Gathered, gather, is_there};
-use crate::choose::Choice;
 use crate::config::Config;
 use crate::error::RewindError;
-use crate::fetch::Session;
 use crate::fetch::session::Answer;
+use crate::fetch::{Session, compare};
 use crate::inspect::Target;
 use crate::own_wal::fetched_from;
+use crate::plan::SourceFiles;
+use crate::plan::decide::{Comparison, comparisons};
+use crate::plan::input::{Choices, Differences, Facts};
+use crate::rewind::Run;
 
 /// What comes of a question that was asked beside others.
 pub(crate) type Asked<T> = AbortOnDropHandle<Result<T, RewindError>>;
@@ -25,49 +34,134 @@ const WAL_BYTES_MAX: u64 = 256 << 10;
 /// A position that is likely to be the fork, and what the source changed since.
 pub(crate) type Assumed = (Lsn, Asked<Gathered>);
 
-/// What is asked while the fork is being proven, on the assumption that it lies where the histories say.
-pub(crate) struct Ahead {
-    /// Where the source's WAL ends.
-    pub(crate) announced: Asked<Sealed>,
-    /// What it changed since the assumed fork.
-    pub(crate) changes: Option<Assumed>,
+/// The pages that differ of files that are compared by every way.
+#[derive(Debug, Default)]
+pub(crate) struct Compared {
+    pub(crate) differences: Differences,
+    /// Payload bytes it took.
+    pub(crate) payload_bytes: u64,
 }
 
-impl Ahead {
-    /// Asks. `with_changes` says whether they may be needed at all.
-    pub(crate) fn ask(
+/// WAL of one segment.
+#[derive(Debug, Default)]
+pub(crate) struct WalAhead {
+    /// The segment; `None` if nothing was asked for.
+    pub(crate) name: Option<SegmentName>,
+    pub(crate) answer: Answer,
+}
+
+/// See the module.
+pub(crate) struct Ahead {
+    /// Where the source's WAL ends, and the WAL that every way replays, if it is little.
+    pub(crate) announced: Asked<(Sealed, WalAhead)>,
+    /// What the source changed since the assumed fork.
+    pub(crate) changes: Option<Assumed>,
+    /// What the source has.
+    pub(crate) files: Asked<(SourceFiles, Compared)>,
+}
+
+impl Run {
+    /// Asks. Whoever goes on with the plan of an earlier run needs to know little anew.
+    pub(crate) fn ask_ahead(
+        &self,
         session: &Session,
-        target: &Target,
-        (source, history): (&Description, &TimelineHistory),
-        with_changes: bool,
-    ) -> Self {
-        let mut asking = session.clone();
-        let announced = AbortOnDropHandle::new(tokio::spawn(async move { asking.seal().await }));
-        let fork = target.history.common_ancestor(history).map(|ancestor| ancestor.end);
+        (source, history): (&Arc<Description>, &Arc<TimelineHistory>),
+    ) -> Ahead {
+        let fork = self.target.history.common_ancestor(history).map(|ancestor| ancestor.end);
+        let fork = fork.filter(|_| self.stored.is_none());
         let redo = source_start(source).redo;
         let assumed = fork.filter(|fork| {
-            with_changes && *fork < redo && is_there(source, history, (*fork, redo)).is_ok()
+            let is_there = || is_there(source, history, (*fork, redo)).is_ok();
+            self.wants_changes() && *fork < redo && is_there()
         });
         let changes = assumed.map(|fork| {
             let mut asking = session.clone();
             let asked = async move { gather(&mut asking, (fork, redo), false).await };
             (fork, AbortOnDropHandle::new(tokio::spawn(asked)))
         });
-        Self { announced, changes }
+        let announced = self.announced(session, (source, history), fork);
+        // What has lost nothing is not compared with anything.
+        let diverged = fork.is_some_and(|fork| self.target.control.file.checkpoint >= fork);
+        Ahead { announced, changes, files: self.listed(session, source, diverged) }
+    }
+
+    fn announced(
+        &self,
+        session: &Session,
+        (source, history): (&Arc<Description>, &Arc<TimelineHistory>),
+        fork: Option<Lsn>,
+    ) -> Asked<(Sealed, WalAhead)> {
+        let (config, target) = (self.config.clone(), Arc::clone(&self.target));
+        let (source, history) = (Arc::clone(source), Arc::clone(history));
+        let fork = fork.filter(|_| !config.dry_run);
+        let mut asking = session.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let sealed = asking.seal().await?;
+            let span = (source_start(&source).redo, sealed.end);
+            let wanted =
+                fork.and_then(|fork| wal((&config, &target), (&source, &history), span, fork));
+            let wal = match wanted {
+                Some((name, units)) => {
+                    WalAhead { name: Some(name), answer: asking.ask(units).await? }
+                }
+                None => WalAhead::default(),
+            };
+            Ok((sealed, wal))
+        }))
+    }
+
+    fn listed(
+        &self,
+        session: &Session,
+        source: &Arc<Description>,
+        diverged: bool,
+    ) -> Asked<(SourceFiles, Compared)> {
+        let (target, choices) = (Arc::clone(&self.target), self.choices());
+        let (directory, monitor) = (Arc::clone(&self.directory), Arc::clone(&self.monitor));
+        let (source, session) = (Arc::clone(source), session.clone());
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let files = session.clone().list().await?;
+            if !diverged {
+                return Ok((files, Compared::default()));
+            }
+            let list = always_compared(&target, &source, &files, choices)?;
+            let compared = compare::compare(&session, directory, &list, monitor).await?;
+            let (differences, payload_bytes) = (compared.0, compared.1.total());
+            Ok((files, Compared { differences, payload_bytes }))
+        }))
     }
 }
 
-/// Asks for the WAL that replay needs, if it is little and no choice is left which.
-pub(crate) fn wal(
-    session: &Session,
-    history: &TimelineHistory,
+/// Files of which the pages are compared even if WAL names what was changed.
+fn always_compared(
+    target: &Target,
+    source: &Description,
+    files: &SourceFiles,
+    choices: Choices,
+) -> Result<Vec<Comparison>, RewindError> {
+    let control = &source.node.control;
+    let version_directory =
+        pg_format::relation::tablespace_version_directory(control.major, control.catalog_version);
+    comparisons(&Facts {
+        target: &target.files,
+        source: files,
+        window: Some(&Window::default()),
+        version_directory: &version_directory,
+        choices,
+        new_tablespaces: &BTreeMap::new(),
+        keys: &BTreeSet::new(),
+    })
+}
+
+/// The WAL that replay from the source's newest checkpoint needs, if it is little and lies in one segment.
+fn wal(
     (config, target): (&Config, &Target),
-    (analysis, choice, end): (&Analysis, &Choice<'_>, Lsn),
-    size: WalSegmentSize,
-) -> Option<Asked<Answer>> {
-    let fork = analysis.fork.map_or(Lsn::INVALID, |fork| fork.lsn.page_start());
-    let span = (choice.start.redo, end);
-    let from = fetched_from((config, &target.settings), span, fork, size);
+    (source, history): (&Description, &TimelineHistory),
+    (start, end): (Lsn, Lsn),
+    fork: Lsn,
+) -> Option<(SegmentName, Vec<Unit>)> {
+    let size = source.node.control.wal_segment_size;
+    let from = fetched_from((config, &target.settings), (start, end), fork, size);
     let end = page_end(end);
     let last = Lsn::new(end.as_u64().saturating_sub(1));
     let is_little = end > from && end.distance_from(from) <= WAL_BYTES_MAX;
@@ -79,11 +173,10 @@ pub(crate) fn wal(
     let piece =
         |id, offset, length| Unit { id, kind: UnitKind::Wal { timeline, number, offset, length } };
     let mut units = vec![piece(0, size.offset_of(from), end.distance_from(from))];
-    if from > fork && size.offset_of(from) > 0 && size.segment_of(fork) < number {
+    if size.offset_of(from) > 0 && size.segment_of(fork) < number {
         units.push(piece(1, 0, BLOCK_BYTES));
     }
-    let mut asking = session.clone();
-    Some(AbortOnDropHandle::new(tokio::spawn(async move { asking.ask(units).await })))
+    Some((SegmentName { timeline, number }, units))
 }
 
 /// The end of the page that holds what lies before a position.

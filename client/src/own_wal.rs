@@ -7,6 +7,7 @@ use data_dir::wal::Segments as _;
 use pg_format::wal::SegmentName;
 use pg_format::{BLOCK_BYTES, Lsn, WalSegmentSize};
 
+use crate::ahead::WalAhead;
 use crate::apply::state;
 use crate::config::Config;
 use crate::error::RewindError;
@@ -74,7 +75,10 @@ impl Sealing<'_> {
             follower.leave_out(begun, redo);
         }
         adopted.into_iter().for_each(|name| follower.adopt(name));
-        follower.take_ahead(&self.ahead).map_err(staging)?;
+        let WalAhead { name, answer } = &self.ahead;
+        if let Some(name) = name.filter(|name| name.number >= first) {
+            follower.take_ahead(name, answer).map_err(staging)?;
+        }
         follower.recover().map_err(staging)?;
         Ok(follower)
     }

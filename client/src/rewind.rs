@@ -8,10 +8,8 @@ use data_dir::DataDir;
 use pg_format::{DataPath, TimelineHistory};
 use proto::model::Description;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::agenda::Planned;
-use crate::ahead::Ahead;
 use crate::analysis::{Analysis, Subject};
 use crate::apply::change::Change;
 use crate::apply::disk::{Disk, RealDisk};
@@ -356,11 +354,8 @@ impl Run {
             RewindError::because(Class::Transient, "the source's history is not usable", error)
         })?;
         self.steps.begin(Step::Fork);
-        let mut lister = session.clone();
-        let listing = AbortOnDropHandle::new(tokio::spawn(async move { lister.list().await }));
         let (source, history) = (Arc::new(source), Arc::new(history));
-        let with_changes = self.stored.is_none() && self.wants_changes();
-        let ahead = Ahead::ask(&session, &self.target, (&source, &history), with_changes);
+        let ahead = self.ask_ahead(&session, (&source, &history));
         let analysis = self.analyse(&session, &source, &history).await?;
         if let Some(outcome) = self.nothing_to_do(&analysis, &source, &history)? {
             return Ok(Attempt::Finished(Box::new(outcome)));
@@ -372,12 +367,12 @@ impl Run {
         let stored = self.go_on(&source, &analysis)?;
         let asked = stored.is_none().then_some((&analysis, ahead.changes));
         let changes = self.changes(&session, (&source, &history), asked);
-        let (announced, changes) = tokio::try_join!(joined(ahead.announced), changes)?;
+        let ((announced, wal), changes) = tokio::try_join!(joined(ahead.announced), changes)?;
         let planned = match stored {
             Some(planned) => planned,
             None => {
                 self.steps.begin(Step::List);
-                let files = joined(listing).await?;
+                let files = joined(ahead.files).await?;
                 let (forbid_fork, end) = (forbid_fork.as_deref(), announced.end);
                 let ways = Ways { analysis: &analysis, changes: &changes, forbid_fork, end };
                 match self.plan_anew(&session, (&source, &history), files, ways).await? {
@@ -387,7 +382,7 @@ impl Run {
             }
         };
         self.prepare(&source, &planned)?;
-        let Planned { choice, source_redo, plan, files, hash_bytes, ahead, .. } = planned;
+        let Planned { choice, source_redo, plan, files, hash_bytes, .. } = planned;
         let kept = self.kept(&plan);
         let sealing = Sealing {
             config: &self.config,
@@ -407,7 +402,7 @@ impl Run {
             hash_bytes,
             plan,
             kept,
-            ahead,
+            ahead: wal,
             cache: self.cache.take(),
             undo: self.undo.then(|| Arc::clone(&self.gate)),
         };

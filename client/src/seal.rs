@@ -13,6 +13,7 @@ use proto::model::{Description, Role, Sealed};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::ahead::WalAhead;
 use crate::analysis::{Analysis, source_start};
 use crate::apply::disk::Disk;
 use crate::apply::manifest::Manifest;
@@ -24,7 +25,6 @@ use crate::cli::StrategyArg;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
 use crate::fetch::differences::OwnPages;
-use crate::fetch::session::Answer;
 use crate::fetch::wal::WalFollower;
 use crate::fetch::wal_units::WalUnits;
 use crate::fetch::{Session, cache};
@@ -102,7 +102,7 @@ pub(crate) struct Sealing<'a> {
     pub(crate) plan: Plan,
     pub(crate) kept: Vec<String>,
     /// WAL that was asked for before the plan was made.
-    pub(crate) ahead: Answer,
+    pub(crate) ahead: WalAhead,
     /// Files of a plan that does not hold any more, whose pages are a cache.
     pub(crate) cache: Option<Vec<DataPath>>,
     /// Whether what is overwritten is saved, and who may stop that.

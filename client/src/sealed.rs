@@ -129,7 +129,7 @@ impl Sealing<'_> {
         outcome.carriage.hashes = self.hash_bytes;
         let wal = staged.wal_payload_bytes;
         outcome.carriage.data = staged.carried.total().saturating_sub(wal);
-        outcome.carriage.wal_payload = wal + self.ahead.payload_bytes;
+        outcome.carriage.wal_payload = wal + self.ahead.answer.payload_bytes;
         outcome.carriage.signatures = staged.signature_bytes;
         outcome.carriage.frames = staged.carried.frames;
         outcome.carriage.pages = staged.notes.pages - staged.recovered_pages;

@@ -28,6 +28,20 @@ fn large_fork() -> Pair {
     pair
 }
 
+/// One of which the target alone changed many pages: replay rebuilds none of them, by any strategy.
+fn fork_of_many_lost_changes() -> Pair {
+    let pair = Pair::with(15, Shape::default(), "autovacuum = off");
+    pair.a.sql("create table bulk as select g id, md5(g::text) a, md5((g * 3)::text) b from generate_series(1, 150000) g");
+    pair.a.sql("vacuum freeze bulk");
+    pair.a.sql("checkpoint");
+    pair.catch_up();
+    pair.b.promote();
+    pair.a.sql("update bulk set b = 'lost' where id % 20 = 0");
+    pair.b.sql("checkpoint");
+    pair.a.stop("fast");
+    pair
+}
+
 /// A TCP proxy that counts connections and can cut them all.
 struct Proxy {
     port: u16,
@@ -346,7 +360,7 @@ fn pages_in_packs(node: &Node) -> u64 {
 }
 
 fn killed_twice_while_it_fetches(strategy: &str) {
-    let pair = large_fork();
+    let pair = fork_of_many_lost_changes();
     let pki = Pki::new(pair.home.path());
     let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "3M"]);
     let rewind =

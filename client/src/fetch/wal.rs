@@ -141,17 +141,13 @@ impl WalFollower {
     }
 
     /// Takes WAL that was asked for before there was a place for it.
-    pub fn take_ahead(&mut self, answer: &Answer) -> std::io::Result<()> {
+    pub fn take_ahead(&mut self, name: SegmentName, answer: &Answer) -> std::io::Result<()> {
         for item in &answer.items {
             let ItemBody::Chunk(chunk) = &item.body else {
                 continue;
             };
-            let size = self.context.segment_size;
-            let number = size.segment_of(self.decoder.wants());
-            let timeline = self.history.timeline_of_segment(number, size);
-            let name = SegmentName { timeline, number };
             self.staged_file(name)?;
-            let path = state::staged_wal(&name.file_name(size));
+            let path = state::staged_wal(&name.file_name(self.context.segment_size));
             self.disk.write_at(&path, chunk.offset(), chunk.data())?;
             self.fetched_bytes += chunk.data().len() as u64;
         }
