@@ -37,7 +37,8 @@ const PIECE_BYTES: u64 = 128 << 10;
 /// What is known of what travels.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    rates: Rates,
+    /// How much of the plan travels; `None` if nothing was measured.
+    rates: Option<Rates>,
     /// Pages that were found to differ.
     differences: Differences,
     /// Payload bytes it took to find them.
@@ -49,6 +50,13 @@ pub(crate) struct Known {
 }
 
 impl Known {
+    fn rates(&self, strategy: Strategy) -> Rates {
+        self.rates.unwrap_or_else(|| match strategy {
+            Strategy::Fork => Rates::from_the_fork(),
+            Strategy::Latest | Strategy::Compare => Rates::default(),
+        })
+    }
+
     /// What a comparison found.
     pub(crate) fn of(differences: Differences, hash_bytes: u64) -> Self {
         Self { differences, hash_bytes, ..Self::default() }
@@ -83,23 +91,24 @@ impl Run {
             };
             build(&facts, &known.differences)
         };
-        let price = |window: Option<&Window>, start: Lsn| {
+        let price = |strategy: Strategy, window: Option<&Window>, start: Lsn| {
             let (plan, wal) = (plan(window)?, self.wal_bytes(source, ways, start));
-            let price = Price::of(&plan, wal, (known.rates, known.covered.get(&start)));
+            let rates = known.rates(strategy);
+            let price = Price::of(&plan, wal, (rates, known.covered.get(&start)));
             Ok::<_, RewindError>((Price { hashes: known.hash_bytes, ..price }, plan))
         };
         let way = |way: &Result<Choice<'_>, Obstacle>| match way {
-            Ok(way) => Ok(Ok(price(way.window, way.start.redo)?.0)),
+            Ok(way) => Ok(Ok(price(way.strategy, way.window, way.start.redo)?.0)),
             Err((why, _)) => Ok::<_, RewindError>(Err(why.clone())),
         };
         let compare = if known.complete == Some(Strategy::Compare) {
-            price(None, candidates.compare.start.redo)?.0
+            price(Strategy::Compare, None, candidates.compare.start.redo)?.0
         } else {
             // Of what differs no more is known than what the WAL of one node or both tells.
             let told = [&candidates.latest, &candidates.fork];
             let told = told.into_iter().find_map(|way| way.as_ref().ok());
-            let (price, plan) =
-                price(told.and_then(|way| way.window), candidates.compare.start.redo)?;
+            let window = told.and_then(|way| way.window);
+            let (price, plan) = price(Strategy::Compare, window, candidates.compare.start.redo)?;
             let pages = files.values().flatten().map(|bytes| u64::from(blocks_in(*bytes))).sum();
             price.of_comparing(&plan, pages)
         };
@@ -149,12 +158,12 @@ impl Run {
         let file = rate(session, sample(&units, is_file), file_bytes).await?;
         let pieces = self.pieces((source, history), ways, start);
         let wal = rate(session, pieces, wal_length).await?;
-        known.rates = Rates {
+        known.rates = Some(Rates {
             difference: difference.unwrap_or(typical.difference),
             whole: whole.unwrap_or(typical.whole),
             file: file.unwrap_or(typical.file),
             wal: wal.unwrap_or(typical.wal),
-        };
+        });
         known.complete = Some(choice.strategy);
         Ok(known)
     }

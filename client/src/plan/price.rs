@@ -60,6 +60,13 @@ impl Default for Rates {
     }
 }
 
+impl Rates {
+    /// The same where replay starts at the fork: what either node has not had since then is rebuilt by it.
+    pub fn from_the_fork() -> Self {
+        Self { whole: Rate::new(0, 1), ..Self::default() }
+    }
+}
+
 /// What one way is likely to carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Price {
@@ -187,7 +194,7 @@ mod tests {
     #[test]
     fn situations_have_the_way_an_operator_would_expect() {
         use Strategy::{Compare, Fork, Latest};
-        let situations: [(&str, Way, Way, Strategy); 14] = [
+        let situations: [(&str, Way, Way, Strategy); 15] = [
             ("just promoted: both are the same", Some((900, 0, 30)), Some((900, 0, 30)), Fork),
             ("little WAL, the source changed much", Some((100, 0, 1)), Some((9000, 0, 0)), Fork),
             ("an hour after the fork", Some((900, 0, 4000)), Some((60_000, 0, 20)), Latest),
@@ -203,7 +210,8 @@ mod tests {
                 Some((14_000, 0, 120)),
                 Latest,
             ),
-            ("bulk load on the source", Some((10, 25_000, 250)), Some((10, 25_000, 0)), Latest),
+            ("bulk load on the source", Some((10, 25_000, 250)), Some((10, 25_000, 0)), Fork),
+            ("bulk load, then updates", Some((10, 25_000, 400)), Some((9000, 25_000, 0)), Latest),
             (
                 "bulk load before a checkpoint and WAL after",
                 Some((10, 0, 900)),
@@ -219,13 +227,16 @@ mod tests {
             ("nothing happened on the source", Some((500, 0, 0)), Some((500, 0, 0)), Fork),
         ];
         for (situation, fork, latest, expected) in situations {
-            let priced = |way: Way| {
+            let priced = |way: Way, rates| {
                 let way = way.ok_or_else(|| "not possible".to_owned());
-                way.map(|(known, whole, wal)| price(&plan(known, whole, 1000), wal * MB))
+                let price = |plan, wal| Price::of(&plan, wal * MB, (rates, None));
+                way.map(|(known, whole, wal)| price(plan(known, whole, 1000), wal))
             };
+            let fork = priced(fork, Rates::from_the_fork());
+            let latest = priced(latest, Rates::default());
             let all = plan(20_000, 0, 1000);
             let compare = price(&all, MB).of_comparing(&all, 1 << 20);
-            let prices = Prices { fork: priced(fork), latest: priced(latest), compare };
+            let prices = Prices { fork, latest, compare };
             assert_eq!(prices.cheapest(), expected, "{situation}: {prices:?}");
         }
     }
