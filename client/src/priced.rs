@@ -1,5 +1,5 @@
 //! What each way would cost: by typical rates, to choose one, and for a dry run by what a sample of its
-//! pages and WAL takes.
+//! pages and WAL would take.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use data_dir::window_scan::scan_covered;
 use pg_format::wal::SegmentName;
 use pg_format::{Covered, Lsn, TimelineHistory};
 use proto::delta::SIGNATURE_BYTES;
-use proto::fetch::{Unit, UnitKind};
+use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::model::Description;
 
 use crate::changes::gather;
@@ -126,7 +126,8 @@ impl Run {
         fetched_from(node, (start, ways.end), fork, size)
     }
 
-    /// Learns what replay of each way would rebuild, and fetches a sample of the plan that was made.
+    /// Learns what replay of each way would rebuild, and what a sample of the plan that was made would take:
+    /// a dry run moves no data.
     pub(crate) async fn sampled(
         &self,
         session: &Session,
@@ -254,7 +255,7 @@ fn wal_length(unit: &Unit) -> u64 {
     }
 }
 
-/// Fetches units and tells how many bytes travelled for each of what `size` counts.
+/// Asks how many bytes units would travel in, for each of what `size` counts. They do not travel.
 async fn rate(
     session: &Session,
     units: Vec<Unit>,
@@ -265,6 +266,11 @@ async fn rate(
         return Ok(None);
     }
     session.waited();
-    let answer = session.clone().ask(units).await?;
-    Ok(Some(Rate::new(answer.payload_bytes, sizes)))
+    let kind = UnitKind::Measure(units);
+    let answer = session.clone().ask(vec![Unit { id: 0, kind }]).await?;
+    let bytes = answer.items.iter().find_map(|item| match item.body {
+        ItemBody::End { bytes, .. } => Some(bytes),
+        _ => None,
+    });
+    Ok(bytes.map(|bytes| Rate::new(bytes, sizes)))
 }

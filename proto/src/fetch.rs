@@ -76,6 +76,8 @@ pub enum UnitKind {
         /// Only the blocks that replay of these records rebuilds whatever they hold.
         rebuilt: bool,
     },
+    /// How many bytes the answers to these would travel in; they do not. None is of this kind.
+    Measure(Vec<Unit>),
 }
 
 /// Signatures of the client's own pages.

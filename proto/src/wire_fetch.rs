@@ -10,6 +10,7 @@ use crate::fetch::{
 };
 use crate::frame::{Codec, Frame, FrameError};
 use crate::hash::HASH_BYTES;
+use crate::limits::UNITS_PER_MESSAGE_MAX;
 use crate::limits::{
     BATCH_BYTES_MAX, FRAME_MESSAGE_BYTES_MAX, RUN_PAGES, UNIT_BLOCKS_MAX, UNIT_BYTES_MAX,
     UNIT_HASHES_MAX,
@@ -111,6 +112,15 @@ impl TryFrom<wire::Unit> for Unit {
                 }
                 UnitKind::Changes { from, to, rebuilt: changes.rebuilt }
             }
+            Kind::Measure(measure) => {
+                let nested = |unit: &wire::Unit| matches!(unit.kind, Some(Kind::Measure(_)));
+                if measure.units.len() > UNITS_PER_MESSAGE_MAX || measure.units.iter().any(nested) {
+                    return Err(bad_request("a measure of too many units, or of another one"));
+                }
+                let units: Result<Vec<Self>, _> =
+                    measure.units.into_iter().map(Self::try_from).collect();
+                UnitKind::Measure(units?)
+            }
         };
         Ok(Self { id: unit.id, kind })
     }
@@ -152,6 +162,10 @@ impl From<Unit> for wire::Unit {
             UnitKind::Changes { from, to, rebuilt } => {
                 let (from, to) = (from.as_u64(), to.as_u64());
                 Kind::Changes(wire::ChangesUnit { from, to, rebuilt })
+            }
+            UnitKind::Measure(units) => {
+                let units = units.into_iter().map(Into::into).collect();
+                Kind::Measure(wire::MeasureUnit { units })
             }
         };
         Self { id: unit.id, kind: Some(kind) }

@@ -160,8 +160,17 @@ impl Worker {
             UnitKind::Changes { from, to, rebuilt } => {
                 (false, self.changes(id, (from, to), rebuilt)?)
             }
+            UnitKind::Measure(units) => (false, self.measure(units)?),
         };
         self.output.send(Item { unit: id, body: ItemBody::End { vanished, bytes } })
+    }
+
+    /// Answers units without sending anything: how many bytes it would have been.
+    fn measure(&mut self, units: Vec<Unit>) -> Result<u64, Refusal> {
+        self.output.flush()?;
+        self.output.measure();
+        units.into_iter().try_for_each(|unit| self.unit(unit))?;
+        self.output.measured()
     }
 
     /// Opens a file the client asked for, or the one that is open already.

@@ -41,6 +41,8 @@ pub(crate) struct Output {
     last_frame: Instant,
     /// Time since then in which nothing more might be read.
     held_back: Duration,
+    /// If frames are thrown away: their bytes, and the encoder that has numbered those that were sent.
+    measured: Option<(u64, FrameEncoder)>,
 }
 
 impl Output {
@@ -51,16 +53,34 @@ impl Output {
     ) -> Self {
         let encoder = FrameEncoder::new();
         let (level, last_frame, held_back) = (Level::new(), Instant::now(), Duration::ZERO);
-        Self { encoder, frames, rates, session, level, last_frame, held_back }
+        let measured = None;
+        Self { encoder, frames, rates, session, level, last_frame, held_back, measured }
     }
 
-    /// Notes bytes that were read, and waits until so many may be.
+    /// Throws away what is sent from here on, and counts it.
+    pub(crate) fn measure(&mut self) {
+        let sending = std::mem::replace(&mut self.encoder, FrameEncoder::new());
+        self.measured = Some((0, sending));
+    }
+
+    /// What was thrown away since, in bytes.
+    pub(crate) fn measured(&mut self) -> Result<u64, Refusal> {
+        self.flush()?;
+        let Some((bytes, sending)) = self.measured.take() else {
+            return Ok(0);
+        };
+        self.encoder = sending;
+        Ok(bytes)
+    }
+
     /// Whether `--max-rate` holds it back.
     pub(crate) fn is_limited(&self) -> bool {
         self.rates.is_some()
     }
 
+    /// Notes bytes that were read, and waits until so many may be.
     pub(crate) fn read(&mut self, kind: &'static str, bytes: u64) {
+        let kind = if self.measured.is_some() { "measured" } else { kind };
         self.session.served(kind, bytes);
         if let Some(rates) = &self.rates {
             let since = Instant::now();
@@ -90,6 +110,10 @@ impl Output {
         // Whoever left must not make the others wait for its bytes.
         if self.frames.is_closed() {
             return Err(gone());
+        }
+        if let Some((measured, _)) = &mut self.measured {
+            *measured += frame.payload.len() as u64;
+            return Ok(());
         }
         let made = Instant::now();
         let held_back = std::mem::take(&mut self.held_back);

@@ -49,7 +49,7 @@ pub fn cost(kind: &UnitKind) -> u64 {
         // Little travels, but the source has to read all of it.
         UnitKind::Hashes { range, .. } => u64::from(range.count) * 256,
         UnitKind::File { length, .. } | UnitKind::Wal { length, .. } => *length,
-        UnitKind::Proof { .. } | UnitKind::Changes { .. } => BLOCK_BYTES,
+        UnitKind::Proof { .. } | UnitKind::Changes { .. } | UnitKind::Measure(_) => BLOCK_BYTES,
     }
 }
 
@@ -99,7 +99,8 @@ impl Outstanding {
                     | UnitKind::File { .. }
                     | UnitKind::Wal { .. }
                     | UnitKind::Proof { .. }
-                    | UnitKind::Changes { .. } => false,
+                    | UnitKind::Changes { .. }
+                    | UnitKind::Measure(_) => false,
                 };
                 if missing && !vanished {
                     return Err(fault("it ends before all of it came"));
@@ -192,7 +193,7 @@ pub fn is_finished(unit: &Unit) -> bool {
         UnitKind::Blocks { ranges, .. } => ranges.is_empty(),
         UnitKind::File { length, .. } | UnitKind::Wal { length, .. } => *length == 0,
         UnitKind::Hashes { range, .. } => range.count == 0,
-        UnitKind::Proof { .. } | UnitKind::Changes { .. } => false,
+        UnitKind::Proof { .. } | UnitKind::Changes { .. } | UnitKind::Measure(_) => false,
     }
 }
 
