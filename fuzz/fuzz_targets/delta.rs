@@ -16,7 +16,10 @@ fuzz_target!(|input: &[u8]| {
         && let Some(delta) = codec.encode(signature, &page)
     {
         assert!(delta.len() < 2 * BLOCK_SIZE);
-        assert_eq!(codec.apply(&page, &delta).expect("our own").len(), BLOCK_SIZE);
+        // The signature is of another page: what was made for that one may not fit this one.
+        if let Ok(rebuilt) = codec.apply(&page, &delta) {
+            assert_eq!(rebuilt.len(), BLOCK_SIZE);
+        }
     }
     // Against itself nothing but the header travels.
     let delta = codec.encode(&codec.sign(&page), &page).expect("the same page");
