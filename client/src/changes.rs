@@ -55,7 +55,7 @@ pub(crate) async fn since_fork(
 }
 
 /// Whether the source has another reason not to answer than that it cannot be asked at all.
-fn is_about_changes_alone(error: &RewindError) -> bool {
+pub(crate) fn is_about_changes_alone(error: &RewindError) -> bool {
     matches!(error.class(), Class::Other | Class::Rebuild | Class::Usage)
 }
 
@@ -215,6 +215,7 @@ mod tests {
         let unknown = Reached { unknown_at: Some(Lsn::new(120)), ..covered(100, 200) };
         assert!(collect([Change::Reached(unknown)], range).is_err());
     }
+
     #[test]
     fn a_source_that_cannot_read_its_old_wal_can_be_rewound_to_another_way() {
         let error = |reason| RewindError::from(CallError::Refused(Refusal::new(reason, "x")));

@@ -12,7 +12,7 @@ use proto::delta::SIGNATURE_BYTES;
 use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::model::Description;
 
-use crate::changes::gather;
+use crate::changes::{gather, is_about_changes_alone};
 use crate::choose::{Candidates, Choice, Obstacle, Ways};
 use crate::covered::leave_out;
 use crate::error::RewindError;
@@ -191,7 +191,10 @@ impl Run {
         let (from, to) = (start.max(fork), ways.end);
         if from < to {
             session.waited();
-            let gathered = gather(&mut session.clone(), (from, to), true).await?;
+            let gathered = match gather(&mut session.clone(), (from, to), true).await {
+                Err(error) if is_about_changes_alone(&error) => return Ok(covered),
+                gathered => gathered?,
+            };
             if gathered.end() >= to {
                 covered.absorb_blocks(gathered.into_blocks());
             }

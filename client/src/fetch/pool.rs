@@ -417,13 +417,21 @@ impl Worker {
                 return Err(fault);
             }
             let early = CallError::Broken("the stream ended before all replies came".to_owned());
-            let ended = match (self.give_back(), ended) {
+            let lost = self.give_back();
+            let ended = match (lost, ended) {
                 (true, Ended::Done) => Ended::Broken(early),
                 (_, ended) => ended,
             };
             match ended {
                 Ended::Done => self.session.give(self.number, connection),
                 Ended::Broken(error) => {
+                    // The source ends a stream on which nothing is asked for long, as while units are
+                    // still to come. Whoever it refuses for another reason is refused again.
+                    if !lost && self.shared.pending.load(Ordering::Relaxed) {
+                        tracing::debug!(%error, "idle data connection lost");
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
                     if !error.is_transient() {
                         return Err(error.into());
                     }
