@@ -170,12 +170,17 @@ impl Running {
 
     /// Waits until a step begins.
     pub fn wait_for(&mut self, step: &str) {
+        self.wait_until(&format!("step {step}"), |running| running.has_begun(step));
+    }
+
+    /// Waits until something is so; fails if it is not before the run ends.
+    pub fn wait_until(&mut self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
         let since = Instant::now();
-        while !self.has_begun(step) {
+        while !is_so(self) {
             let ended = self.child.try_wait().expect("status");
             let said = || format!("{}{}", self.stdout.so_far(), self.stderr.so_far());
-            assert!(ended.is_none(), "it ended before step {step}: {}", said());
-            assert!(since.elapsed() < PATIENCE, "step {step} did not begin: {}", said());
+            assert!(ended.is_none(), "it ended before {what}: {}", said());
+            assert!(since.elapsed() < PATIENCE, "it did not come to {what}: {}", said());
             sleep(Duration::from_millis(5));
         }
     }

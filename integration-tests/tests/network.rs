@@ -132,8 +132,9 @@ fn every_connection_carries_its_share() {
     let pki = Pki::new(pair.home.path());
     // So slow that the rate divides the link, not which thread the machine has time for.
     let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "2M"]);
-    let running =
-        Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--connections", "5"]).spawn();
+    // By fork replay would rebuild most of the pages.
+    let rewind = Rewind::new(&pair.a, &server, &pki).following(&pair.b);
+    let running = rewind.args(["--connections", "5", "--strategy", "latest"]).spawn();
     let mut most = 0;
     let since = std::time::Instant::now();
     while most < 6 && since.elapsed() < Duration::from_secs(20) {
@@ -296,10 +297,9 @@ fn a_signal_before_the_seal_leaves_the_target_as_it_was() {
     let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "1M"]);
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let before = Snapshot::of(&pair.a.data);
-        let running = Rewind::new(&pair.a, &server, &pki).spawn();
-        while !state_directory(&pair.a.data).join("packs").exists() {
-            sleep(Duration::from_millis(10));
-        }
+        let mut running = Rewind::new(&pair.a, &server, &pki).spawn();
+        let packs = state_directory(&pair.a.data).join("packs");
+        running.wait_until("its packs", |_| packs.exists());
         // PostgreSQL must not start beside it.
         assert!(!pair.a.try_start());
         sleep(Duration::from_millis(300));
@@ -347,7 +347,7 @@ fn a_killed_run_is_begun_again_or_finished() {
 fn pages_in_packs(node: &Node) -> u64 {
     let mut pages = 0;
     let packs = state_directory(&node.data).join("packs");
-    for entry in std::fs::read_dir(packs).expect("packs").flatten() {
+    for entry in std::fs::read_dir(packs).into_iter().flatten().flatten() {
         let file = std::fs::File::open(entry.path()).expect("a pack");
         let recovered = pack::recover(file, &mut |items| {
             let is_page = |item: &&Item| matches!(item.body, ItemBody::Page { .. });
@@ -370,13 +370,8 @@ fn killed_twice_while_it_fetches(strategy: &str) {
     for _ in 0..2 {
         let mut running = rewind().spawn();
         running.wait_for("fetch");
-        let before = arrived;
-        while arrived < before + planned / 5 {
-            sleep(Duration::from_millis(50));
-            if state_directory(&pair.a.data).join("packs").exists() {
-                arrived = pages_in_packs(&pair.a);
-            }
-        }
+        let enough = arrived + planned / 5;
+        running.wait_until("a fifth of the pages", |_| pages_in_packs(&pair.a) >= enough);
         running.signal(Signal::KILL);
         running.wait();
         arrived = pages_in_packs(&pair.a);
@@ -415,12 +410,12 @@ fn a_plan_for_another_life_of_the_source_is_made_anew() {
     let pair = large_fork();
     let pki = Pki::new(pair.home.path());
     let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "3M"]);
-    let mut running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
+    // By fork replay would rebuild most of the pages.
+    let rewind =
+        || Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--strategy", "latest"]);
+    let mut running = rewind().spawn();
     running.wait_for("fetch");
-    let packs = state_directory(&pair.a.data).join("packs");
-    while !packs.exists() || pages_in_packs(&pair.a) < 500 {
-        sleep(Duration::from_millis(50));
-    }
+    running.wait_until("500 pages", |_| pages_in_packs(&pair.a) >= 500);
     running.signal(Signal::KILL);
     running.wait();
     pair.b.stop("fast");
@@ -429,7 +424,7 @@ fn a_plan_for_another_life_of_the_source_is_made_anew() {
     assert!(arrived > 100, "only {arrived} pages had arrived");
     pair.b.sql("update bulk set a = 'changed since' where id % 1000 = 0");
     pair.b.sql("checkpoint");
-    let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).succeed();
+    let ended = rewind().succeed();
     assert!(ended.text.contains("the plan of an earlier run does not hold"), "{}", ended.text);
     // Only pages the source still has are used: those that were changed are fetched again.
     let number = |name: &str| ended.field(name).parse::<u64>().expect("a number");
