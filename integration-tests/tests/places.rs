@@ -92,6 +92,42 @@ fn a_new_tablespace_with_its_own_empty_place_is_replayed() {
     oracle::checksums(&pair.a);
 }
 
+/// Replay makes a tablespace where the source has it, whatever it was mapped to.
+#[test]
+fn a_mapped_tablespace_is_not_left_to_replay() {
+    let pair = Pair::new(15, Shape::default());
+    let (literal, theirs) = (place(&pair, "space"), place(&pair, "their-machine"));
+    let ours = place(&pair, "our-space");
+    pair.b.stop("fast");
+    let mounted = Mounted::new(Path::new(&theirs), Path::new(&literal));
+    let b = Node { user: pair.b.user.with_mounts_of(mounted.process()), ..pair.b.clone() };
+    b.start();
+    pair.catch_up();
+    part(&pair);
+    b.sql("checkpoint");
+    b.sql(&format!("create tablespace fresh location '{literal}'"));
+    b.sql("create table in_it tablespace fresh as select g from generate_series(1, 5000) g");
+    pair.a.stop("fast");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&b, &pki);
+    let before = Snapshot::of(&pair.a.data);
+    let mapping = format!("{literal}={ours}");
+    let rewind = || {
+        let rewind = Rewind::new(&pair.a, &server, &pki).following(&b);
+        rewind.args(["--strategy", "latest", "--tablespace-mapping", &mapping])
+    };
+    rewind().refuse(7, "run CHECKPOINT on the source");
+    before.assert_same(&Snapshot::of(&pair.a.data));
+    b.sql("checkpoint");
+    rewind().succeed();
+    oracle::verify_running(&pair.a, &b);
+    assert!(fs::read_dir(&ours).expect("place").next().is_some(), "nothing is in its place");
+    assert!(fs::read_dir(&literal).expect("place").next().is_none(), "it lies where it must not");
+    b.stop("fast");
+    pair.a.stop("fast");
+    oracle::checksums(&pair.a);
+}
+
 #[test]
 fn pg_wal_is_a_mount_of_its_own() {
     let pair = Pair::new(15, Shape::default());

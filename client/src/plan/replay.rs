@@ -76,8 +76,8 @@ impl Hazard {
             ),
             Self::Tablespace { at, tablespace, location: Some(location) } => format!(
                 "the source created tablespace {tablespace} in \"{location}\" at {at}, and replay \
-                 will want the same empty directory here: make it, or run CHECKPOINT on the source \
-                 and use --strategy compare with --tablespace-mapping"
+                 will want the same empty directory here: make it and map it nowhere, or run \
+                 CHECKPOINT on the source and use --tablespace-mapping"
             ),
             Self::Tablespace { at, tablespace, location: None } => format!(
                 "the source dropped tablespace {tablespace} at {at}: run CHECKPOINT on the source \
