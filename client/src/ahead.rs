@@ -53,7 +53,7 @@ pub(crate) struct WalAhead {
 /// See the module.
 pub(crate) struct Ahead {
     /// Where the source's WAL ends, and the WAL that every way replays, if it is little.
-    pub(crate) announced: Asked<(Sealed, WalAhead)>,
+    pub(crate) announced: Asked<(Sealed, Asked<WalAhead>)>,
     /// What the source changed since the assumed fork.
     pub(crate) changes: Option<Assumed>,
     /// What the source has.
@@ -90,7 +90,7 @@ impl Run {
         session: &Session,
         (source, history): (&Arc<Description>, &Arc<TimelineHistory>),
         fork: Option<Lsn>,
-    ) -> Asked<(Sealed, WalAhead)> {
+    ) -> Asked<(Sealed, Asked<WalAhead>)> {
         let (config, target) = (self.config.clone(), Arc::clone(&self.target));
         let (source, history) = (Arc::clone(source), Arc::clone(history));
         let fork = fork.filter(|_| !config.dry_run);
@@ -100,13 +100,15 @@ impl Run {
             let span = (source_start(&source).redo, sealed.end);
             let wanted =
                 fork.and_then(|fork| wal((&config, &target), (&source, &history), span, fork));
-            let wal = match wanted {
-                Some((name, units)) => {
-                    WalAhead { name: Some(name), answer: asking.ask(units).await? }
-                }
-                None => WalAhead::default(),
-            };
-            Ok((sealed, wal))
+            let wal = tokio::spawn(async move {
+                Ok(match wanted {
+                    Some((name, units)) => {
+                        WalAhead { name: Some(name), answer: asking.ask(units).await? }
+                    }
+                    None => WalAhead::default(),
+                })
+            });
+            Ok((sealed, AbortOnDropHandle::new(wal)))
         }))
     }
 

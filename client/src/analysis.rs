@@ -8,15 +8,14 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
-use data_dir::proof;
-use data_dir::wal::{LocalWal, Segments as _, records_after};
+use data_dir::wal::{LocalWal, records_after};
 use data_dir::window::{Checkpoint, Window};
 use data_dir::window_scan::{checkpoints_before, scan_window};
 use pg_format::backup_label::ReplayStart;
 use pg_format::control_file::WalLevel;
-use pg_format::wal::{SegmentName, Start};
+use pg_format::wal::SegmentName;
 use pg_format::{Lsn, TimelineHistory, TimelineId};
-use proto::fetch::{Item, ItemBody, ProofStart, Unit, UnitKind};
+use proto::fetch::{Item, ItemBody, Unit, UnitKind};
 use proto::limits::UNIT_BYTES_MAX;
 use proto::model::Description;
 use tokio::runtime::Handle;
@@ -25,9 +24,6 @@ use crate::error::{Class, RewindError};
 use crate::fetch::Session;
 use crate::inspect::archive::{Elsewhere, TargetWal, nameless_file};
 use crate::inspect::{Target, wal_context};
-
-/// Bytes of WAL that must be proven equal before the fork if the last checkpoint cannot be reached.
-const PROOF_BYTES_MIN: u64 = 1 << 20;
 
 /// What is known about where the two nodes parted.
 #[derive(Debug)]
@@ -79,7 +75,7 @@ pub struct Subject<'a> {
     pub restore_command: Option<String>,
 }
 
-fn wal_error(error: io::Error) -> RewindError {
+pub(crate) fn wal_error(error: io::Error) -> RewindError {
     RewindError::because(Class::Target, "could not read the target's WAL", error)
 }
 
@@ -101,7 +97,7 @@ pub fn source_segment(
 
 impl Subject<'_> {
     /// Asks the source, from a blocking thread.
-    fn ask(&self, unit: UnitKind) -> Result<Vec<Item>, RewindError> {
+    pub(crate) fn ask(&self, unit: UnitKind) -> Result<Vec<Item>, RewindError> {
         let mut session = self.session.clone();
         let units = vec![Unit { id: 0, kind: unit }];
         self.runtime.block_on(async move { session.collect(units).await })
@@ -190,6 +186,7 @@ impl Subject<'_> {
         let context = wal.local().context;
         let control = &self.target.control.file;
         let redo = control.checkpoint_copy.redo;
+        let early = self.ask_early(wal, (redo, forked_at))?;
         let (own, scanned) = scan_window(wal, context, redo, (Lsn::MAX, self.last_here(redo)))?;
         if scanned.last_record.is_none() {
             let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);
@@ -227,7 +224,7 @@ impl Subject<'_> {
             );
             return none(None, None, why);
         }
-        let fork = match self.prove(wal, &own, forked_at.min(scanned.end))? {
+        let fork = match self.prove(wal, &own, forked_at.min(scanned.end), early)? {
             Ok(lsn) => Fork { lsn, timeline },
             Err(why) => return none(None, Some(scanned.end), why),
         };
@@ -238,113 +235,6 @@ impl Subject<'_> {
             rewindable,
             fetched: Vec::new(),
         })
-    }
-
-    /// Compares the records of both nodes below `to`: the position from which on they differ, or
-    /// why nothing is proven.
-    fn prove(
-        &self,
-        wal: &TargetWal<'_>,
-        own: &Window,
-        to: Lsn,
-    ) -> Result<Result<Lsn, String>, RewindError> {
-        let local = wal.local();
-        let size = local.context.segment_size;
-        let last = size.segment_of(Lsn::new(to.as_u64().saturating_sub(1)));
-        let both = |number: u64| -> Result<bool, RewindError> {
-            let theirs = source_segment(self.source, self.source_history, number).is_some();
-            Ok(theirs && local.open(number).map_err(wal_error)?.is_some())
-        };
-        // One segment more than the window: a fork close behind a segment's start proves little.
-        let wanted = size.segment_of(own.start).min(last).saturating_sub(1);
-        let mut first = last + 1;
-        while first > wanted && both(first - 1)? {
-            first -= 1;
-        }
-        if first > last {
-            return Ok(Err(format!("the nodes have no WAL in common before {to}")));
-        }
-        let mut step = 1;
-        loop {
-            let start = size.start_of(first);
-            let fork = self.first_difference(local, start, to)?;
-            // A range that begins with a difference proves nothing: the histories parted earlier.
-            let checkpoint = own.last_checkpoint_before(fork).is_some_and(|c| c.lsn >= start);
-            if checkpoint || fork.distance_from(start) >= PROOF_BYTES_MIN {
-                return Ok(Ok(fork));
-            }
-            let goal = first.saturating_sub(step);
-            let known = first;
-            while first > goal && both(first - 1)? {
-                first -= 1;
-            }
-            if first == known {
-                let bytes = fork.distance_from(start);
-                return Ok(Err(format!(
-                    "the nodes have only {bytes} bytes of WAL in common before {fork}"
-                )));
-            }
-            step *= 2;
-        }
-    }
-
-    fn first_difference(
-        &self,
-        local: &LocalWal<'_>,
-        start: Lsn,
-        to: Lsn,
-    ) -> Result<Lsn, RewindError> {
-        let mut ours = Vec::new();
-        let from = Start::FirstAfter(start);
-        let our_end = proof::digests(local, local.context, from, to, &mut |digest| {
-            ours.push(digest);
-            ControlFlow::Continue(())
-        })?;
-        let (theirs, their_end) = self.source_digests(start, to)?;
-        let differs = ours.iter().zip(&theirs).find(|(a, b)| a != b).map(|(a, _)| a.number);
-        let Some(number) = differs else {
-            return Ok(our_end.min(their_end).min(to));
-        };
-        let size = local.context.segment_size;
-        let (start, to) = (size.start_of(number), size.start_of(number + 1).min(to));
-        let mut ours = Vec::new();
-        let from = Start::FirstAfter(start);
-        let our_end = proof::records(local, local.context, from, to, &mut |lsn, crc| {
-            ours.push((lsn, crc));
-            ControlFlow::Continue(())
-        })?;
-        let unit = UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: true };
-        let mut theirs = Vec::new();
-        let mut their_end = to;
-        for item in self.ask(unit)? {
-            match item.body {
-                ItemBody::RecordCrc { lsn, crc } => theirs.push((lsn, crc)),
-                ItemBody::End { bytes, .. } => their_end = Lsn::new(bytes),
-                _ => {}
-            }
-        }
-        Ok(first_unequal(&ours, &theirs).unwrap_or_else(|| our_end.min(their_end)))
-    }
-
-    fn source_digests(
-        &self,
-        start: Lsn,
-        to: Lsn,
-    ) -> Result<(Vec<proof::SegmentDigest>, Lsn), RewindError> {
-        let unit = UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: false };
-        let mut digests = Vec::new();
-        let mut end = start;
-        for item in self.ask(unit)? {
-            match item.body {
-                ItemBody::SegmentDigest { number, records, digest } => {
-                    let digest = *digest.as_bytes();
-                    digests.push(proof::SegmentDigest { number, records, digest });
-                }
-                ItemBody::End { bytes, .. } => end = Lsn::new(bytes),
-                _ => {}
-            }
-        }
-        Ok((digests, end))
     }
 
     /// R1: finds where the window must begin, reads it, and checks that it tells everything.
@@ -406,17 +296,6 @@ impl Subject<'_> {
             return Ok(Err(why));
         }
         Ok(check_window(&window, self.target).map(|()| Rewindable { window, start }))
-    }
-}
-
-/// Where two lists of records and their CRCs part: the first record that is not the same, or that
-/// only one of them has.
-fn first_unequal(ours: &[(Lsn, u32)], theirs: &[(Lsn, u32)]) -> Option<Lsn> {
-    let pair = ours.iter().zip(theirs).find(|(a, b)| a != b);
-    let extra = |list: &[(Lsn, u32)], other: usize| list.get(other).map(|(lsn, _)| *lsn);
-    match pair {
-        Some((a, b)) => Some(a.0.min(b.0)),
-        None => extra(ours, theirs.len()).or_else(|| extra(theirs, ours.len())),
     }
 }
 
@@ -517,19 +396,4 @@ fn safe_hints(wal: &TargetWal<'_>, last: Checkpoint) -> Result<Result<Lsn, Strin
             last.lsn
         )
     }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_list_that_was_cut_does_not_prove_the_rest() {
-        let record = |lsn: u64, crc: u32| (Lsn::new(lsn), crc);
-        let ours = [record(10, 1), record(20, 2), record(30, 3)];
-        assert_eq!(first_unequal(&ours, &ours), None);
-        assert_eq!(first_unequal(&ours, &ours[..2]), Some(Lsn::new(30)));
-        assert_eq!(first_unequal(&ours[..1], &ours), Some(Lsn::new(20)));
-        assert_eq!(first_unequal(&ours, &[record(10, 1), record(20, 9)]), Some(Lsn::new(20)));
-    }
 }

@@ -31,7 +31,7 @@ mod covered;
 mod no_rewind;
 mod own_wal;
 mod priced;
-
+mod proof;
 mod seal;
 mod sealed;
 mod way_back;

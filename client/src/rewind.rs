@@ -8,8 +8,10 @@ use data_dir::DataDir;
 use pg_format::{DataPath, TimelineHistory};
 use proto::model::Description;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::agenda::Planned;
+use crate::ahead::Asked;
 use crate::analysis::{Analysis, Subject};
 use crate::apply::change::Change;
 use crate::apply::disk::{Disk, RealDisk};
@@ -30,6 +32,10 @@ use crate::plan::Plan;
 use crate::seal::{Attempt, Sealing};
 use crate::unfinished::{by_marks, clear_away, earlier, state_error};
 use crate::{compat, continued, recovery};
+
+/// What the source said longer ago is asked again: how long the target is looked at must not decide how
+/// old the checkpoint is that replay begins at.
+const FRESH: Duration = Duration::from_secs(2);
 
 /// Plans made anew when the source changed under a run.
 const ATTEMPTS_MAX: u32 = 3;
@@ -128,6 +134,8 @@ async fn rewind_locked(
         true => None,
         false => PlanFile::read(&*disk).map_err(state_error)?,
     };
+    let opening = AbortOnDropHandle::new(tokio::spawn(open(config.clone(), 1)));
+    let opening = Some((Instant::now(), opening));
     let looked = Arc::clone(&directory);
     let looked_config = config.clone();
     let looked_disk = Arc::clone(&disk);
@@ -159,9 +167,27 @@ async fn rewind_locked(
         runs: stored.as_ref().map_or(0, |stored| stored.run),
         cache: None,
         stored,
+        opening,
         pg_ctl: None,
     };
     run.run().await
+}
+
+/// Connects and learns what the source is.
+async fn open(config: Config, attempt: u32) -> Result<(Session, Description), RewindError> {
+    let link = Link {
+        connections: config.connections,
+        patience: config.timeout,
+        max_rate: config.max_rate,
+        buffers: Buffers::default(),
+    };
+    let opened = match attempt {
+        1 => Session::open(config.source, link).await,
+        _ => Session::open_again(&config.source, link).await,
+    };
+    let (session, mut source) = opened?;
+    source.wal_segments.sort_unstable();
+    Ok((session, source))
 }
 
 /// What a task brought.
@@ -221,6 +247,8 @@ pub(crate) struct Run {
     pub(crate) cache: Option<Vec<DataPath>>,
     /// The plan of an earlier run that did not come to its seal.
     pub(crate) stored: Option<PlanFile>,
+    /// The source, asked what it is while the target was looked at, and since when.
+    opening: Option<(Instant, Asked<(Session, Description)>)>,
     /// What the node is started with.
     pub(crate) pg_ctl: Option<std::path::PathBuf>,
     /// Whether there is room for undo images.
@@ -323,30 +351,16 @@ impl Run {
         }
     }
 
-    /// Connects and learns what the source is.
-    async fn open(&self, number: u32) -> Result<(Session, Description), RewindError> {
-        let config = &self.config;
-        let link = Link {
-            connections: config.connections,
-            patience: config.timeout,
-            max_rate: config.max_rate,
-            buffers: Buffers::default(),
-        };
-        let opened = match number {
-            1 => Session::open(config.source.clone(), link).await,
-            _ => Session::open_again(&config.source, link).await,
-        };
-        let (session, mut source) = opened?;
-        source.wal_segments.sort_unstable();
-        Ok((session, source))
-    }
-
     async fn attempt(
         &mut self,
         number: u32,
         forbid_fork: Option<String>,
     ) -> Result<Attempt, RewindError> {
-        let (session, source) = self.open(number).await?;
+        let opening = self.opening.take().filter(|(since, _)| since.elapsed() < FRESH);
+        let (session, source) = match opening {
+            Some((_, opening)) => joined(opening).await?,
+            None => open(self.config.clone(), number).await?,
+        };
         let config = &self.config;
         compat::check(&self.target, &source)?;
         compat::check_settings(&self.target, &source, config.start, &*self.monitor)?;
@@ -402,7 +416,7 @@ impl Run {
             hash_bytes,
             plan,
             kept,
-            ahead: wal,
+            ahead: joined(wal).await?,
             cache: self.cache.take(),
             undo: self.undo.then(|| Arc::clone(&self.gate)),
         };

@@ -157,12 +157,12 @@ impl Sealing<'_> {
         };
         steps.begin(Step::Seal);
         self.session.waited();
+        let oldest = self.oldest_segment();
         let sealed = self.session.seal().await?;
         if let Some(again) = self.changed(&sealed) {
             return Ok(again);
         }
         self.check_end(&sealed)?;
-        let oldest = self.oldest_segment();
         follower.advance_to(sealed.end).await?;
         follower.fill(sealed.end).await?;
         follower.finish(sealed.end).map_err(staging)?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pg_format::Lsn;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -58,7 +59,7 @@ impl Client {
     /// Starts the file list.
     pub async fn list_files(&mut self) -> Result<FileList, CallError> {
         let stream = within(self.limit, self.calls.list_files(wire::ListFilesRequest {})).await?;
-        Ok(FileList { stream: stream.into_inner(), complete: false })
+        Ok(FileList { stream: stream.into_inner(), redo: None })
     }
 
     /// Starts a data stream. Units are sent as they arrive in `units`, frames are read from the
@@ -80,20 +81,25 @@ impl Client {
 #[derive(Debug)]
 pub struct FileList {
     stream: Streaming<wire::ListFilesReply>,
-    complete: bool,
+    redo: Option<Lsn>,
 }
 
 impl FileList {
     /// The next entries; `None` after the last. A list that was cut is an error.
     pub async fn next(&mut self) -> Result<Option<Vec<FileEntry>>, CallError> {
-        if self.complete {
+        if self.redo.is_some() {
             return Ok(None);
         }
         let Some(reply) = self.stream.message().await? else {
             return Err(CallError::Broken("the file list ended before it was complete".to_owned()));
         };
-        self.complete = reply.complete;
+        self.redo = reply.complete.then_some(Lsn::new(reply.redo));
         entries_of(&reply).map(Some)
+    }
+
+    /// Redo position of the source's newest checkpoint when the listing began; `None` until all has come.
+    pub fn redo(&self) -> Option<Lsn> {
+        self.redo
     }
 }
 

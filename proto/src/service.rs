@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use pg_format::Lsn;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -45,7 +46,7 @@ impl PackedEntries {
         let packed = zstd::bulk::compress(&plain, ZSTD_LEVEL).map_err(failed)?;
         let entries_bytes = u32::try_from(plain.len()).unwrap_or(u32::MAX);
         let entries = packed.into();
-        Ok(Self(wire::ListFilesReply { entries, complete: false, entries_bytes }))
+        Ok(Self(wire::ListFilesReply { entries, entries_bytes, ..Default::default() }))
     }
 
     /// Bytes that travel.
@@ -60,7 +61,10 @@ pub enum ListPart {
     /// Some of it.
     Entries(PackedEntries),
     /// That was all. A list that ends without this was cut: whoever made it failed.
-    Complete,
+    Complete {
+        /// Redo position of the newest checkpoint when the listing began.
+        redo: Lsn,
+    },
 }
 
 /// A file list as it is made.
@@ -139,7 +143,11 @@ impl<H: Handler> Rejoin for Adapter<H> {
         let replies = ReceiverStream::new(batches).map(|part| {
             Ok(match part? {
                 ListPart::Entries(list) => list.0,
-                ListPart::Complete => wire::ListFilesReply { complete: true, ..Default::default() },
+                ListPart::Complete { redo } => wire::ListFilesReply {
+                    complete: true,
+                    redo: redo.as_u64(),
+                    ..Default::default()
+                },
             })
         });
         Ok(Response::new(Box::pin(replies)))

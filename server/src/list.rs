@@ -77,7 +77,8 @@ pub(crate) fn list(
     let gone = |_| Refusal::new(Reason::InvalidRequest, "client is gone");
     let packed = PackedEntries::new(batch)?;
     batches.blocking_send(Ok(ListPart::Entries(packed))).map_err(gone)?;
-    batches.blocking_send(Ok(ListPart::Complete)).map_err(gone)
+    let redo = control.checkpoint_copy.redo;
+    batches.blocking_send(Ok(ListPart::Complete { redo })).map_err(gone)
 }
 
 fn is_tablespace(path: &DataPath) -> bool {

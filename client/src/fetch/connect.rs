@@ -64,59 +64,91 @@ impl Connection {
     }
 }
 
+/// A source that answered, and how long that took.
+#[derive(Debug)]
+pub struct Reached {
+    tcp: TcpStream,
+    /// How long the link took to answer.
+    pub round_trip: Duration,
+}
+
+fn address_of(source: &SourceAddress) -> String {
+    match source.host.contains(':') {
+        true => format!("[{}]:{}", source.host, source.port),
+        false => format!("{}:{}", source.host, source.port),
+    }
+}
+
+fn transient(
+    what: String,
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> RewindError {
+    RewindError::because(Class::Transient, what, error)
+}
+
 /// Opens a connection that may have so many bytes on their way.
 pub async fn connect(
     source: &SourceAddress,
     window: u32,
     patience: Duration,
 ) -> Result<Connection, RewindError> {
-    let address = match source.host.contains(':') {
-        true => format!("[{}]:{}", source.host, source.port),
-        false => format!("{}:{}", source.host, source.port),
-    };
-    let transient = |what: String, error: Box<dyn std::error::Error + Send + Sync>| {
-        RewindError::because(Class::Transient, what, error)
-    };
-    let unreachable = format!("could not connect to the source at {address}");
+    reach(source).await?.secure(source, window, patience).await
+}
+
+/// The first step: TCP.
+pub async fn reach(source: &SourceAddress) -> Result<Reached, RewindError> {
+    let unreachable = format!("could not connect to the source at {}", address_of(source));
     let target = (source.host.as_str(), source.port);
     let since = Instant::now();
     let tcp = tokio::time::timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(target)).await;
     let round_trip = since.elapsed();
     let tcp = tcp
         .map_err(|_| RewindError::new(Class::Transient, format!("{unreachable}: no answer")))?
-        .map_err(|error| transient(unreachable, error.into()))?;
+        .map_err(|error| transient(unreachable, error))?;
     // Small requests must not wait for the acknowledgement of earlier ones.
-    tcp.set_nodelay(true).map_err(|e| transient("TCP socket".to_owned(), e.into()))?;
+    tcp.set_nodelay(true).map_err(|error| transient("TCP socket".to_owned(), error))?;
     drop(SockRef::from(&tcp).set_tcp_congestion(b"bbr"));
-    let connector = TlsConnector::from(Arc::clone(&source.tls));
-    let handshake = connector.connect(source.server_name.clone(), tcp);
-    let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-        Ok(Ok(tls)) => tls,
-        Ok(Err(error)) => return Err(handshake_error(&address, error)),
-        Err(_) => {
-            let message = format!("the source at {address} does not answer the TLS handshake");
-            return Err(RewindError::new(Class::Transient, message));
-        }
-    };
-    let broke = Arc::new(Mutex::new(None));
-    let mut stream = Some(Watched { tls, broke: Arc::clone(&broke) });
-    let channel = Endpoint::from_static(AUTHORITY)
-        .initial_stream_window_size(window)
-        .initial_connection_window_size(window)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .connect_with_connector(tower::service_fn(move |_| {
-            // One stream, one connection: whoever lost it opens another and decides what is asked
-            // again.
-            let stream = stream.take().map(TokioIo::new);
-            std::future::ready(stream.ok_or_else(|| io::Error::other("connection was lost")))
-        }))
-        .await
-        .map_err(|error| {
-            transient(format!("no HTTP/2 with the source at {address}"), error.into())
-        })?;
-    Ok(Connection { client: Client::new(channel, patience), round_trip, broke })
+    Ok(Reached { tcp, round_trip })
+}
+
+impl Reached {
+    /// The others: TLS and HTTP/2.
+    pub async fn secure(
+        self,
+        source: &SourceAddress,
+        window: u32,
+        patience: Duration,
+    ) -> Result<Connection, RewindError> {
+        let Self { tcp, round_trip } = self;
+        let address = address_of(source);
+        let connector = TlsConnector::from(Arc::clone(&source.tls));
+        let handshake = connector.connect(source.server_name.clone(), tcp);
+        let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(error)) => return Err(handshake_error(&address, error)),
+            Err(_) => {
+                let message = format!("the source at {address} does not answer the TLS handshake");
+                return Err(RewindError::new(Class::Transient, message));
+            }
+        };
+        let broke = Arc::new(Mutex::new(None));
+        let mut stream = Some(Watched { tls, broke: Arc::clone(&broke) });
+        let channel = Endpoint::from_static(AUTHORITY)
+            .initial_stream_window_size(window)
+            .initial_connection_window_size(window)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .connect_with_connector(tower::service_fn(move |_| {
+                // One stream, one connection: whoever lost it opens another and decides what is asked
+                // again.
+                let stream = stream.take().map(TokioIo::new);
+                std::future::ready(stream.ok_or_else(|| io::Error::other("connection was lost")))
+            }))
+            .await
+            .map_err(|error| transient(format!("no HTTP/2 with the source at {address}"), error))?;
+        Ok(Connection { client: Client::new(channel, patience), round_trip, broke })
+    }
 }
 
 /// What a failed handshake means to the operator.

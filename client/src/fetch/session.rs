@@ -4,16 +4,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use pg_format::Lsn;
 use proto::fetch::{Item, Unit};
 use proto::limits::{LIST_ENTRIES_MAX, RECEIVE_BUDGET_BYTES};
-use proto::model::{Description, Node, Sealed};
+use proto::model::{Description, FileEntry, Node, Sealed};
 use proto::rate::RateLimit;
 use proto::status::CallError;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::adapt::Connections;
-use super::connect::{Connection, connect};
+use super::connect::{Connection, connect, reach};
 use super::listing;
 use super::progress::{Outstanding, Unexpected};
 use crate::config::SourceAddress;
@@ -70,6 +72,8 @@ pub struct Session {
     rate: Option<Arc<RateLimit>>,
     /// What the source was at first; every connection must reach the same life of the same node.
     first: Arc<Node>,
+    /// The file list, asked for together with what the source is.
+    early: Arc<Mutex<Option<Listing>>>,
     spare: Arc<Mutex<Spare>>,
     waits: Arc<AtomicU32>,
 }
@@ -100,22 +104,25 @@ impl Session {
         let Link { connections, patience, max_rate, .. } = link;
         // Which window it gets is decided before its round trip is known; it asks questions alone.
         let share = window(link, (0, connections.first(Duration::MAX)));
-        let mut control = connect(&source, share, patience).await?;
+        let reached = reach(&source).await?;
         let source = Arc::new(source);
-        // The others begin their handshakes while this one asks its first question.
-        let number = connections.first(control.round_trip);
+        // The others begin as soon as it is known how many there are to be.
+        let number = connections.first(reached.round_trip);
         let opening = (0..number).map(|n| {
             let (source, share) = (Arc::clone(&source), window(link, (n, number)));
             tokio::spawn(async move { open(&source, share, patience).await })
         });
         let spare = Spare { open: Vec::new(), opening: opening.collect() };
+        let mut control = reached.secure(&source, share, patience).await?;
+        let early = AbortOnDropHandle::new(tokio::spawn(listed(control.clone(), patience)));
         let description = control.describe(DESCRIBE_TIMEOUT.min(patience)).await?;
+        let early = Arc::new(Mutex::new(Some(early)));
         let first = Arc::new(description.node.clone());
         let rate = max_rate.map(|rate| Arc::new(RateLimit::new(rate)));
         let spare = Arc::new(Mutex::new(spare));
         let waits = Arc::new(AtomicU32::new(WAITS_TO_BEGIN));
         let round_trip = control.round_trip;
-        let session = Self { source, link, round_trip, control, rate, first, spare, waits };
+        let session = Self { source, link, round_trip, control, rate, first, early, spare, waits };
         Ok((session, description))
     }
 
@@ -308,27 +315,27 @@ impl Session {
 
     /// Everything the source serves.
     pub async fn list(&mut self) -> Result<SourceFiles, RewindError> {
-        let patience = self.link.patience;
-        let first = Arc::clone(&self.first);
-        self.call(|mut connection| {
-            let first = Arc::clone(&first);
-            async move {
-                let mut list = connection.client.list_files().await?;
-                let mut files = SourceFiles::new();
-                while let Some(batch) = within(patience, list.next()).await? {
-                    for entry in batch {
-                        listing::check(&entry, &first.control).map_err(CallError::InvalidReply)?;
-                        files.insert(entry.path, entry.bytes);
-                    }
-                    if files.len() > LIST_ENTRIES_MAX {
-                        let message = format!("it lists more than {LIST_ENTRIES_MAX} files");
-                        return Err(CallError::InvalidReply(message));
-                    }
-                }
-                Ok(files)
+        let listed = match self.listed_early().await {
+            Some(listed) => listed,
+            None => {
+                let patience = self.link.patience;
+                self.call(|connection| listed(connection, patience)).await?
             }
-        })
-        .await
+        };
+        let mut files = SourceFiles::new();
+        for entry in listed.entries {
+            listing::check(&entry, &self.first.control).map_err(CallError::InvalidReply)?;
+            files.insert(entry.path, entry.bytes);
+        }
+        Ok(files)
+    }
+
+    /// The list that was asked for first, if it is not older than the checkpoint that replay may begin
+    /// at. Whatever went wrong with it shows when it is asked for again.
+    async fn listed_early(&self) -> Option<Listed> {
+        let early = self.early.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let listed = early?.await.ok()?.ok()?;
+        (listed.redo == self.first.control.checkpoint_copy.redo).then_some(listed)
     }
 
     /// All replies to a few units, on the control connection; nothing else is done meanwhile.
@@ -360,6 +367,30 @@ impl Session {
         self.call(move |connection| fold(connection, units.clone(), (patience, rate.clone()), take))
             .await
     }
+}
+
+/// A file list that is being received.
+type Listing = AbortOnDropHandle<Result<Listed, CallError>>;
+
+/// A file list as it came.
+#[derive(Debug)]
+struct Listed {
+    entries: Vec<FileEntry>,
+    /// Redo position of the source's newest checkpoint when the listing began.
+    redo: Lsn,
+}
+
+async fn listed(mut connection: Connection, patience: Duration) -> Result<Listed, CallError> {
+    let mut list = connection.client.list_files().await?;
+    let mut entries = Vec::new();
+    while let Some(batch) = within(patience, list.next()).await? {
+        entries.extend(batch);
+        if entries.len() > LIST_ENTRIES_MAX {
+            let message = format!("it lists more than {LIST_ENTRIES_MAX} files");
+            return Err(CallError::InvalidReply(message));
+        }
+    }
+    Ok(Listed { entries, redo: list.redo().unwrap_or(Lsn::INVALID) })
 }
 
 /// What came of a few questions.
