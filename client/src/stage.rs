@@ -14,13 +14,13 @@ use tokio::sync::oneshot;
 
 use crate::apply::disk::Disk;
 use crate::apply::manifest::PackDigest;
-use crate::apply::pack::PackWriter;
+use crate::apply::pack::{PackWriter, STAGING_LEVEL};
 use crate::apply::redo::file_of_unit;
 use crate::covered::{divide, leave_out};
 use crate::error::{Class, RewindError};
 use crate::fetch::Session;
 use crate::fetch::ask::{AsTheyAre, Prepare};
-use crate::fetch::differences::{Open, OwnPages, Wrong};
+use crate::fetch::differences::{Open, OwnPages};
 use crate::fetch::pool::{self, Carried, Later, Sink, Work};
 use crate::fetch::progress::cost;
 use crate::fetch::wal_units::{WalUnits, is_wal};
@@ -175,7 +175,8 @@ pub async fn fetch(
 ) -> Result<Staged, RewindError> {
     let Wanted { plan, attempt, recovered, wal: (mut first, wal), own, covered } = wanted;
     let left = units(plan).into_iter().filter_map(|unit| recovered.left(unit));
-    let (coverable, others) = divide(left);
+    let (mut coverable, others) = divide(left);
+    coverable.sort_by_key(is_signed);
     first.extend(others);
     let left_out = Arc::new(AtomicU64::new(0));
     let later = later(coverable, covered, Arc::clone(&left_out));
@@ -188,12 +189,10 @@ pub async fn fetch(
     let sink = |name: String| {
         let writer = PackWriter::create(Arc::clone(disk), name.clone()).map_err(staging_error)?;
         let (notes, packs, wal) = (Arc::clone(&notes), Arc::clone(&packs), Arc::clone(&wal));
-        let rebuilding = Rebuilding {
-            own: Arc::clone(&own),
-            paths: Arc::clone(&paths),
-            open: None,
-            encoder: FrameEncoder::new(),
-        };
+        let mut encoder = FrameEncoder::new();
+        encoder.pack(Some(STAGING_LEVEL), None);
+        let (own, paths) = (Arc::clone(&own), Arc::clone(&paths));
+        let rebuilding = Rebuilding { own, paths, open: None, encoder };
         Ok(Box::new(PackSink { writer, name, notes, packs, wal, rebuilding }) as Box<dyn Sink>)
     };
     let prepare = Arc::clone(&own) as Arc<dyn Prepare>;
@@ -204,7 +203,9 @@ pub async fn fetch(
         Arc::clone(&monitor),
     )
     .await?;
-    let wrong = whole_units(own.take_wrong(), &paths);
+    // Of a unit of which only the word that it ended was lost with its connection.
+    let wrong: Vec<Unit> =
+        own.take_wrong().into_iter().filter_map(|wrong| whole_unit(wrong, &paths)).collect();
     if !wrong.is_empty() {
         tracing::debug!(units = wrong.len(), "pages that could not be rebuilt are fetched whole");
         let (prepare, start) = (Arc::new(AsTheyAre), pool::Start::AsTheyCome);
@@ -239,6 +240,12 @@ pub async fn fetch(
     })
 }
 
+/// Whether a question is long and its answer short: it is asked behind those of which it is the other way
+/// round, so that the link is busy in both directions.
+fn is_signed(unit: &Unit) -> bool {
+    matches!(unit.kind, UnitKind::Blocks { signatures: Some(_), .. })
+}
+
 /// Units that wait until it is known what replay rebuilds.
 fn later(units: Vec<Unit>, covered: oneshot::Receiver<Covered>, left_out: Arc<AtomicU64>) -> Later {
     let cost = units.iter().map(|unit| cost(&unit.kind)).sum();
@@ -253,14 +260,11 @@ fn later(units: Vec<Unit>, covered: oneshot::Receiver<Covered>, left_out: Arc<At
     Later { cost, units: Box::pin(units) }
 }
 
-/// Asks for pages whole. The units keep their numbers, so that a later run finds what came of them.
-fn whole_units(wrong: Wrong, paths: &[DataPath]) -> Vec<Unit> {
-    let units = wrong.into_iter().filter_map(|(id, blocks)| {
-        let path = paths.get(file_of_unit(id))?.clone();
-        let ranges = blocks.into_iter().map(|first| BlockRange { first, count: 1 }).collect();
-        Some(Unit { id, kind: UnitKind::Blocks { path, ranges, signatures: None } })
-    });
-    units.collect()
+/// Asks for pages of a unit whole. It keeps its number, so that a later run finds what came of it.
+fn whole_unit((id, blocks): (u64, BTreeSet<u32>), paths: &[DataPath]) -> Option<Unit> {
+    let path = paths.get(file_of_unit(id))?.clone();
+    let ranges = blocks.into_iter().map(|first| BlockRange { first, count: 1 }).collect();
+    Some(Unit { id, kind: UnitKind::Blocks { path, ranges, signatures: None } })
 }
 
 fn staging_error(error: io::Error) -> RewindError {
@@ -310,17 +314,22 @@ fn is_difference(item: &Item) -> bool {
 }
 
 impl Sink for PackSink {
-    fn receive(&mut self, frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
+    fn receive(&mut self, frame: &Frame, items: &[Item]) -> Result<Vec<Unit>, RewindError> {
         if items.iter().any(is_wal) {
-            return self.wal.receive(frame, items);
+            self.wal.receive(frame, items)?;
+            return Ok(Vec::new());
         }
         if items.iter().any(is_difference) {
-            return self.rebuild(items);
+            self.rebuild(items)?;
+        } else {
+            self.writer.append(frame).map_err(staging_error)?;
+            let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+            items.iter().for_each(|item| notes.take(item));
         }
-        self.writer.append(frame).map_err(staging_error)?;
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        items.iter().for_each(|item| notes.take(item));
-        Ok(())
+        let Rebuilding { own, paths, .. } = &self.rebuilding;
+        let ended = items.iter().filter(|item| matches!(item.body, ItemBody::End { .. }));
+        let wrong = ended.filter_map(|item| own.take_wrong_of(item.unit));
+        Ok(wrong.filter_map(|wrong| whole_unit(wrong, paths)).collect())
     }
 
     fn finish(&mut self) -> Result<(), RewindError> {

@@ -19,6 +19,10 @@ use super::disk::Disk;
 use super::header::{self, HEADER_BYTES, HeaderError};
 use super::manifest::PackDigest;
 
+/// zstd level of what is packed on this node: it travels nowhere and is read once, if at all, so time
+/// counts for more than room.
+pub const STAGING_LEVEL: i32 = -5;
+
 const MAGIC: u32 = 0x4A52_4750;
 const RECORD_HEADER_BYTES: usize = 20;
 /// A pack is made durable every so many bytes, so that the seal does not wait for all of it,

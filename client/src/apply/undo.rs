@@ -16,15 +16,13 @@ use pg_format::DataPath;
 use super::disk::Disk;
 use super::header::{self, HEADER_BYTES};
 use super::manifest::PackDigest;
-use super::pack::{Appender, PackError};
+use super::pack::{Appender, PackError, STAGING_LEVEL};
 use super::state;
 
 const MAGIC: u32 = 0x4F44_4E55;
 const RECORD_HEADER_BYTES: usize = 28;
 /// Bytes in one record at most: large enough to compress well.
 const RECORD_BYTES_MAX: u64 = 256 << 10;
-/// Fast: the images are read again only if the rewind is taken back.
-const ZSTD_LEVEL: i32 = -5;
 /// Threads that read and compress: one file after the other would leave the disk idle.
 const THREADS: usize = 4;
 
@@ -78,7 +76,7 @@ pub fn save(
         let path = state::undo(&name);
         let mut saver = Saver {
             file: Appender::create(Arc::clone(disk), name, path)?,
-            compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?,
+            compressor: zstd::bulk::Compressor::new(STAGING_LEVEL)?,
         };
         loop {
             let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();

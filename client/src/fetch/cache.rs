@@ -15,7 +15,7 @@ use super::Session;
 use super::ask::AsTheyAre;
 use super::pool::{self, Sink, Start, Work};
 use crate::apply::disk::{Disk, remove_tree};
-use crate::apply::pack::{self, PackWriter};
+use crate::apply::pack::{self, PackWriter, STAGING_LEVEL};
 use crate::apply::redo::file_of_unit;
 use crate::apply::state;
 use crate::error::{Class, RewindError};
@@ -130,6 +130,7 @@ fn write(
 ) -> io::Result<()> {
     let mut writer = PackWriter::create(Arc::clone(disk), format!("{attempt}-cache"))?;
     let mut encoder = FrameEncoder::new();
+    encoder.pack(Some(STAGING_LEVEL), None);
     pages(&**disk, &mut |page, item| {
         let Some(unit) = unit_of(page) else {
             return Ok(());
@@ -153,7 +154,7 @@ struct HashSink {
 }
 
 impl Sink for HashSink {
-    fn receive(&mut self, _frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
+    fn receive(&mut self, _frame: &Frame, items: &[Item]) -> Result<Vec<Unit>, RewindError> {
         let mut same = self.same.lock().unwrap_or_else(PoisonError::into_inner);
         for item in items {
             let (ItemBody::PageHashes { first, hashes }, Some(file)) =
@@ -165,7 +166,7 @@ impl Sink for HashSink {
             let equal = pages.zip(hashes).filter(|(page, hash)| self.known.get(page) == Some(hash));
             same.extend(equal.map(|(page, _)| page));
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn finish(&mut self) -> Result<(), RewindError> {

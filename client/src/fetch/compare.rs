@@ -185,7 +185,7 @@ impl CompareSink {
 }
 
 impl Sink for CompareSink {
-    fn receive(&mut self, _frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
+    fn receive(&mut self, _frame: &Frame, items: &[Item]) -> Result<Vec<Unit>, RewindError> {
         for item in items {
             let Some((path, different)) = self.differing(item) else {
                 continue;
@@ -194,7 +194,7 @@ impl Sink for CompareSink {
             let set = all.entry(path).or_default();
             different.into_iter().for_each(|block| set.insert(block));
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn finish(&mut self) -> Result<(), RewindError> {

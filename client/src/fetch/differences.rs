@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use super::ask::{Announce, Prepare};
 use crate::error::{Class, RewindError};
 
 /// Cost of what is signed before the first of it is asked for: a few megabytes are read meanwhile.
-const COST_AT_ONCE: u64 = 512 << 10;
+const COST_AT_ONCE: u64 = 64 << 10;
 
 /// Pages that could not be rebuilt, by their unit.
 pub type Wrong = BTreeMap<u64, BTreeSet<u32>>;
@@ -32,6 +32,8 @@ pub struct OwnPages {
     codec: AnyOffset,
     signature_bytes: AtomicU64,
     wrong: Mutex<Wrong>,
+    /// Units that were asked for whole at once.
+    whole: Mutex<BTreeSet<u64>>,
 }
 
 /// A file whose pages are rebuilt one after the other.
@@ -48,6 +50,7 @@ impl OwnPages {
             codec: AnyOffset::new(seed),
             signature_bytes: AtomicU64::new(0),
             wrong: Mutex::default(),
+            whole: Mutex::default(),
         }
     }
 
@@ -56,9 +59,25 @@ impl OwnPages {
         self.signature_bytes.load(Ordering::Relaxed)
     }
 
+    fn wrong(&self) -> MutexGuard<'_, Wrong> {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes the pages that must be asked for whole.
     pub fn take_wrong(&self) -> Wrong {
-        std::mem::take(&mut *self.wrong.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.wrong())
+    }
+
+    /// Takes those of a unit that has ended, once: a source that goes on sending differences must not
+    /// be asked for ever.
+    pub fn take_wrong_of(&self, unit: u64) -> Option<(u64, BTreeSet<u32>)> {
+        let mut wrong = self.wrong();
+        let blocks = wrong.get(&unit)?.clone();
+        let first = self.whole.lock().unwrap_or_else(PoisonError::into_inner).insert(unit);
+        first.then(|| {
+            wrong.remove(&unit);
+            (unit, blocks)
+        })
     }
 
     fn sign(&self, path: &DataPath, ranges: &[BlockRange]) -> io::Result<Bytes> {
@@ -88,8 +107,7 @@ impl OwnPages {
         };
         let own = self.page(path, *block, open).map_err(|error| unreadable(path, error))?;
         let Some(page) = difference.rebuild(&self.codec, &own) else {
-            let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-            wrong.entry(item.unit).or_default().insert(*block);
+            self.wrong().entry(item.unit).or_default().insert(*block);
             return Ok(None);
         };
         let body = ItemBody::Page { block: *block, content: PageContent::Present(page) };

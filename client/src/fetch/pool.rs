@@ -35,8 +35,9 @@ const LONG: Duration = Duration::from_millis(5);
 
 /// Takes what arrives on one connection. Runs on a blocking thread.
 pub trait Sink: Send {
-    /// A frame and the checked replies in it, all of them asked for.
-    fn receive(&mut self, frame: &Frame, items: &[Item]) -> Result<(), RewindError>;
+    /// A frame and the checked replies in it, all of them asked for. Returns what must be asked for
+    /// because of them; it may have the number of a unit that has ended.
+    fn receive(&mut self, frame: &Frame, items: &[Item]) -> Result<Vec<Unit>, RewindError>;
     /// Nothing more comes.
     fn finish(&mut self) -> Result<(), RewindError>;
 }
@@ -191,6 +192,14 @@ impl Shared {
         self.total_bytes.fetch_sub(less, Ordering::Relaxed);
         waiting.extend(units);
         self.pending.store(false, Ordering::Relaxed);
+    }
+
+    /// Adds what some of the units turned out to need.
+    fn add_more(&self, units: Vec<Unit>) {
+        let mut waiting = self.waiting();
+        self.units.fetch_add(units.len(), Ordering::Relaxed);
+        self.total_bytes.fetch_add(costs(&units), Ordering::Relaxed);
+        waiting.extend(units);
     }
 
     fn total_bytes(&self) -> u64 {
@@ -488,7 +497,7 @@ impl Worker {
                     }
                     before.saturating_sub(outstanding.cost())
                 };
-                sink.receive(frame, &items)?;
+                shared.add_more(sink.receive(frame, &items)?);
                 shared.frames.fetch_add(1, Ordering::Relaxed);
                 shared.progressed(done);
                 Ok(())
