@@ -186,7 +186,7 @@ impl Subject<'_> {
         let context = wal.local().context;
         let control = &self.target.control.file;
         let redo = control.checkpoint_copy.redo;
-        let early = self.ask_early(wal, (redo, forked_at))?;
+        let early = self.ask_early(wal, (redo, forked_at));
         let (own, scanned) = scan_window(wal, context, redo, (Lsn::MAX, self.last_here(redo)))?;
         if scanned.last_record.is_none() {
             let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);

@@ -51,24 +51,24 @@ impl Subject<'_> {
     }
 
     /// Asks for the source's digests before the target's WAL is read: for as far as the histories say
-    /// that it is common, unless they do not say.
+    /// that it is common, unless they do not say. What cannot be read is told by whoever reads it next.
     pub(crate) fn ask_early(
         &self,
         wal: &TargetWal<'_>,
         (redo, forked_at): (Lsn, Lsn),
-    ) -> Result<Option<Early>, RewindError> {
+    ) -> Option<Early> {
         let local = wal.local();
         let first = match forked_at {
             Lsn::MAX => None,
-            to => self.first_common(local, (redo, to))?,
+            to => self.first_common(local, (redo, to)).ok().flatten(),
         };
-        Ok(first.map(|first| {
+        first.map(|first| {
             let range = (local.context.segment_size.start_of(first), forked_at);
             let mut session = self.session.clone();
             let units = vec![Unit { id: 0, kind: digests_unit(range) }];
             let asked = async move { session.ask(units).await.map(|answer| answer.items) };
             Early { range, items: AbortOnDropHandle::new(self.runtime.spawn(asked)) }
-        }))
+        })
     }
 
     /// Compares the records of both nodes below `to`: the position from which on they differ, or

@@ -91,8 +91,9 @@ pub const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Workers one identity may hold: one stream on each connection, and some for questions.
 pub const WORKERS_PER_IDENTITY_MAX: usize = CONNECTIONS_PER_IDENTITY_MAX + 8;
 
-/// Connections from clients that are not allowed, at a time and how long: enough to tell them so.
-pub const STRANGERS_MAX: usize = 4;
+/// Connections from clients that are not allowed, at a time and how long: enough to tell them so. A client
+/// opens all it may have at once, and it is told on the one that asks, whichever comes first.
+pub const STRANGERS_MAX: usize = CONNECTIONS_CLIENT_MAX + 1;
 /// See [`STRANGERS_MAX`].
 pub const STRANGER_LIFE: Duration = Duration::from_secs(10);
 
