@@ -395,6 +395,7 @@ impl Run {
                 }
             }
         };
+        let wal = joined(wal).await?;
         self.prepare(&source, &planned)?;
         let Planned { choice, source_redo, plan, files, hash_bytes, .. } = planned;
         let kept = self.kept(&plan);
@@ -416,7 +417,7 @@ impl Run {
             hash_bytes,
             plan,
             kept,
-            ahead: joined(wal).await?,
+            ahead: wal,
             cache: self.cache.take(),
             undo: self.undo.then(|| Arc::clone(&self.gate)),
         };

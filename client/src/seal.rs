@@ -11,7 +11,7 @@ use pg_format::{Covered, DataPath, FileClass, Lsn, RelationSegment, TimelineHist
 use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::model::{Description, Role, Sealed};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::ahead::WalAhead;
 use crate::analysis::{Analysis, source_start};
@@ -257,14 +257,14 @@ impl Sealing<'_> {
 
     /// The oldest segment the source still has: from there on it can be followed. A source that is
     /// gone by now does not make a complete set incomplete.
-    fn oldest_segment(&self) -> JoinHandle<Option<String>> {
+    fn oldest_segment(&self) -> AbortOnDropHandle<Option<String>> {
         let mut session = self.session.clone();
-        tokio::spawn(async move {
+        AbortOnDropHandle::new(tokio::spawn(async move {
             let description = session.describe().await.ok()?;
             let size = description.node.control.wal_segment_size;
             let oldest = description.wal_segments.into_iter().min_by_key(|name| name.number)?;
             Some(oldest.file_name(size))
-        })
+        }))
     }
 
     /// Fetches pages, files and the WAL up to `now` over all connections. As soon as the WAL is there

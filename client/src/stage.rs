@@ -203,7 +203,8 @@ pub async fn fetch(
         Arc::clone(&monitor),
     )
     .await?;
-    // Of a unit of which only the word that it ended was lost with its connection.
+    // Of a unit of which only the word that it ended was lost with its connection, or that came as
+    // differences when it was asked for whole.
     let wrong: Vec<Unit> =
         own.take_wrong().into_iter().filter_map(|wrong| whole_unit(wrong, &paths)).collect();
     if !wrong.is_empty() {

@@ -24,13 +24,17 @@ pub(crate) fn list(
     pgdata: &Path,
     batches: &Sender<Result<ListPart, Refusal>>,
 ) -> Result<(), Refusal> {
+    // What the list is vouched for by comes before everything it says, where tablespaces lie included.
+    let control = node::open(pgdata)?.control().map_err(node::control_refusal)?.file;
     let directory = node::open(pgdata)?;
-    let control = directory.control().map_err(node::control_refusal)?.file;
     let version = tablespace_version_directory(control.major, control.catalog_version);
     let served = Served::new(&directory, version.clone());
     let mut batch = Vec::with_capacity(LIST_BATCH_ENTRIES);
     let mut batch_bytes = 0;
     let mut visit = |entry: Entry| {
+        if batches.is_closed() {
+            return Err(io::Error::other("client is gone"));
+        }
         let bytes = match entry.kind {
             EntryKind::Directory { .. } if Served::lists_directory(&entry.path) => None,
             EntryKind::File { bytes } => match served.serves(&directory, &entry.path) {
@@ -40,7 +44,7 @@ pub(crate) fn list(
                 // looked at by their names alone, so this is none of them.
                 Err(_) => return Ok(()),
             },
-            // A tablespace made since this listing began: the client sees that it does not know it.
+            // A tablespace made since this listing began, and so after the checkpoint it is vouched for by.
             EntryKind::Link { .. } if is_tablespace(&entry.path) => None,
             // Left out it would count as absent, and the client would remove its own.
             EntryKind::Link { .. } | EntryKind::Other if is_databases_own(&entry.path) => {

@@ -18,7 +18,8 @@ use proto::fetch::{Item, ItemBody, PageContent, Signatures, Unit, UnitKind};
 use super::ask::{Announce, Prepare};
 use crate::error::{Class, RewindError};
 
-/// Cost of what is signed before the first of it is asked for: a few megabytes are read meanwhile.
+/// Cost of what is signed before the first of it is asked for: one unit, so that the source works on it
+/// while the others are signed and on their way.
 const COST_AT_ONCE: u64 = 64 << 10;
 
 /// Pages that could not be rebuilt, by their unit.

@@ -1,6 +1,6 @@
 //! Works through many units over several connections and survives their loss.
 //!
-//! Units wait in one list in file order. Each connection keeps more of them asked for than the link
+//! Units wait in one list, in the order in which they are best asked for. Each connection keeps more of them asked for than the link
 //! can hold, so no round trip is waited for. Frames are checked and given to a sink on a blocking
 //! thread of each connection. When a connection breaks, what had arrived is kept, the rest goes back
 //! to the list, and a new connection is made.
