@@ -66,17 +66,22 @@ fn a_new_tablespace_without_a_place_is_refused() {
     oracle::verify(&pair.a, &pair.b);
 }
 
-/// The source runs where its tablespace's path is another directory than here: as on two machines.
+/// Parts the nodes; the source runs where one path is another directory than here: as on two machines.
+fn part_with_other_paths(pair: &Pair, literal: &str, theirs: &str) -> (Mounted, Node) {
+    pair.b.stop("fast");
+    let mounted = Mounted::new(Path::new(theirs), Path::new(literal));
+    let b = Node { user: pair.b.user.with_mounts_of(mounted.process()), ..pair.b.clone() };
+    b.start();
+    pair.catch_up();
+    part(pair);
+    (mounted, b)
+}
+
 #[test]
 fn a_new_tablespace_with_its_own_empty_place_is_replayed() {
     let pair = Pair::new(15, Shape::default());
     let (literal, theirs) = (place(&pair, "space"), place(&pair, "their-machine"));
-    pair.b.stop("fast");
-    let mounted = Mounted::new(Path::new(&theirs), Path::new(&literal));
-    let b = Node { user: pair.b.user.with_mounts_of(mounted.process()), ..pair.b.clone() };
-    b.start();
-    pair.catch_up();
-    part(&pair);
+    let (_mounted, b) = part_with_other_paths(&pair, &literal, &theirs);
     new_tablespace(&b, &literal);
     pair.a.stop("fast");
     let pki = Pki::new(pair.home.path());
@@ -98,12 +103,7 @@ fn a_mapped_tablespace_is_not_left_to_replay() {
     let pair = Pair::new(15, Shape::default());
     let (literal, theirs) = (place(&pair, "space"), place(&pair, "their-machine"));
     let ours = place(&pair, "our-space");
-    pair.b.stop("fast");
-    let mounted = Mounted::new(Path::new(&theirs), Path::new(&literal));
-    let b = Node { user: pair.b.user.with_mounts_of(mounted.process()), ..pair.b.clone() };
-    b.start();
-    pair.catch_up();
-    part(&pair);
+    let (_mounted, b) = part_with_other_paths(&pair, &literal, &theirs);
     b.sql("checkpoint");
     b.sql(&format!("create tablespace fresh location '{literal}'"));
     b.sql("create table in_it tablespace fresh as select g from generate_series(1, 5000) g");
