@@ -144,3 +144,44 @@ impl Prepare for OwnPages {
         COST_AT_ONCE
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::PageHash;
+    use proto::fetch::PageDifference;
+
+    use super::*;
+
+    /// A page that is not what its hash says, as after a collision in its signature.
+    #[test]
+    fn a_wrong_page_is_asked_for_whole_once_as_soon_as_its_unit_ends() {
+        let home = tempfile::tempdir().unwrap();
+        for directory in ["base/5", "pg_tblspc", "pg_wal"] {
+            std::fs::create_dir_all(home.path().join(directory)).unwrap();
+        }
+        File::create(home.path().join("PG_VERSION")).unwrap();
+        let mut file = File::create(home.path().join("base/5/16384")).unwrap();
+        io::Write::write_all(&mut file, &vec![1; BLOCK_SIZE * 3]).unwrap();
+        let own = OwnPages::new(Arc::new(DataDir::open(home.path()).unwrap()));
+        let path = DataPath::new("base/5/16384").unwrap();
+        let (here, there) = (vec![1; BLOCK_SIZE], vec![2; BLOCK_SIZE]);
+        let signature = own.codec.sign(&here);
+        let delta: Bytes = own.codec.encode(&signature, &here).unwrap().into();
+        let difference = |hash: PageHash| {
+            let content = PageContent::Difference(PageDifference { hash, delta: delta.clone() });
+            Item { unit: 7, body: ItemBody::Page { block: 2, content } }
+        };
+        let right = difference(PageHash::of(&here));
+        let wrong = difference(PageHash::of(&there));
+        assert!(own.rebuild(&path, &right, &mut None).unwrap().is_some());
+        assert_eq!(own.take_wrong_of(7), None);
+        assert!(own.rebuild(&path, &wrong, &mut None).unwrap().is_none());
+        assert_eq!(own.take_wrong_of(8), None);
+        assert_eq!(own.take_wrong_of(7), Some((7, BTreeSet::from([2]))));
+        assert_eq!(own.take_wrong(), Wrong::new());
+        // A source that sends differences again is left to whoever counts how often it was asked.
+        assert!(own.rebuild(&path, &wrong, &mut None).unwrap().is_none());
+        assert_eq!(own.take_wrong_of(7), None);
+        assert_eq!(own.take_wrong(), Wrong::from([(7, BTreeSet::from([2]))]));
+    }
+}
