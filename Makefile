@@ -37,13 +37,13 @@ check:
 # Random forks without end; PGREJOIN_SEED=n repeats one.
 torture: postgres
 	cargo build --workspace --bins --tests
-	PGREJOIN_TORTURE_MINUTES=$(MINUTES) cargo test --workspace --test torture -- --nocapture
+	PGREJOIN_TORTURE_MINUTES=$(MINUTES) cargo test -p integration-tests --test it torture:: -- --nocapture
 
 # KILLS kills in each of two tests, at any system call that changes a disk and at any moment.
 kills: postgres
 	scripts/need-strace.sh
 	cargo build --workspace --bins --tests
-	PGREJOIN_KILLS=$(KILLS) cargo test --workspace --test kills -- --nocapture
+	PGREJOIN_KILLS=$(KILLS) cargo test -p integration-tests --test it kills:: -- --nocapture
 
 # Switches rules of correctness off, one after the other: a test must fail each time.
 mutants: postgres
