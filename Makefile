@@ -5,7 +5,7 @@ MINUTES ?= 10
 KILLS ?= 250
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test check torture kills mutants fuzz bench bench-quick postgres bins
+.PHONY: demo test check faults torture kills mutants fuzz bench bench-quick postgres bins
 
 postgres:
 	scripts/get-postgres.sh
@@ -34,7 +34,12 @@ check:
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
 	else echo "cargo-deny is not installed: licences, bans and sources were NOT checked"; fi
 
-# Random forks without end; PGREJOIN_SEED=n repeats one.
+# Every state in which a disk can be left, where an ordinary test run tries a part of them.
+faults:
+	cargo build --workspace --bins --tests
+	PGREJOIN_FAULTS=all cargo test -p integration-tests --test it faults:: -- --nocapture
+
+# Random lives for MINUTES on each major; PGREJOIN_SEED=n begins with that one, PGREJOIN_LIVES=n lives so many.
 torture: postgres
 	cargo build --workspace --bins --tests
 	PGREJOIN_TORTURE_MINUTES=$(MINUTES) cargo test -p integration-tests --test it torture:: -- --nocapture

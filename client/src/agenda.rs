@@ -11,6 +11,7 @@ use proto::model::Description;
 use crate::ahead::{Assumed, Compared};
 use crate::analysis::{Analysis, source_start};
 use crate::apply::plan_file::PlanFile;
+use crate::apply::staged::{self, StagedBytes};
 use crate::apply::{preflight, state};
 use crate::choose::{Candidates, Choice, Ways, new_tablespaces};
 use crate::cli::StrategyArg;
@@ -27,6 +28,7 @@ use crate::plan::{Plan, SourceFiles, Strategy};
 use crate::priced::Known;
 use crate::rewind::{Run, blocking};
 use crate::seal::Attempt;
+use crate::source_checks::{check_databases, check_shrink};
 use crate::unfinished::state_error;
 use crate::{changes, continued, inspect};
 
@@ -74,7 +76,7 @@ impl Run {
         };
         let PlanFile { start, source_redo, plan, listed: files, hash_bytes, .. } = stored;
         let choice = Choice { strategy, window: None, start, why: stored.strategy.1 };
-        let staged = state::staged_bytes(&*self.disk).map_err(state_error)?;
+        let staged = staged::staged_bytes(&*self.disk).map_err(state_error)?;
         self.undo = self.check(&plan, source, (&choice, staged))?;
         self.monitor.note("going on with what an earlier run had fetched");
         Ok(Some(Planned { choice, source_redo, plan, files, hash_bytes, again: true }))
@@ -112,6 +114,10 @@ impl Run {
             let why = format!("tablespace {oid} was created on the source meanwhile");
             return Ok(Err(Attempt::Again { why, without_fork: None }));
         }
+        check_databases(&files, &self.target.files)?;
+        if !self.config.accept_shrink {
+            check_shrink(&self.target.files, &files)?;
+        }
         let candidates = Candidates::new(ways, source, history);
         let prices = self.prices(source, &files, (ways, &candidates), &Known::default())?;
         let choice = candidates.choose(self.config.strategy, &prices)?;
@@ -120,7 +126,7 @@ impl Run {
         }
         let (plan, differences, hash_bytes) =
             self.plan(session, source, (&files, compared), &choice).await?;
-        self.undo = self.check(&plan, source, (&choice, (0, 0)))?;
+        self.undo = self.check(&plan, source, (&choice, StagedBytes::default()))?;
         if self.config.dry_run {
             changes(&plan).iter().for_each(|change| self.monitor.planned(change));
             let mut outcome = self.dry_outcome(ways.analysis, &choice, &plan);
@@ -242,7 +248,7 @@ impl Run {
         &self,
         plan: &Plan,
         source: &Description,
-        (choice, staged): (&Choice<'_>, (u64, u64)),
+        (choice, staged): (&Choice<'_>, StagedBytes),
     ) -> Result<bool, RewindError> {
         let newest = source.wal_segments.iter().map(|name| name.number).max().unwrap_or(0);
         let size = source.node.control.wal_segment_size;
@@ -254,8 +260,8 @@ impl Run {
         let copied = staging.is_some() || self.directory.wal_is_elsewhere();
         let mut room = preflight::Room {
             // Staged pages are compressed; half of their size is what rows that compress badly need.
-            staged_bytes: (Totals::of(plan).bytes() / 2).saturating_sub(staged.0),
-            wal_bytes: wal_bytes.saturating_sub(staged.1),
+            staged_bytes: (Totals::of(plan).bytes() / 2).saturating_sub(staged.packs),
+            wal_bytes: wal_bytes.saturating_sub(staged.wal),
             copied_wal_bytes: if copied { wal_bytes } else { 0 },
             ..preflight::Room::on(&self.directory, staging)
         };
@@ -263,7 +269,8 @@ impl Run {
         if !self.config.undo {
             return Ok(false);
         }
-        room.undo_bytes = bytes_of(&images(plan, &self.target.files));
+        room.keeps_cut = true;
+        room.undo_bytes = bytes_of(&images(plan, &self.target.files)).saturating_sub(staged.undo);
         let short = room.check(plan, &self.target.files).err();
         if let Some(short) = &short {
             self.monitor.warning(&format!(

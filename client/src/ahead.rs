@@ -14,7 +14,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::analysis::source_start;
 use crate::changes::{Gathered, gather, is_there};
-use crate::config::Config;
 use crate::error::RewindError;
 use crate::fetch::session::Answer;
 use crate::fetch::{Session, compare};
@@ -91,15 +90,13 @@ impl Run {
         (source, history): (&Arc<Description>, &Arc<TimelineHistory>),
         fork: Option<Lsn>,
     ) -> Asked<(Sealed, Asked<WalAhead>)> {
-        let (config, target) = (self.config.clone(), Arc::clone(&self.target));
         let (source, history) = (Arc::clone(source), Arc::clone(history));
-        let fork = fork.filter(|_| !config.dry_run);
+        let fork = fork.filter(|_| !self.config.dry_run);
         let mut asking = session.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
             let sealed = asking.seal().await?;
             let span = (source_start(&source).redo, sealed.end);
-            let wanted =
-                fork.and_then(|fork| wal((&config, &target), (&source, &history), span, fork));
+            let wanted = fork.and_then(|fork| wal((&source, &history), span, fork));
             let wal = tokio::spawn(async move {
                 Ok(match wanted {
                     Some((name, units)) => {
@@ -157,13 +154,12 @@ fn always_compared(
 
 /// The WAL that replay from the source's newest checkpoint needs, if it is little and lies in one segment.
 fn wal(
-    (config, target): (&Config, &Target),
     (source, history): (&Description, &TimelineHistory),
     (start, end): (Lsn, Lsn),
     fork: Lsn,
 ) -> Option<(SegmentName, Vec<Unit>)> {
     let size = source.node.control.wal_segment_size;
-    let from = fetched_from((config, &target.settings), (start, end), fork, size);
+    let from = fetched_from(start, fork, size);
     let end = page_end(end);
     let last = Lsn::new(end.as_u64().saturating_sub(1));
     let is_little = end > from && end.distance_from(from) <= WAL_BYTES_MAX;

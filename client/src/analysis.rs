@@ -12,7 +12,6 @@ use data_dir::wal::{LocalWal, records_after};
 use data_dir::window::{Checkpoint, Window};
 use data_dir::window_scan::{checkpoints_before, scan_window};
 use pg_format::backup_label::ReplayStart;
-use pg_format::control_file::WalLevel;
 use pg_format::wal::SegmentName;
 use pg_format::{Lsn, TimelineHistory, TimelineId};
 use proto::fetch::{Item, ItemBody, Unit, UnitKind};
@@ -22,8 +21,9 @@ use tokio::runtime::Handle;
 
 use crate::error::{Class, RewindError};
 use crate::fetch::Session;
+use crate::hint_logging::{NotTold, Past, before_open_transactions, check_promotion, check_window};
 use crate::inspect::archive::{Elsewhere, TargetWal, nameless_file};
-use crate::inspect::{Target, wal_context};
+use crate::inspect::{Target, changed_without_wal, wal_context};
 
 /// What is known about where the two nodes parted.
 #[derive(Debug)]
@@ -33,9 +33,17 @@ pub struct Analysis {
     /// End of the target's valid WAL, if it could be read.
     pub target_end: Option<Lsn>,
     /// What strategy *fork* needs, or why it cannot be.
-    pub rewindable: Result<Rewindable, String>,
+    pub rewindable: Result<Rewindable, NotTold>,
     /// Segments of the common part that came from an archive or the source.
     pub fetched: Vec<(SegmentName, File)>,
+}
+
+impl Analysis {
+    /// Nothing is known, for this reason.
+    pub fn not_told(why: &str) -> Self {
+        let rewindable = Err(NotTold::new(why));
+        Self { fork: None, target_end: None, rewindable, fetched: Vec::new() }
+    }
 }
 
 /// A proven fork point.
@@ -167,7 +175,7 @@ impl Subject<'_> {
             Err(error) if error.class() == Class::Target => Ok(Analysis {
                 fork: None,
                 target_end: None,
-                rewindable: Err(error.chain()),
+                rewindable: Err(NotTold::new(error.chain())),
                 fetched: Vec::new(),
             }),
             Err(error) => Err(error),
@@ -181,7 +189,12 @@ impl Subject<'_> {
         forked_at: Lsn,
     ) -> Result<Analysis, RewindError> {
         let none = |fork, target_end, why: String| {
-            Ok(Analysis { fork, target_end, rewindable: Err(why), fetched: Vec::new() })
+            Ok(Analysis {
+                fork,
+                target_end,
+                rewindable: Err(NotTold::new(why)),
+                fetched: Vec::new(),
+            })
         };
         let context = wal.local().context;
         let control = &self.target.control.file;
@@ -226,7 +239,7 @@ impl Subject<'_> {
         }
         let fork = match self.prove(wal, &own, forked_at.min(scanned.end), early)? {
             Ok(lsn) => Fork { lsn, timeline },
-            Err(why) => return none(None, Some(scanned.end), why),
+            Err(why) => return none(None, Some(scanned.end), why.to_string()),
         };
         let rewindable = self.window(wal, &own, fork.lsn)?;
         Ok(Analysis {
@@ -243,10 +256,9 @@ impl Subject<'_> {
         wal: &TargetWal<'_>,
         own: &Window,
         fork: Lsn,
-    ) -> Result<Result<Rewindable, String>, RewindError> {
+    ) -> Result<Result<Rewindable, NotTold>, RewindError> {
         let control = &self.target.control.file;
         let context = wal.local().context;
-        let common = control.checkpoint < fork;
         let mut checkpoint = own.last_checkpoint_before(fork).copied();
         if checkpoint.is_none() {
             let newest = &mut |found: &Checkpoint| {
@@ -256,10 +268,50 @@ impl Subject<'_> {
             checkpoints_before(wal, context, fork, newest)?;
         }
         let Some(checkpoint) = checkpoint else {
-            return Ok(Err(format!("no WAL holds a checkpoint before the fork at {fork}")));
+            return Ok(Err(NotTold::new(format!(
+                "no WAL holds a checkpoint before the fork at {fork}"
+            ))));
         };
-        let mut start = start_of(&checkpoint);
-        if common && control.checkpoint_copy.redo < start.redo {
+        let start = self.start(&checkpoint, fork);
+        let read = |from| scan_window(wal, context, from, (fork, self.last_here(from)));
+        let (mut window, mut scanned) = read(start.redo)?;
+        let past = Past::since(start.redo, fork, control, &window, &self.target.history);
+        if past.was_standby {
+            let Some(last) = checkpoint_at(wal, start.checkpoint)? else {
+                let why =
+                    format!("the checkpoint at {} is not in the target's WAL", start.checkpoint);
+                return Ok(Err(NotTold::new(why)));
+            };
+            match before_open_transactions(wal, last)? {
+                Ok(redo) if redo < start.redo => (window, scanned) = read(redo)?,
+                Ok(_) => {}
+                Err(why) => return Ok(Err(why)),
+            }
+        }
+        if window.end < own.end {
+            let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);
+            let (first, end) = (window.start, window.end);
+            let why = format!("the WAL from {first} is not complete: it stops at {end}: {why}");
+            return Ok(Err(NotTold::new(why)));
+        }
+        if let Err(why) = check_promotion(past, &window) {
+            return Ok(Err(why));
+        }
+        if let Err(why) = check_window(&window, self.target)? {
+            return Ok(Err(why));
+        }
+        for relation in changed_without_wal(self.target)? {
+            window.pages.insert(relation, 0);
+        }
+        Ok(Ok(Rewindable { window, start }))
+    }
+
+    /// Where replay from the fork begins: the oldest of the last common checkpoint, the target's own if that
+    /// is common, and the source's.
+    fn start(&self, checkpoint: &Checkpoint, fork: Lsn) -> ReplayStart {
+        let control = &self.target.control.file;
+        let mut start = start_of(checkpoint);
+        if control.checkpoint < fork && control.checkpoint_copy.redo < start.redo {
             start = ReplayStart {
                 redo: control.checkpoint_copy.redo,
                 checkpoint: control.checkpoint,
@@ -267,36 +319,19 @@ impl Subject<'_> {
             };
         }
         let theirs = source_start(self.source);
-        if theirs.redo < start.redo {
-            start = theirs;
-        }
-        let mut first = start.redo;
-        // Until its first own checkpoint began, a promoted node took its restartpoint for the
-        // position below which hints must be logged; that may be older than the common checkpoint.
-        let promoted = own.promotions.iter().any(|lsn| *lsn > checkpoint.lsn)
-            || self.target.history.spans().iter().any(|span| span.begin > checkpoint.lsn);
-        if promoted && !common {
-            match safe_hints(wal, checkpoint)? {
-                Ok(redo) => first = first.min(redo),
-                Err(why) => return Ok(Err(why)),
-            }
-        }
-        let (window, scanned) = scan_window(wal, context, first, (fork, self.last_here(first)))?;
-        if window.end < own.end {
-            let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);
-            let end = window.end;
-            return Ok(Err(format!(
-                "the WAL from {first} is not complete: it stops at {end}: {why}"
-            )));
-        }
-        if promoted
-            && !common
-            && let Err(why) = check_prepared(&window, fork)
-        {
-            return Ok(Err(why));
-        }
-        Ok(check_window(&window, self.target).map(|()| Rewindable { window, start }))
+        if theirs.redo < start.redo { theirs } else { start }
     }
+}
+
+/// The checkpoint record that begins at `lsn`, if the WAL has it.
+fn checkpoint_at(wal: &TargetWal<'_>, lsn: Lsn) -> Result<Option<Checkpoint>, RewindError> {
+    let mut found = None;
+    let newest = &mut |checkpoint: &Checkpoint| {
+        found = Some(*checkpoint).filter(|checkpoint| checkpoint.lsn == lsn);
+        ControlFlow::Break(())
+    };
+    checkpoints_before(wal, wal.local().context, lsn.plus(1), newest)?;
+    Ok(found)
 }
 
 fn start_of(checkpoint: &Checkpoint) -> ReplayStart {
@@ -315,85 +350,4 @@ pub fn source_start(source: &Description) -> ReplayStart {
         checkpoint: control.checkpoint,
         timeline: control.checkpoint_copy.timeline,
     }
-}
-
-/// R10, R12: whether the target's WAL names every page it changed.
-fn check_window(window: &Window, target: &Target) -> Result<(), String> {
-    let control = &target.control.file;
-    if !control.logs_hints() {
-        return Err("the target has neither checksums nor wal_log_hints: its WAL does not name \
-                    every page it changed"
-            .to_owned());
-    }
-    if let Some(at) = window.settings_changed_at.filter(|_| !control.writes_checksums()) {
-        return Err(format!(
-            "settings changed on the target at {at}, wal_log_hints may have been off before"
-        ));
-    }
-    if control.wal_level == WalLevel::Minimal {
-        return Err("wal_level is minimal on the target: its WAL does not name every page".into());
-    }
-    if let Some(at) = window.minimal_at {
-        return Err(format!("wal_level was minimal on the target at {at}"));
-    }
-    if let Some(at) = window.checksums_changed_at {
-        return Err(format!("checksums were switched on the target at {at}"));
-    }
-    match window.unknown_at {
-        Some(at) => Err(format!("the target's WAL has a record of unknown effect at {at}")),
-        None => Ok(()),
-    }
-}
-
-/// The other half of R1's rule: a transaction prepared before the fork and committed on the target
-/// before its first own checkpoint may have left marks in index pages it never touched itself.
-fn check_prepared(window: &Window, fork: Lsn) -> Result<(), String> {
-    let first = window.checkpoints.iter().find(|checkpoint| checkpoint.lsn >= fork);
-    let before = first.map_or(Lsn::MAX, |checkpoint| checkpoint.checkpoint.redo);
-    let end = window
-        .prepared_ends
-        .iter()
-        .find(|end| end.committed && end.lsn >= fork && end.lsn < before);
-    end.map_or(Ok(()), |end| {
-        Err(format!(
-            "a prepared transaction was committed on the target at {}, before its first checkpoint \
-             after the promotion: the hints it left behind were not all logged",
-            end.lsn
-        ))
-    })
-}
-
-/// R1, for a target that was promoted and has completed a checkpoint since: hints on pages last
-/// changed between its last restartpoint and the checkpoint may not have been logged. Goes back to
-/// a checkpoint after which every transaction still open at the last common one began.
-fn safe_hints(wal: &TargetWal<'_>, last: Checkpoint) -> Result<Result<Lsn, String>, RewindError> {
-    let context = wal.local().context;
-    let mut oldest_active = None;
-    let mut found = None;
-    let mut search = |checkpoint: &Checkpoint| {
-        match oldest_active {
-            None => {
-                // A shutdown checkpoint does not say which transactions were open.
-                oldest_active = checkpoint.oldest_active();
-                if oldest_active == Some(checkpoint.checkpoint.next_xid) {
-                    found = Some(checkpoint.checkpoint.redo);
-                }
-            }
-            Some(oldest) if checkpoint.checkpoint.next_xid <= oldest => {
-                found = Some(checkpoint.checkpoint.redo);
-            }
-            Some(_) => {}
-        }
-        if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    if search(&last).is_continue() {
-        checkpoints_before(wal, context, last.lsn, &mut search)?;
-    }
-    Ok(found.ok_or_else(|| {
-        format!(
-            "the target was promoted after the fork and its WAL does not reach back to a \
-             checkpoint before the transactions that were open at {}",
-            last.lsn
-        )
-    }))
 }

@@ -22,7 +22,7 @@ pub(crate) async fn since_fork(
     (analysis, ahead): (&Analysis, Option<Assumed>),
 ) -> Result<Result<Window, String>, RewindError> {
     let (found, fork) = match (&analysis.rewindable, analysis.fork) {
-        (Err(why), _) => return Ok(Err(why.clone())),
+        (Err(why), _) => return Ok(Err(why.to_string())),
         (Ok(_), None) => return Ok(Err("the fork point is not proven".to_owned())),
         (Ok(found), Some(fork)) => (found, fork.lsn),
     };
@@ -164,6 +164,11 @@ impl Gathered {
         if let Some(at) = reached.minimal_at {
             return Err(format!("wal_level was minimal on the source at {at}"));
         }
+        if let Some(at) = reached.extension_at {
+            return Err(format!(
+                "the source's WAL has a record of an extension's own resource manager at {at}"
+            ));
+        }
         if let Some(at) = reached.unknown_at {
             return Err(format!("the source's WAL has a record of unknown effect at {at}"));
         }
@@ -195,7 +200,7 @@ mod tests {
 
     fn covered(from: u64, to: u64) -> Reached {
         let (from, to) = (Lsn::new(from), Lsn::new(to));
-        Reached { from, to, minimal_at: None, unknown_at: None }
+        Reached { from, to, minimal_at: None, unknown_at: None, extension_at: None }
     }
 
     #[test]
@@ -214,6 +219,8 @@ mod tests {
         assert!(collect([Change::Reached(minimal)], range).is_err());
         let unknown = Reached { unknown_at: Some(Lsn::new(120)), ..covered(100, 200) };
         assert!(collect([Change::Reached(unknown)], range).is_err());
+        let extension = Reached { extension_at: Some(Lsn::new(120)), ..covered(100, 200) };
+        assert!(collect([Change::Reached(extension)], range).is_err());
     }
 
     #[test]

@@ -129,7 +129,7 @@ fn fork<'a>(
     if let Some(why) = ways.forbid_fork {
         return Err((why.to_owned(), Class::Preflight));
     }
-    let found = ways.analysis.rewindable.as_ref().map_err(|why| gone(why.clone()))?;
+    let found = ways.analysis.rewindable.as_ref().map_err(|why| gone(why.to_string()))?;
     let fork = ways.analysis.fork.ok_or_else(|| gone("the fork point is not proven".to_owned()))?;
     wal_since(source, history, fork.lsn).map_err(gone)?;
     let Window { start, end, .. } = &found.window;

@@ -191,6 +191,10 @@ pub struct RewindArgs {
     /// What happens to files PostgreSQL does not know
     #[arg(long, value_enum, default_value = "keep", help_heading = "Target files")]
     pub extra_files: ExtraFilesArg,
+    /// Go on although a database would be left with less than a tenth of its bytes here, as after VACUUM FULL on the
+    /// source
+    #[arg(long, help_heading = "Target files")]
+    pub accept_shrink: bool,
     /// Do not wait for the disk: the result may be lost if the machine fails
     #[arg(short = 'N', long, help_heading = "Target files")]
     pub no_sync: bool,

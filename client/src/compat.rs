@@ -11,6 +11,16 @@ use crate::monitor::Monitor;
 pub fn check(target: &Target, source: &Description) -> Result<(), RewindError> {
     let (ours, theirs) = (&target.control.file, &source.node.control);
     let refuse = |message: String| Err(RewindError::new(Class::Target, message));
+    let here = target.directory.identity().map_err(|error| {
+        RewindError::because(Class::Target, "could not look at the target's directory", error)
+    })?;
+    if here == source.node.directory {
+        return refuse(
+            "the source is this data directory itself: --source leads back to this node (a virtual address that \
+             still points here?); give the address of the node to follow"
+                .to_owned(),
+        );
+    }
     if ours.system_identifier != theirs.system_identifier {
         return refuse(format!(
             "target and source are of different clusters: system identifier {} here, {} there",

@@ -84,6 +84,8 @@ pub struct Config {
     pub mirror_extra_files: bool,
     /// Whether the disk is waited for.
     pub sync: bool,
+    /// Whether a database may be left with next to nothing of what it has here.
+    pub accept_shrink: bool,
 }
 
 impl Config {
@@ -144,6 +146,7 @@ impl Config {
             config_from_source: args.config_files == ConfigFilesArg::Source,
             mirror_extra_files: args.extra_files == ExtraFilesArg::Mirror,
             sync: !args.no_sync,
+            accept_shrink: args.accept_shrink,
         })
     }
 }

@@ -15,8 +15,13 @@ pub(crate) fn life(node: &Node) -> String {
     // A stopped node may have been started and stopped in between.
     let stopped = (node.role == Role::Stopped).then(|| crc32c::crc32c(&node.control_bytes));
     format!(
-        "{} {:?} {} {:?} {:?} {stopped:?}",
-        control.system_identifier, node.role, node.timeline, control.state, node.postmaster
+        "{} {:?} {} {:?} {:?} {:?} {stopped:?}",
+        control.system_identifier,
+        node.role,
+        node.timeline,
+        control.state,
+        node.postmaster,
+        node.directory
     )
 }
 
@@ -66,5 +71,23 @@ pub(crate) fn obstacle(
         Some("configuration and extra files of the source may have changed since")
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::node;
+
+    /// In containers both postmasters may have number 1 and the same start second.
+    #[test]
+    fn two_nodes_behind_one_address_are_two_lives() {
+        let (one, other) = (node([1; 16]), node([2; 16]));
+        assert!(one.same_life(&node([1; 16])) && !one.same_life(&other));
+        assert_eq!(life(&one), life(&node([1; 16])));
+        assert_ne!(life(&one), life(&other));
+        let restarted = Node { postmaster: Some((1, 1_700_000_001)), ..one.clone() };
+        assert!(!one.same_life(&restarted));
+        assert_ne!(life(&one), life(&restarted));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 
 use data_dir::OpenError;
 use data_dir::control::ControlError;
@@ -29,6 +30,8 @@ pub enum Class {
     Unfinished,
     /// The source changed while it was read: a new plan helps.
     Changed,
+    /// WAL of the source that the plan needs cannot be had: a new plan, or another strategy, helps.
+    WalUnavailable,
     /// The target is rewound, but something after that failed: it was not started, or temporary
     /// files are left.
     Rewound,
@@ -44,7 +47,7 @@ impl Class {
             Self::Usage => 2,
             Self::Target => 3,
             Self::Authentication => 4,
-            Self::Transient | Self::Changed => 5,
+            Self::Transient | Self::Changed | Self::WalUnavailable => 5,
             Self::Rebuild => 6,
             Self::Preflight => 7,
             Self::Unfinished => 8,
@@ -82,6 +85,30 @@ impl RewindError {
         self.class
     }
 
+    /// Whether a plan that is made anew may do without what failed.
+    pub fn needs_new_plan(&self) -> bool {
+        matches!(self.class, Class::Changed | Class::WalUnavailable)
+    }
+
+    /// Whether a disk was full.
+    pub fn is_for_want_of_room(&self) -> bool {
+        self.io_kind().is_some_and(|kind| {
+            matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        })
+    }
+
+    /// The system's error at the bottom of it.
+    fn io_kind(&self) -> Option<io::ErrorKind> {
+        io_kind(self.source()?)
+    }
+
+    /// The same failure with more to say.
+    #[must_use]
+    pub fn advise(mut self, advice: &str) -> Self {
+        self.message = format!("{} ({advice})", self.message);
+        self
+    }
+
     /// The same failure after the target was modified.
     #[must_use]
     pub fn unfinished(mut self) -> Self {
@@ -111,6 +138,20 @@ impl RewindError {
         }
         text
     }
+}
+
+/// The kind of the system's error among an error and its causes.
+pub(crate) fn io_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>()
+            && io.kind() != io::ErrorKind::Other
+        {
+            return Some(io.kind());
+        }
+        next = error.source();
+    }
+    None
 }
 
 impl fmt::Display for RewindError {

@@ -6,7 +6,6 @@ pub mod cache;
 pub mod compare;
 pub mod connect;
 pub mod differences;
-mod listing;
 pub mod pool;
 pub mod progress;
 pub mod session;

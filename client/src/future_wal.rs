@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use data_dir::runs::{How, Runs, ValueSink, scan_runs};
 use data_dir::wal::{LocalWal, Segments, WalError};
@@ -11,6 +10,7 @@ use pg_format::wal::effect::effect;
 use pg_format::wal::{SegmentName, Start, WalContext};
 use pg_format::{Covered, FormatError, Lsn, TimelineHistory};
 
+use crate::apply::change::Signals;
 use crate::apply::disk::Disk;
 use crate::apply::state;
 use crate::plan::replay::Hazard;
@@ -28,8 +28,8 @@ pub struct FutureWal<'a> {
     pub local: LocalWal<'a>,
     /// First segment that is not common.
     pub fork_segment: u64,
-    /// Set if nobody waits for what is read.
-    pub stop: &'a AtomicBool,
+    /// Whether nobody waits for what is read any more.
+    pub signals: &'a Signals,
 }
 
 impl std::fmt::Debug for FutureWal<'_> {
@@ -40,7 +40,7 @@ impl std::fmt::Debug for FutureWal<'_> {
 
 impl Segments for FutureWal<'_> {
     fn open(&self, number: u64) -> io::Result<Option<File>> {
-        if self.stop.load(Ordering::Relaxed) {
+        if self.signals.stop() {
             return Err(io::ErrorKind::Interrupted.into());
         }
         if let Some(name) = self.staged.iter().find(|name| name.number == number) {

@@ -9,16 +9,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use data_dir::control::Control;
+use data_dir::dir::read_at;
 use data_dir::secret::{holds_private_key, is_key_name};
 use data_dir::{DataDir, Entry};
 use pg_format::relation::tablespace_version_directory;
 use pg_format::wal::WalContext;
-use pg_format::{ControlFile, DataPath, FileClass, TimelineHistory};
+use pg_format::{
+    BLOCK_BYTES, ControlFile, DataPath, FileClass, Fork, RelationPath, TimelineHistory,
+};
 use rustix::fs::FlockOperation;
 
 use crate::apply::disk::Disk;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
+use crate::plan::input::file_bytes;
+use crate::unstarted::is_unstarted;
 use settings::Settings;
 
 /// Directories of `pg_wal` with something in them that a rewind changes.
@@ -37,6 +42,8 @@ pub struct Target {
     pub settings: Settings,
     /// Everything in it.
     pub files: BTreeMap<DataPath, Entry>,
+    /// Whether it was rewound before and not started since: its pages are right only once its WAL was replayed.
+    pub unstarted: bool,
 }
 
 /// Opens and locks a data directory that is ours and in which no server runs.
@@ -83,7 +90,8 @@ pub fn inspect(
     })?;
     let control = directory.control()?;
     let backup = control.file.backup_start_point;
-    if directory.has("backup_label") || backup.is_valid() {
+    let unstarted = is_unstarted(directory)?;
+    if !unstarted && (directory.has("backup_label") || backup.is_valid()) {
         return refuse(format!(
             "target {} is a base backup whose recovery has not finished (backup_label or backup \
              start point {backup}): start it once or take a new base backup",
@@ -109,7 +117,8 @@ pub fn inspect(
     walked.map_err(|error| {
         RewindError::because(Class::Target, "could not list the target's files", error)
     })?;
-    Ok(Target { directory: Arc::clone(directory), control, history, settings, files })
+    let directory = Arc::clone(directory);
+    Ok(Target { directory, control, history, settings, files, unstarted })
 }
 
 /// Files of the target that are private keys, among those PostgreSQL does not know.
@@ -131,6 +140,38 @@ pub fn private_keys(target: &Target) -> BTreeSet<DataPath> {
         }
     }
     keys
+}
+
+/// Bytes before a page's content (`SizeOfPageHeaderData`).
+const PAGE_HEADER_BYTES: u64 = 24;
+/// First bytes of the content of an `SP-GiST` index's first page (`SPGIST_MAGIC_NUMBER`).
+const SPGIST_MAGIC: [u8; 4] = 0xBA0B_ABEE_u32.to_le_bytes();
+
+/// Relations whose first page PostgreSQL changes without WAL, found by what that page holds: the first page of
+/// an `SP-GiST` index remembers pages with room (`SpGistUpdateMetaPage`). docs/RULES.md, R1a.
+pub fn changed_without_wal(target: &Target) -> Result<Vec<RelationPath>, RewindError> {
+    let mut found = Vec::new();
+    for (path, entry) in &target.files {
+        let FileClass::Relation(segment) = FileClass::of(path) else {
+            continue;
+        };
+        let first = segment.fork == Fork::Main && segment.segment == 0;
+        if !first || file_bytes(entry).is_none_or(|bytes| bytes < BLOCK_BYTES) {
+            continue;
+        }
+        let mut magic = [0; 4];
+        let read = target
+            .directory
+            .open_file(path)
+            .and_then(|file| read_at(&file, &mut magic, PAGE_HEADER_BYTES));
+        let bytes = read.map_err(|error| {
+            RewindError::because(Class::Target, format!("could not read {path}"), error)
+        })?;
+        if bytes == magic.len() && magic == SPGIST_MAGIC {
+            found.push(segment.relation);
+        }
+    }
+    Ok(found)
 }
 
 /// How a node's WAL is read.

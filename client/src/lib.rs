@@ -12,6 +12,7 @@ pub mod config;
 pub mod error;
 pub mod fetch;
 pub mod future_wal;
+mod hint_logging;
 pub mod inspect;
 pub mod monitor;
 pub mod outcome;
@@ -34,6 +35,12 @@ mod priced;
 mod proof;
 mod seal;
 mod sealed;
+mod source_checks;
+mod steps;
+#[cfg(test)]
+mod test_values;
+mod timeline_ends;
+mod unstarted;
 mod way_back;
 
 pub use config::Config;

@@ -4,9 +4,10 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use clap::Parser as _;
+use client::apply::change::Signals;
 use client::cli::{Cli, Command, OutputArg};
 use client::monitor::json::Json;
 use client::monitor::lines::Lines;
@@ -79,12 +80,12 @@ fn run(command: Command) -> Result<(), (RewindError, u8)> {
 }
 
 /// One of the two ways an interrupted rewind ends.
-type Ending = fn(&Path, &dyn Monitor, &AtomicBool) -> Result<client::Outcome, RewindError>;
+type Ending = fn(&Path, &dyn Monitor, &Signals) -> Result<client::Outcome, RewindError>;
 
 fn end(stop: Stop, target: PathBuf, ending: Ending) -> Result<(), (RewindError, u8)> {
     let outcome = until_stopped(stop.clone(), async move {
-        let flag = Arc::clone(&stop.flag);
-        let work = move || ending(&target, &Lines::new(true), &flag);
+        let signals = Arc::clone(&stop.signals);
+        let work = move || ending(&target, &Lines::new(true), &signals);
         tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
             Err(RewindError::because(Class::Unfinished, "a worker failed", error))
         })
@@ -103,7 +104,7 @@ fn monitor(config: &Config) -> Arc<dyn Monitor> {
     }
 }
 
-/// Runs `work` to its end; the first SIGTERM or SIGINT tells it to stop.
+/// Runs `work` to its end; SIGTERM and SIGINT tell it to stop.
 fn until_stopped(
     stop: Stop,
     work: impl Future<Output = Result<client::Outcome, RewindError>>,
@@ -126,7 +127,7 @@ fn until_stopped(
                     _ = interrupt.recv() => {}
                     _ = hangup.recv() => continue,
                 }
-                stop.flag.store(true, Ordering::Relaxed);
+                stop.signals.receive();
                 stop.cancelled.cancel();
             }
         });

@@ -26,6 +26,8 @@ pub enum Result {
     NothingToDo,
     /// A dry run.
     WouldRewind,
+    /// The target was rewound before, and not started since.
+    AlreadyRewound,
     /// The target was rewound.
     Rewound,
     /// An interrupted rewind was finished.
@@ -92,6 +94,60 @@ impl Checkpointed {
     }
 }
 
+/// What the source still has of the WAL that the node needs next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceWal {
+    /// Name of the oldest segment it has.
+    pub oldest: String,
+    /// Whether it has the segment that replay will end in, from which the node will stream.
+    pub has_end: bool,
+    /// How long it will keep that at its present rate: seconds; `None` if it writes nothing.
+    pub lasts: Option<u64>,
+}
+
+impl SourceWal {
+    /// Of a source that described itself at `now`, seconds since 1970, after its WAL had reached `end`. PostgreSQL
+    /// removes a segment at a checkpoint that begins so far behind it as the newest one lies behind the oldest
+    /// segment now.
+    pub fn of(source: &Description, end: Lsn, now: i64) -> Option<Self> {
+        let control = &source.node.control;
+        let size = control.wal_segment_size;
+        let oldest = source.wal_segments.iter().min_by_key(|name| name.number)?;
+        let redo = control.checkpoint_copy.redo;
+        let kept = redo.as_u64().saturating_sub(size.start_of(oldest.number).as_u64());
+        let written = end.as_u64().saturating_sub(redo.as_u64());
+        let seconds = now.saturating_sub(control.checkpoint_copy.time).max(1).unsigned_abs();
+        let lasts = kept.saturating_mul(seconds).checked_div(written);
+        let newest = source.wal_segments.iter().map(|name| name.number).max()?;
+        let number = size.segment_of(end);
+        let has_end = source.wal_segments.iter().any(|name| name.number == number)
+            || size.offset_of(end) == 0 && newest < number;
+        Some(Self { oldest: oldest.file_name(size), has_end, lasts })
+    }
+
+    fn text(&self) -> String {
+        let oldest = &self.oldest;
+        if !self.has_end {
+            return format!(
+                "the oldest segment it still has is {oldest}: what this node needs next is gone; give it an \
+                 archive, or rewind it again"
+            );
+        }
+        let lasts = match self.lasts {
+            None => "as long as it writes nothing".to_owned(),
+            Some(seconds) => {
+                format!(
+                    "about {seconds} s at its present rate, and until its next checkpoint at least"
+                )
+            }
+        };
+        format!(
+            "the oldest segment it still has is {oldest}; it keeps what this node needs next {lasts}: start the \
+             node at once, or have a replication slot, wal_keep_size or an archive keep it"
+        )
+    }
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Outcome {
@@ -113,8 +169,8 @@ pub struct Outcome {
     pub carriage: Carriage,
     /// Where replay begins and ends.
     pub replay: Option<(Lsn, Lsn)>,
-    /// The oldest WAL segment the source still had.
-    pub source_oldest_wal: Option<String>,
+    /// What the source still had of its WAL at the end.
+    pub source_wal: Option<SourceWal>,
     /// Time of each step.
     pub times: Vec<(Step, Duration)>,
     /// What was kept aside or taken away.
@@ -134,7 +190,7 @@ impl Outcome {
             totals: Totals::default(),
             carriage: Carriage::default(),
             replay: None,
-            source_oldest_wal: None,
+            source_wal: None,
             times: Vec::new(),
             kept: Vec::new(),
         }
@@ -144,6 +200,7 @@ impl Outcome {
         match self.result {
             Result::NothingToDo => "no_rewind_required",
             Result::WouldRewind => "would_rewind",
+            Result::AlreadyRewound => "already_rewound",
             Result::Rewound => "rewound",
             Result::Resumed => "resumed",
             Result::RolledBack => "rolled_back",
@@ -181,8 +238,8 @@ impl Outcome {
         if let Some((start, end)) = self.replay {
             line("replay", format!("from {start} to {end}"));
         }
-        if let Some(oldest) = &self.source_oldest_wal {
-            line("source WAL", format!("the oldest segment it still has is {oldest}"));
+        if let Some(wal) = &self.source_wal {
+            line("source WAL", wal.text());
         }
         let carried = &self.carriage;
         if carried.hashes + carried.data + carried.wal > 0 {
@@ -284,7 +341,9 @@ impl Outcome {
             "bytes_undo": self.carriage.undo,
             "replay_from": self.replay.map(|(start, _)| start.to_string()),
             "replay_to": self.replay.map(|(_, end)| end.to_string()),
-            "source_oldest_wal": self.source_oldest_wal,
+            "source_oldest_wal": self.source_wal.as_ref().map(|wal| &wal.oldest),
+            "source_wal_lasts_seconds": self.source_wal.as_ref().and_then(|wal| wal.lasts),
+            "source_wal_is_gone": self.source_wal.as_ref().map(|wal| !wal.has_end),
             "seconds": times,
             "kept": self.kept,
         })
@@ -310,4 +369,28 @@ fn prices_json(prices: &Prices) -> serde_json::Value {
         (strategy.name().to_owned(), price)
     });
     serde_json::Value::Object(all.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::described;
+
+    #[test]
+    fn what_the_source_keeps_is_told_by_its_own_rate() {
+        let size = described(0..1, Lsn::new(0), 0).node.control.wal_segment_size;
+        let at = |segment: u64, offset: u64| size.start_of(segment).plus(offset);
+        // Ten segments older than the checkpoint, one written in a hundred seconds since.
+        let source = described(10..22, at(20, 0), 1000);
+        let kept = SourceWal::of(&source, at(21, 0).plus(100), 1100).unwrap();
+        assert!(kept.has_end);
+        assert_eq!(kept.lasts, Some(999), "ten segments at one in a hundred seconds");
+        // It writes nothing.
+        assert_eq!(SourceWal::of(&source, at(20, 0), 1100).unwrap().lasts, None);
+        // What replay ends in is gone already.
+        assert!(!SourceWal::of(&source, at(9, 5), 1100).unwrap().has_end);
+        // Its WAL ends with a segment, and there is no next one yet.
+        assert!(SourceWal::of(&source, at(22, 0), 1100).unwrap().has_end);
+        assert_eq!(SourceWal::of(&described(0..0, at(20, 0), 1000), at(21, 0), 1100), None);
+    }
 }

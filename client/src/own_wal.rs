@@ -1,18 +1,16 @@
-//! Where the WAL that is fetched begins: what of it the target has itself, and what nobody needs.
+//! Where the WAL that is fetched begins: what of it the target has itself.
 
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use data_dir::wal::Segments as _;
 use pg_format::wal::SegmentName;
-use pg_format::{BLOCK_BYTES, Lsn, WalSegmentSize};
+use pg_format::{Lsn, WalSegmentSize};
 
 use crate::ahead::WalAhead;
 use crate::apply::state;
-use crate::config::Config;
 use crate::error::RewindError;
 use crate::fetch::wal::WalFollower;
-use crate::inspect::settings::Settings;
 use crate::seal::{Sealing, local_wal, staging};
 
 impl Sealing<'_> {
@@ -58,22 +56,9 @@ impl Sealing<'_> {
                 from = fork.lsn.page_start();
             }
         }
-        // Replay needs the first page of a segment, and what follows its start.
-        let redo = self.choice.start.redo.page_start();
-        let begun = from.max(size.start_of(first).plus(BLOCK_BYTES));
-        let apart = size.segment_of(redo) != first;
-        let span = (redo, self.announced.end);
-        let left_out = !apart && may_leave_out(self.config, &self.target.settings, span, size);
-        let left_out = left_out && redo > begun;
-        if left_out {
-            from = redo;
-        }
         let disk = Arc::clone(self.disk);
         let history = self.history.clone();
         let mut follower = WalFollower::new(self.session.clone(), disk, history, context, from);
-        if left_out {
-            follower.leave_out(begun, redo);
-        }
         adopted.into_iter().for_each(|name| follower.adopt(name));
         let WalAhead { name, answer } = &self.ahead;
         if let Some(name) = name.filter(|name| name.number >= first) {
@@ -83,7 +68,8 @@ impl Sealing<'_> {
         Ok(follower)
     }
 
-    fn copy_wal(
+    /// Stages the first `bytes` of a segment.
+    pub(crate) fn copy_wal(
         &self,
         name: SegmentName,
         file: &std::fs::File,
@@ -109,42 +95,10 @@ impl Sealing<'_> {
     }
 }
 
-/// Where the WAL begins that is fetched for replay from `start` to `end`: the target has what lies before the
-/// fork.
-pub(crate) fn fetched_from(
-    (config, settings): (&Config, &Settings),
-    (start, end): (Lsn, Lsn),
-    fork: Lsn,
-    size: WalSegmentSize,
-) -> Lsn {
+/// Where the WAL begins that is fetched for replay from `start` on: the target has what lies before the fork, and
+/// the first segment comes whole. A node that is promoted before it ever streamed copies that segment to its
+/// new timeline, and whoever follows it then gets it from there.
+pub(crate) fn fetched_from(start: Lsn, fork: Lsn, size: WalSegmentSize) -> Lsn {
     let (redo, fork) = (start.page_start(), fork.page_start());
-    if redo <= fork {
-        return fork;
-    }
-    match may_leave_out(config, settings, (redo, end), size) {
-        true => redo,
-        false => size.start_of(size.segment_of(redo)).max(fork),
-    }
-}
-
-/// Whether what lies before the start of replay in its segment may stay behind, with the WAL from there
-/// to the end of what is announced. As soon as the node streams, PostgreSQL fetches that segment from its
-/// beginning (`RequestXLogStreaming`). A node that archives could be promoted before and archive a
-/// segment with a hole; one that summarizes WAL reads its oldest segment whole. A segment that is not
-/// the last one is never fetched again, nor is one that the WAL ends with: streaming begins in the next.
-pub(crate) fn may_leave_out(
-    config: &Config,
-    settings: &Settings,
-    (start, end): (Lsn, Lsn),
-    size: WalSegmentSize,
-) -> bool {
-    let is_off = |name: &str| {
-        let value = settings.get(name);
-        value.is_none_or(|value| ["off", "false", "no", "0"].contains(&value))
-    };
-    size.segment_of(start) == size.segment_of(end)
-        && !config.config_from_source
-        && is_off("archive_mode")
-        && is_off("summarize_wal")
-        && settings.are_complete()
+    if redo <= fork { fork } else { size.start_of(size.segment_of(redo)).max(fork) }
 }

@@ -122,8 +122,7 @@ impl Run {
     fn wal_from(&self, source: &Description, ways: Ways<'_>, start: Lsn) -> Lsn {
         let fork = ways.analysis.fork.map_or(Lsn::INVALID, |fork| fork.lsn);
         let size = source.node.control.wal_segment_size;
-        let node = (&self.config, &self.target.settings);
-        fetched_from(node, (start, ways.end), fork, size)
+        fetched_from(start, fork, size)
     }
 
     /// Learns what replay of each way would rebuild, and what a sample of the plan that was made would take:

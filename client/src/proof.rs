@@ -13,6 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::ahead::Asked;
 use crate::analysis::{Subject, source_segment, wal_error};
 use crate::error::RewindError;
+use crate::hint_logging::NotTold;
 use crate::inspect::archive::TargetWal;
 use crate::rewind::joined;
 
@@ -79,16 +80,20 @@ impl Subject<'_> {
         own: &Window,
         to: Lsn,
         mut early: Option<Early>,
-    ) -> Result<Result<Lsn, String>, RewindError> {
+    ) -> Result<Result<Lsn, NotTold>, RewindError> {
         let local = wal.local();
         let size = local.context.segment_size;
         let Some(mut first) = self.first_common(local, (own.start, to))? else {
-            return Ok(Err(format!("the nodes have no WAL in common before {to}")));
+            let why = format!("the nodes have no WAL in common before {to}");
+            return Ok(Err(NotTold::new(why)));
         };
         let mut step = 1;
         loop {
             let start = size.start_of(first);
-            let fork = self.first_difference(local, (start, to), early.take())?;
+            let fork = match self.first_difference(local, (start, to), early.take())? {
+                Ok(fork) => fork,
+                Err(why) => return Ok(Err(why)),
+            };
             // A range that begins with a difference proves nothing: the histories parted earlier.
             let checkpoint = own.last_checkpoint_before(fork).is_some_and(|c| c.lsn >= start);
             if checkpoint || fork.distance_from(start) >= PROOF_BYTES_MIN {
@@ -101,20 +106,21 @@ impl Subject<'_> {
             }
             if first == known {
                 let bytes = fork.distance_from(start);
-                return Ok(Err(format!(
-                    "the nodes have only {bytes} bytes of WAL in common before {fork}"
-                )));
+                let why =
+                    format!("the nodes have only {bytes} bytes of WAL in common before {fork}");
+                return Ok(Err(NotTold::new(why)));
             }
             step *= 2;
         }
     }
 
+    /// Where the records of both nodes in a range begin to differ, or why that is not known.
     fn first_difference(
         &self,
         local: &LocalWal<'_>,
         (start, to): (Lsn, Lsn),
         early: Option<Early>,
-    ) -> Result<Lsn, RewindError> {
+    ) -> Result<Result<Lsn, NotTold>, RewindError> {
         let mut ours = Vec::new();
         let from = Start::FirstAfter(start);
         let our_end = proof::digests(local, local.context, from, to, &mut |digest| {
@@ -124,7 +130,12 @@ impl Subject<'_> {
         let (theirs, their_end) = self.source_digests((start, to), early)?;
         let differs = ours.iter().zip(&theirs).find(|(a, b)| a != b).map(|(a, _)| a.number);
         let Some(number) = differs else {
-            return Ok(our_end.min(their_end).min(to));
+            if their_end < our_end.min(to)
+                && let Err(why) = self.check_their_end((start, to), their_end)?
+            {
+                return Ok(Err(why));
+            }
+            return Ok(Ok(our_end.min(their_end).min(to)));
         };
         let size = local.context.segment_size;
         let (start, to) = (size.start_of(number), size.start_of(number + 1).min(to));
@@ -144,7 +155,36 @@ impl Subject<'_> {
                 _ => {}
             }
         }
-        Ok(first_unequal(&ours, &theirs).unwrap_or_else(|| our_end.min(their_end)))
+        let unequal = first_unequal(&ours, &theirs);
+        // A record that the source does not have at all may only be one that it cannot read.
+        if unequal.is_none_or(|lsn| lsn >= their_end)
+            && their_end < our_end.min(to)
+            && let Err(why) = self.check_their_end((start, to), their_end)?
+        {
+            return Ok(Err(why));
+        }
+        Ok(Ok(unequal.unwrap_or_else(|| our_end.min(their_end))))
+    }
+
+    /// Whether the source's WAL ends where its records of a range do: one that has more and cannot read it
+    /// proves nothing about what lies there.
+    fn check_their_end(
+        &self,
+        range: (Lsn, Lsn),
+        seen: Lsn,
+    ) -> Result<Result<(), NotTold>, RewindError> {
+        let mut session = self.session.clone();
+        let announced = self.runtime.block_on(async move { session.seal().await })?.end;
+        // It may have written more in between: what it had then must be readable now.
+        let (_, again) = self.source_digests(range, None)?;
+        if again >= announced.min(range.1) {
+            return Ok(Ok(()));
+        }
+        Ok(Err(NotTold::new(format!(
+            "the source's WAL reaches {announced}, but it cannot be read from {} on: what lies there is not \
+             known to be common",
+            seen.max(again)
+        ))))
     }
 
     fn source_digests(

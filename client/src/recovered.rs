@@ -11,6 +11,7 @@ use proto::fetch::{BlockRange, Item, ItemBody, Unit, UnitKind};
 use crate::apply::disk::Disk;
 use crate::apply::manifest::PackDigest;
 use crate::apply::{pack, state};
+use crate::plan::Plan;
 use crate::stage::Notes;
 
 /// See the module.
@@ -35,9 +36,9 @@ struct Arrived {
 }
 
 impl Recovered {
-    /// Reads all packs there are and makes what is sound of them durable.
-    pub fn read(disk: &dyn Disk) -> io::Result<Self> {
-        let mut recovered = Self::default();
+    /// Reads all packs there are for a plan and makes what is sound of them durable.
+    pub fn read(disk: &dyn Disk, plan: &Plan) -> io::Result<Self> {
+        let mut recovered = Self { notes: Notes::of(plan), ..Self::default() };
         let directory = DataPath::new(state::STAGED_DIRECTORIES[0]).map_err(io::Error::other)?;
         let mut names = match disk.is_directory(&directory)? {
             Some(true) => disk.names(&directory)?,
@@ -46,7 +47,8 @@ impl Recovered {
         names.sort();
         for name in names {
             let path = state::pack(&name);
-            let sound = pack::recover(disk.open(&path)?, &mut |items| {
+            let signer = pack::Signer::new(disk, &name);
+            let sound = pack::recover(disk.open(&path)?, signer, &mut |items| {
                 items.iter().for_each(|item| recovered.take(item));
                 Ok(())
             });

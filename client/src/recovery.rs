@@ -161,6 +161,10 @@ pub fn write_alone(config: &Config, target: &Target, disk: &dyn Disk) -> Result<
         RewindError::because(Class::Other, format!("could not write {path}"), error)
     };
     for file in files(config, target, None)? {
+        let there = target.directory.read_if_exists(file.path.as_str(), CONF_BYTES_MAX);
+        if there.is_ok_and(|there| there.as_ref() == Some(&file.bytes)) {
+            continue;
+        }
         replace_file(disk, &file.path, &file.bytes).map_err(|e| failed(&file.path, e))?;
     }
     let recovery = DataPath::new("recovery.signal")

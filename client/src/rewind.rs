@@ -1,7 +1,6 @@
 //! The pipeline: from a locked target to a rewound one. Reads like the list of its steps.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use data_dir::DataDir;
@@ -13,14 +12,15 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::agenda::Planned;
 use crate::ahead::Asked;
 use crate::analysis::{Analysis, Subject};
-use crate::apply::change::Change;
+use crate::apply::change::{Change, Signals};
 use crate::apply::disk::{Disk, RealDisk};
-use crate::apply::hold;
-use crate::apply::manifest::Staging;
 use crate::apply::plan_file::PlanFile;
+use crate::apply::staging::Staging;
 use crate::apply::state::{self, Keep};
 use crate::apply::undo::Gate;
+use crate::apply::{hold, staged};
 use crate::choose::{Ways, tablespaces_against_fork};
+use crate::cli::StrategyArg;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
 use crate::fetch::Session;
@@ -28,8 +28,10 @@ use crate::fetch::session::{Buffers, Link};
 use crate::inspect::{self, Target};
 use crate::monitor::{Monitor, Step};
 use crate::outcome::Outcome;
-use crate::plan::Plan;
+use crate::plan::{Plan, Strategy};
 use crate::seal::{Attempt, Sealing};
+use crate::source_checks::check_description;
+use crate::steps::Steps;
 use crate::unfinished::{by_marks, clear_away, earlier, state_error};
 use crate::{compat, continued, recovery};
 
@@ -39,40 +41,16 @@ const FRESH: Duration = Duration::from_secs(2);
 
 /// Plans made anew when the source changed under a run.
 const ATTEMPTS_MAX: u32 = 3;
+/// How long is waited before it.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What a run may be told while it works.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     /// Cancelled by the first signal: work that has not changed the target ends at once.
     pub cancelled: CancellationToken,
-    /// Set with it, for the blocking part that changes the target.
-    pub flag: Arc<AtomicBool>,
-}
-
-/// Times the steps and reports them.
-pub(crate) struct Steps {
-    monitor: Arc<dyn Monitor>,
-    times: Vec<(Step, Duration)>,
-    current: Option<(Step, Instant)>,
-}
-
-impl Steps {
-    fn new(monitor: Arc<dyn Monitor>) -> Self {
-        Self { monitor, times: Vec::new(), current: None }
-    }
-
-    pub(crate) fn begin(&mut self, step: Step) {
-        self.end();
-        self.monitor.step(step);
-        self.current = Some((step, Instant::now()));
-    }
-
-    pub(crate) fn end(&mut self) -> Vec<(Step, Duration)> {
-        if let Some((step, since)) = self.current.take() {
-            self.times.push((step, since.elapsed()));
-        }
-        self.times.clone()
-    }
+    /// Counted with it, for blocking work.
+    pub signals: Arc<Signals>,
 }
 
 /// Runs blocking work and waits for it.
@@ -84,22 +62,27 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .map_err(|error| RewindError::because(Class::Other, "a worker failed", error))?
 }
 
-/// Where packs and WAL are staged, if not in the state directory.
-pub(crate) fn staging_of(
-    directory: &DataDir,
-    config: &Config,
-) -> Result<Option<Staging>, RewindError> {
-    let Some(staging) = &config.staging_dir else {
+/// Where packs and WAL are staged, if not in the state directory: where an earlier run that staged in the same
+/// directory did, or in a new one of ours.
+fn staging_of(directory: &Arc<DataDir>, config: &Config) -> Result<Option<Staging>, RewindError> {
+    let Some(wanted) = &config.staging_dir else {
         return Ok(None);
     };
-    let name = directory.name_on_this_machine().map_err(state_error)?;
-    Ok(Some(Staging { directory: staging.clone(), name }))
+    let plain = RealDisk::new(Arc::clone(directory), None, config.sync).map_err(state_error)?;
+    let known = state::staging(&plain).map_err(state_error)?;
+    let staging = match known.filter(|known| known.directory == *wanted) {
+        Some(known) => Ok(known),
+        None => Staging::new(wanted),
+    };
+    staging.map(Some).map_err(state_error)
 }
 
-/// Opens the door to a locked target. A staging directory has one of ours inside it, named so that
-/// targets that share it do not meet.
-fn disk_of(directory: &Arc<DataDir>, config: &Config) -> Result<Arc<dyn Disk>, RewindError> {
-    let staging = staging_of(directory, config)?;
+/// The disk of a locked target.
+fn disk_of(
+    directory: &Arc<DataDir>,
+    config: &Config,
+    staging: Option<Staging>,
+) -> Result<Arc<dyn Disk>, RewindError> {
     let disk = RealDisk::new(Arc::clone(directory), staging, config.sync);
     disk.map(|disk| Arc::new(disk) as Arc<dyn Disk>).map_err(state_error)
 }
@@ -129,7 +112,8 @@ async fn rewind_locked(
         outcome.times = steps.end();
         return Ok(outcome);
     }
-    let disk = disk_of(&directory, &config)?;
+    let staging = staging_of(&directory, &config)?;
+    let disk = disk_of(&directory, &config, staging.clone())?;
     let stored = match config.dry_run {
         true => None,
         false => PlanFile::read(&*disk).map_err(state_error)?,
@@ -159,6 +143,7 @@ async fn rewind_locked(
         target,
         directory,
         disk,
+        staging,
         monitor,
         steps,
         stop,
@@ -211,8 +196,14 @@ async fn start_if_asked(
     if !config.start || config.dry_run {
         return Ok(());
     }
+    if stop.signals.stop() {
+        let message =
+            "the target is rewound; it was not started, because a signal asked for an end";
+        return Err(RewindError::new(Class::Rewound, message));
+    }
     steps.begin(Step::Start);
-    let (config, directory, flag) = (config.clone(), Arc::clone(directory), Arc::clone(&stop.flag));
+    let (config, directory) = (config.clone(), Arc::clone(directory));
+    let signals = Arc::clone(&stop.signals);
     blocking(move || {
         let pg_ctl = match pg_ctl {
             Some(pg_ctl) => pg_ctl,
@@ -221,7 +212,7 @@ async fn start_if_asked(
                 crate::start::find_pg_ctl(&config, &directory, major)?
             }
         };
-        crate::start::start(&config, &directory, &pg_ctl, &flag)
+        crate::start::start(&config, &directory, &pg_ctl, &signals)
     })
     .await
     .map_err(RewindError::rewound)
@@ -233,6 +224,8 @@ pub(crate) struct Run {
     pub(crate) target: Arc<Target>,
     pub(crate) directory: Arc<DataDir>,
     pub(crate) disk: Arc<dyn Disk>,
+    /// Where packs and WAL are staged, if not in the state directory.
+    staging: Option<Staging>,
     pub(crate) monitor: Arc<dyn Monitor>,
     pub(crate) steps: Steps,
     pub(crate) stop: Stop,
@@ -255,6 +248,24 @@ pub(crate) struct Run {
     pub(crate) undo: bool,
     /// Of the attempt under way.
     pub(crate) gate: Arc<Gate>,
+}
+
+/// A source that has described itself.
+struct Opened {
+    session: Session,
+    source: Arc<Description>,
+    history: Arc<TimelineHistory>,
+}
+
+/// Where *fork* was the cheapest and its WAL cannot be had, the others are tried.
+fn or_without_fork(ended: Result<Attempt, RewindError>) -> Result<Attempt, RewindError> {
+    match ended {
+        Err(error) if error.class() == Class::WalUnavailable => {
+            let why = error.chain();
+            Ok(Attempt::Again { without_fork: Some(why.clone()), why })
+        }
+        ended => ended,
+    }
 }
 
 impl Run {
@@ -289,9 +300,11 @@ impl Run {
                     }
                     forbid_fork = without_fork.or(forbid_fork);
                 }
-                Err(error) if error.class() == Class::Changed && attempt < ATTEMPTS_MAX => {
+                Err(error) if error.needs_new_plan() && attempt < ATTEMPTS_MAX => {
                     self.retire();
                     self.monitor.note(&format!("{}: planning again", error.chain()));
+                    // Whatever the source is doing takes a moment.
+                    tokio::time::sleep(PAUSE).await;
                 }
                 Err(error) if error.class() == Class::Transient => {
                     self.keep();
@@ -330,7 +343,7 @@ impl Run {
         }
         std::mem::take(&mut self.gate).close();
         let stored = PlanFile::read(&*self.disk).ok().flatten();
-        let retired = stored.filter(|_| state::retire_packs(&*self.disk).is_ok());
+        let retired = stored.filter(|_| staged::retire_packs(&*self.disk).is_ok());
         self.cache =
             retired.map(|stored| stored.plan.files.into_iter().map(|file| file.path).collect());
         if self.cache.is_none() {
@@ -351,26 +364,49 @@ impl Run {
         }
     }
 
-    async fn attempt(
-        &mut self,
-        number: u32,
-        forbid_fork: Option<String>,
-    ) -> Result<Attempt, RewindError> {
+    /// The session with the source, and what it said of itself if that fits together and fits this node.
+    async fn described(&mut self, number: u32) -> Result<Opened, RewindError> {
         let opening = self.opening.take().filter(|(since, _)| since.elapsed() < FRESH);
         let (session, source) = match opening {
             Some((_, opening)) => joined(opening).await?,
             None => open(self.config.clone(), number).await?,
         };
-        let config = &self.config;
         compat::check(&self.target, &source)?;
-        compat::check_settings(&self.target, &source, config.start, &*self.monitor)?;
+        compat::check_settings(&self.target, &source, self.config.start, &*self.monitor)?;
         let history = source.node.history().map_err(|error| {
             RewindError::because(Class::Transient, "the source's history is not usable", error)
         })?;
+        check_description(&source, &history)?;
+        Ok(Opened { session, source: Arc::new(source), history: Arc::new(history) })
+    }
+
+    /// What both nodes' WAL says, unless the target's does not tell what its pages hold.
+    async fn analysis(
+        &mut self,
+        session: &Session,
+        source: &Arc<Description>,
+        history: &Arc<TimelineHistory>,
+    ) -> Result<Analysis, RewindError> {
+        if self.target.unstarted {
+            return Ok(Analysis::not_told(
+                "the target was rewound before and not started since: its WAL does not tell what its pages hold",
+            ));
+        }
+        self.analyse(session, source, history).await
+    }
+
+    async fn attempt(
+        &mut self,
+        number: u32,
+        forbid_fork: Option<String>,
+    ) -> Result<Attempt, RewindError> {
+        let Opened { session, source, history } = self.described(number).await?;
         self.steps.begin(Step::Fork);
-        let (source, history) = (Arc::new(source), Arc::new(history));
         let ahead = self.ask_ahead(&session, (&source, &history));
-        let analysis = self.analyse(&session, &source, &history).await?;
+        if let Some(outcome) = self.already_rewound(&session, &source, &history).await? {
+            return Ok(Attempt::Finished(Box::new(outcome)));
+        }
+        let analysis = self.analysis(&session, &source, &history).await?;
         if let Some(outcome) = self.nothing_to_do(&analysis, &source, &history)? {
             return Ok(Attempt::Finished(Box::new(outcome)));
         }
@@ -398,11 +434,12 @@ impl Run {
         let wal = joined(wal).await?;
         self.prepare(&source, &planned)?;
         let Planned { choice, source_redo, plan, files, hash_bytes, .. } = planned;
-        let kept = self.kept(&plan);
+        let (kept, strategy) = (self.kept(&plan), choice.strategy);
         let sealing = Sealing {
             config: &self.config,
             target: &self.target,
             disk: &self.disk,
+            staging: self.staging.as_ref(),
             monitor: &self.monitor,
             session,
             announced,
@@ -421,7 +458,11 @@ impl Run {
             cache: self.cache.take(),
             undo: self.undo.then(|| Arc::clone(&self.gate)),
         };
-        Box::pin(sealing.run(&mut self.steps)).await
+        let ended = Box::pin(sealing.run(&mut self.steps)).await;
+        if strategy == Strategy::Fork && self.config.strategy == StrategyArg::Auto {
+            return or_without_fork(ended);
+        }
+        ended
     }
 
     /// What the node will be started with, found before anything changes.
@@ -450,7 +491,7 @@ impl Run {
             listed: files.clone(),
             hash_bytes: *hash_bytes,
             run: self.runs,
-            staging: staging_of(&self.directory, &self.config)?,
+            staging: self.staging.clone(),
             sync: self.config.sync,
         };
         stored.write(&*self.disk).map_err(|error| {
@@ -465,10 +506,11 @@ impl Run {
         self.prepared = true;
         let (disk, directory) = (&*self.disk, &*self.directory);
         state::unseal(disk).map_err(state_error)?;
+        let staging = self.staging.as_ref();
         let made = match (again, &self.cache) {
-            (true, _) => state::prepare_again(disk, directory, Keep::Plan),
-            (false, Some(_)) => state::prepare_again(disk, directory, Keep::Cache),
-            (false, None) => state::prepare(disk, directory),
+            (true, _) => state::prepare_again(disk, directory, (staging, Keep::Plan)),
+            (false, Some(_)) => state::prepare_again(disk, directory, (staging, Keep::Cache)),
+            (false, None) => state::prepare(disk, directory, staging),
         };
         made.map_err(state_error)?;
         hold::take(&*self.disk, &self.config.target)?;
@@ -520,9 +562,9 @@ impl Run {
         self.steps.begin(Step::Apply);
         let crate::seal::SealedRun { manifest, mut outcome } = sealed;
         let (directory, disk) = (Arc::clone(&self.directory), Arc::clone(&self.disk));
-        let (monitor, flag) = (Arc::clone(&self.monitor), Arc::clone(&self.stop.flag));
+        let (monitor, signals) = (Arc::clone(&self.monitor), Arc::clone(&self.stop.signals));
         let applied = blocking(move || {
-            if flag.load(std::sync::atomic::Ordering::Relaxed) {
+            if signals.stop() {
                 return Err(interrupted());
             }
             inspect::running::refuse_running(&directory)?;
@@ -530,7 +572,7 @@ impl Run {
                 manifest: &manifest,
                 disk: &*disk,
                 directory: &directory,
-                stop: &flag,
+                signals: &signals,
                 monitor: &*monitor,
             };
             change.redo()

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use data_dir::wal::LocalWal;
 use pg_format::wal::SegmentName;
@@ -18,8 +17,9 @@ use crate::analysis::{Analysis, source_start};
 use crate::apply::disk::Disk;
 use crate::apply::manifest::Manifest;
 use crate::apply::preflight::{Room, check_place};
-use crate::apply::state;
+use crate::apply::staging::Staging;
 use crate::apply::undo::Gate;
+use crate::apply::{reserve, state};
 use crate::choose::Choice;
 use crate::cli::StrategyArg;
 use crate::config::Config;
@@ -36,8 +36,11 @@ use crate::plan::replay::Hazard;
 use crate::plan::undo::{cut_images, images};
 use crate::plan::{Plan, SourceFiles, Strategy};
 use crate::recovered::Recovered;
-use crate::rewind::{Steps, Stop, blocking};
+use crate::rewind::{Stop, blocking};
+use crate::source_checks::{check_contents, check_seal, check_shrink, what_is_left};
 use crate::stage::{self, Staged, Wanted};
+use crate::steps::Steps;
+use crate::way_back::PLANNED;
 
 /// How an attempt ended.
 pub(crate) enum Attempt {
@@ -82,6 +85,8 @@ pub(crate) struct Sealing<'a> {
     pub(crate) config: &'a Config,
     pub(crate) target: &'a Arc<Target>,
     pub(crate) disk: &'a Arc<dyn Disk>,
+    /// Where packs and WAL are staged, if not in the state directory.
+    pub(crate) staging: Option<&'a Staging>,
     pub(crate) monitor: &'a Arc<dyn Monitor>,
     pub(crate) session: Session,
     /// Where the source's WAL ended before anything was copied.
@@ -136,7 +141,7 @@ impl Sealing<'_> {
             self.hash_bytes += cache::take_over(&self.session, self.disk, pages, what).await?;
         }
         // The old pages are saved while the new ones travel.
-        let planned = self.images("planned", images(&self.plan, files));
+        let planned = self.images(PLANNED, images(&self.plan, files));
         let ((staged, mut follower, covered), mut images) = {
             let (mut planned, mut fetch) = (pin!(planned), pin!(self.fetch(follower, now)));
             let (mut saved, mut fetched) = (None, None);
@@ -157,40 +162,51 @@ impl Sealing<'_> {
         };
         steps.begin(Step::Seal);
         self.session.waited();
-        let oldest = self.oldest_segment();
+        let described = self.described();
         let sealed = self.session.seal().await?;
         if let Some(again) = self.changed(&sealed) {
             return Ok(again);
         }
+        check_seal(self.source, &sealed)?;
         self.check_end(&sealed)?;
+        let notes = &staged.notes;
+        let major = self.source.node.control.major;
+        check_contents(&self.plan, self.files, &notes.contents, &notes.vanished, major)?;
         follower.advance_to(sealed.end).await?;
-        follower.fill(sealed.end).await?;
         follower.finish(sealed.end).map_err(staging)?;
         let torn = self.torn(&staged);
         let replayed = self.replay(follower.staged(), sealed.end).await?;
         if let Some(again) = self.hazards(&replayed.hazards).await? {
             return Ok(again);
         }
-        if replayed.end < sealed.end
-            && self.choice.strategy == Strategy::Fork
-            && self.config.strategy == StrategyArg::Auto
-        {
-            let why = format!("the WAL around the fork does not fit together at {}", replayed.end);
-            return Ok(Attempt::Again { without_fork: Some(why.clone()), why });
+        if let Some(again) = self.ends_too_early(&replayed, &sealed) {
+            return Ok(again);
         }
         self.check_replay(&replayed, &sealed, (&torn, &covered))?;
         let auto_conf = self.source_auto_conf().await?;
-        let mut manifest = self.manifest(&sealed, &staged, follower.staged(), auto_conf)?;
+        let wal = self.with_timeline_ends(follower.staged(), sealed.end)?;
+        let mut manifest = self.manifest(&sealed, &staged, &wal, auto_conf)?;
         images.extend(self.images("cut", cut_images(&manifest, self.plan.files.len())).await?);
+        self.check_what_is_left(&manifest)?;
         manifest.undo = self.way_back(&manifest, images)?;
-        self.check_room(&manifest, follower.staged())?;
+        self.check_room(&manifest, &wal)?;
+        reserve::take(&**self.disk, &self.target.directory, &manifest).map_err(staging)?;
         let bytes = manifest.encode().map_err(|error| {
             RewindError::because(Class::Other, "the manifest cannot be written", error)
         })?;
         state::seal(&**self.disk, &bytes).map_err(staging)?;
-        let oldest = oldest.await.ok().flatten();
-        let outcome = self.outcome(&sealed, &staged, (&follower, &manifest, oldest));
+        let described = described.await.ok().flatten();
+        let outcome = self.outcome(&sealed, &staged, (&follower, &manifest, described.as_ref()));
         Ok(Attempt::Sealed(Box::new(SealedRun { manifest, outcome })))
+    }
+
+    /// WAL around the fork that does not fit together is done without, where that is possible.
+    fn ends_too_early(&self, replayed: &Replayed, sealed: &Sealed) -> Option<Attempt> {
+        let can_do_without =
+            self.choice.strategy == Strategy::Fork && self.config.strategy == StrategyArg::Auto;
+        let why = format!("the WAL around the fork does not fit together at {}", replayed.end);
+        (replayed.end < sealed.end && can_do_without)
+            .then(|| Attempt::Again { without_fork: Some(why.clone()), why })
     }
 
     /// R8: another life of the source, or another node at its address, is planned for anew.
@@ -211,14 +227,15 @@ impl Sealing<'_> {
         staged: &BTreeSet<SegmentName>,
         to: Lsn,
     ) -> Result<Replayed, RewindError> {
-        let (target, disk, flag) =
-            (Arc::clone(self.target), Arc::clone(self.disk), Arc::clone(&self.stop.flag));
+        let (target, disk) = (Arc::clone(self.target), Arc::clone(self.disk));
+        let signals = Arc::clone(&self.stop.signals);
         let staged = staged.clone();
         let (from, fork_segment) = (self.choice.start.redo, self.fork_segment());
         let replayed = blocking(move || {
             let local = local_wal(&target);
             let context = local.context;
-            let wal = FutureWal { disk: &*disk, staged: &staged, local, fork_segment, stop: &flag };
+            let wal =
+                FutureWal { disk: &*disk, staged: &staged, local, fork_segment, signals: &signals };
             replay(&wal, context, (from, to)).map_err(|error| {
                 RewindError::because(Class::Other, "the WAL to be replayed is not usable", error)
             })
@@ -230,11 +247,19 @@ impl Sealing<'_> {
 
     /// Work that does not wait looks at the signal itself.
     pub(crate) fn go_on(&self) -> Result<(), RewindError> {
-        if self.stop.flag.load(Ordering::Relaxed) {
+        if self.stop.signals.stop() {
             let message = "stopped by a signal; the target is as it was";
             return Err(RewindError::new(Class::Interrupted, message));
         }
         Ok(())
+    }
+
+    /// Judges what is left of each database by what came, which may be less than what was listed.
+    fn check_what_is_left(&self, manifest: &Manifest) -> Result<(), RewindError> {
+        if self.config.accept_shrink {
+            return Ok(());
+        }
+        check_shrink(&self.target.files, &what_is_left(self.files, manifest))
     }
 
     /// Looks once more, with what is staged by now, whether there is room for the change itself.
@@ -251,27 +276,24 @@ impl Sealing<'_> {
         if staging.is_some() || directory.wal_is_elsewhere() {
             room.copied_wal_bytes = size.bytes().saturating_mul(wal.len() as u64);
         }
+        room.keeps_cut = manifest.undo.is_some();
         let plan = Plan { files: manifest.files.clone(), ..Plan::default() };
         room.check(&plan, &self.target.files)
     }
 
-    /// The oldest segment the source still has: from there on it can be followed. A source that is
-    /// gone by now does not make a complete set incomplete.
-    fn oldest_segment(&self) -> AbortOnDropHandle<Option<String>> {
+    /// What the source is at the end, for the report. A source that is gone by now does not make a complete set
+    /// incomplete.
+    fn described(&self) -> AbortOnDropHandle<Option<Description>> {
         let mut session = self.session.clone();
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            let description = session.describe().await.ok()?;
-            let size = description.node.control.wal_segment_size;
-            let oldest = description.wal_segments.into_iter().min_by_key(|name| name.number)?;
-            Some(oldest.file_name(size))
-        }))
+        AbortOnDropHandle::new(tokio::spawn(async move { session.describe().await.ok() }))
     }
 
     /// Fetches pages, files and the WAL up to `now` over all connections. As soon as the WAL is there
     /// it is looked at, and from then on what the source writes is followed.
     async fn fetch(&self, follower: WalFollower, now: Lsn) -> Result<Fetched, RewindError> {
         let (monitor, disk) = (Arc::clone(self.monitor), Arc::clone(self.disk));
-        let recovered = blocking(move || Recovered::read(&*disk).map_err(staging)).await?;
+        let plan = self.plan.clone();
+        let recovered = blocking(move || Recovered::read(&*disk, &plan).map_err(staging)).await?;
         let (mut follower, pieces) = blocking(move || {
             let mut follower = follower;
             let pieces = follower.missing_to(now, stage::UNIT_BYTES).map_err(staging)?;
@@ -354,9 +376,9 @@ impl Sealing<'_> {
             }
             if hazard.at() < newest && self.choice.strategy == Strategy::Fork {
                 if self.config.strategy == StrategyArg::Fork {
-                    return Err(RewindError::new(Class::Preflight, hazard.explain()));
+                    return Err(RewindError::new(Class::Preflight, hazard.explain_to_fork()));
                 }
-                let why = hazard.explain();
+                let why = hazard.explain_to_fork();
                 let without_fork = Some(why.clone());
                 return Ok(Some(Attempt::Again { why, without_fork }));
             }
@@ -365,7 +387,11 @@ impl Sealing<'_> {
                 let why = format!("the source made a checkpoint after {}", hazard.at());
                 return Ok(Some(Attempt::Again { why, without_fork: None }));
             }
-            return Err(RewindError::new(Class::Preflight, hazard.explain()));
+            let advice = match self.config.strategy {
+                StrategyArg::Fork => hazard.explain_to_fork_without_checkpoint(),
+                _ => hazard.explain(),
+            };
+            return Err(RewindError::new(Class::Preflight, advice));
         }
         Ok(None)
     }

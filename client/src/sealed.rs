@@ -7,21 +7,21 @@ use pg_format::Lsn;
 use pg_format::backup_label::backup_label;
 use pg_format::control_file::control_file_for_recovery;
 use pg_format::wal::SegmentName;
-use proto::model::Sealed;
+use proto::model::{Description, Sealed};
 
 use crate::apply::disk::FileStat;
 use crate::apply::manifest::{Manifest, PackDigest, WalChanges};
 use crate::apply::{pg_wal, state};
 use crate::error::{Class, RewindError};
 use crate::fetch::wal::WalFollower;
-use crate::outcome::{Outcome, Result as Ended, utc_now};
+use crate::outcome::{Outcome, Result as Ended, SourceWal, utc_now};
 use crate::plan::cut::{Read, final_lengths};
 use crate::plan::report::Totals;
 use crate::plan::wal::{WalFacts, changes};
 use crate::recovery;
-use crate::rewind::staging_of;
 use crate::seal::{Sealing, staging};
 use crate::stage::Staged;
+use crate::unstarted::label;
 
 impl Sealing<'_> {
     fn wal_changes(
@@ -44,6 +44,7 @@ impl Sealing<'_> {
             histories: &sealed.node.histories,
             fork: self.analysis.fork.map(|fork| fork.lsn),
             target_end: self.analysis.target_end,
+            start: self.choice.start.redo,
             staged,
             end: sealed.end,
             keep_as: self.config.keep_diverged.then(|| self.diverged_name()),
@@ -87,7 +88,8 @@ impl Sealing<'_> {
         let fault = |error| RewindError::because(Class::Other, "pg_control cannot be made", error);
         let size = self.source.node.control.wal_segment_size;
         let control = &sealed.node.control_bytes;
-        let new_control = control_file_for_recovery(control, sealed.end, sealed.end_timeline);
+        let new_control =
+            control_file_for_recovery(control, sealed.end, sealed.end_timeline).map_err(fault)?;
         let remove = ["recovery.signal", "tablespace_map"].map(DataPath::new);
         let remove: Result<Vec<_>, _> = remove.into_iter().collect();
         let read = Read { shorter: &staged.notes.shorter, vanished: &staged.notes.vanished };
@@ -97,18 +99,19 @@ impl Sealing<'_> {
         Ok(Manifest {
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             old_control: self.target.control.bytes.clone(),
-            new_control: new_control.map_err(fault)?,
+            backup_label: backup_label(self.choice.start, size, &utc_now(), &label(&new_control))
+                .into_bytes(),
+            new_control,
             before: before.collect(),
             files,
             packs: staged.packs.clone(),
-            staging: staging_of(&self.target.directory, self.config)?,
+            staging: self.staging.cloned(),
             segments: self.segment_digests(wal).map_err(staging)?,
             shorter: shorter.into_iter().collect(),
             vanished: staged.notes.vanished.iter().copied().collect(),
             wal: self.wal_changes(sealed, wal)?,
             settings: recovery::files(self.config, self.target, auto_conf)?,
             remove: remove.map_err(fault)?,
-            backup_label: backup_label(self.choice.start, size, &utc_now()).into_bytes(),
             undo: None,
             sync: self.config.sync,
             summary: format!("the target is rewound and follows timeline {}", sealed.node.timeline),
@@ -119,7 +122,7 @@ impl Sealing<'_> {
         &self,
         sealed: &Sealed,
         staged: &Staged,
-        (follower, manifest, oldest): (&WalFollower, &Manifest, Option<String>),
+        (follower, manifest, described): (&WalFollower, &Manifest, Option<&Description>),
     ) -> Outcome {
         let reason = format!("the target is rewound and follows timeline {}", sealed.node.timeline);
         let mut outcome = Outcome::new(Ended::Rewound, reason);
@@ -148,13 +151,23 @@ impl Sealing<'_> {
         outcome.carriage.wal = follower.fetched_bytes();
         outcome.replay = Some((self.choice.start.redo, sealed.end));
         outcome.kept = self.kept.clone();
-        outcome.source_oldest_wal = oldest;
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        outcome.source_wal = described.and_then(|source| SourceWal::of(source, sealed.end, now));
         if let (Some(name), false) = (&manifest.wal.keep_as, manifest.wal.diverged.is_empty()) {
             let place = state::diverged(&self.target.directory, name, "x").parent();
             outcome.kept.push(format!(
                 "WAL of lost transactions ({} files) is kept in {} until you remove it",
                 manifest.wal.diverged.len(),
                 place.map_or_else(String::new, |place| place.to_string())
+            ));
+        }
+        let waiting = &manifest.wal.waiting;
+        if !waiting.is_empty() {
+            outcome.kept.push(format!(
+                "{} WAL segments older than the start of replay stay because they wait to be archived (marks \
+                 .ready in pg_wal/archive_status); a node with summarize_wal = on summarizes again once they \
+                 are gone and it has been switched off and on",
+                waiting.len()
             ));
         }
         outcome

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use pg_format::{BlockRange, BlockSet, Covered, DataPath};
-use proto::fetch::{Item, ItemBody, PageContent, Signatures, Unit, UnitKind};
+use pg_format::{BLOCK_BYTES, BlockRange, BlockSet, Covered, DataPath};
+use proto::fetch::{Item, ItemBody, PageContent, Signatures, Unit, UnitKind, VerifiedChunk};
 use proto::frame::{Frame, FrameEncoder};
 use tokio::sync::oneshot;
 
@@ -27,6 +27,7 @@ use crate::fetch::wal_units::{WalUnits, is_wal};
 use crate::monitor::Monitor;
 use crate::plan::Plan;
 use crate::recovered::Recovered;
+use crate::source_checks::is_judged;
 
 /// Blocks and bytes in one unit: small enough that every connection gets its share of a small plan.
 const UNIT_BLOCKS: u32 = 128;
@@ -35,6 +36,9 @@ pub const UNIT_BYTES: u64 = 1 << 20;
 
 /// Small files are asked for this much, so that one that grew since it was listed comes whole.
 const SMALL_FILE_BYTES: u64 = 1 << 20;
+
+/// A file that is judged has no more bytes.
+const JUDGED_BYTES_MAX: usize = 4096;
 
 /// What the source had to say about files while they were read.
 #[derive(Debug, Default)]
@@ -47,9 +51,40 @@ pub struct Notes {
     pub shorter: BTreeMap<usize, u64>,
     /// Pages that arrived, whatever they were.
     pub pages: u64,
+    /// Content of files that is judged before the seal.
+    pub contents: BTreeMap<usize, Vec<u8>>,
+    /// Files of which that is wanted.
+    judged: BTreeSet<usize>,
+    /// Units of which a page was said to lie behind the end of its file, and where that would be.
+    ends: BTreeMap<u64, u64>,
+    /// A file that was said to be longer than that in the same answer.
+    pub contradicted: Option<usize>,
 }
 
 impl Notes {
+    /// Nothing was said yet about the files of this plan.
+    pub fn of(plan: &Plan) -> Self {
+        let files = plan.files.iter().enumerate();
+        let judged = files.filter(|(_, file)| is_judged(&file.path)).map(|(index, _)| index);
+        Self { judged: judged.collect(), ..Self::default() }
+    }
+
+    /// Keeps what a file holds, if that is judged.
+    fn keep(&mut self, file: usize, chunk: &VerifiedChunk) {
+        let end = chunk.offset().saturating_add(chunk.data().len() as u64);
+        let (Ok(start), Ok(end)) = (usize::try_from(chunk.offset()), usize::try_from(end)) else {
+            return;
+        };
+        if !self.judged.contains(&file) || end > JUDGED_BYTES_MAX {
+            return;
+        }
+        let content = self.contents.entry(file).or_default();
+        content.resize(content.len().max(end), 0);
+        if let Some(place) = content.get_mut(start..end) {
+            place.copy_from_slice(chunk.data());
+        }
+    }
+
     /// Notes what a reply says.
     pub fn take(&mut self, item: &Item) {
         let file = file_of_unit(item.unit);
@@ -61,12 +96,22 @@ impl Notes {
                 self.torn.push((file, *block));
             }
             ItemBody::Page { block, content: PageContent::BeyondEnd } => {
-                let end = u64::from(*block) * pg_format::BLOCK_BYTES;
+                let end = u64::from(*block) * BLOCK_BYTES;
                 let shorter = self.shorter.entry(file).or_insert(end);
                 *shorter = end.min(*shorter);
+                let first = self.ends.entry(item.unit).or_insert(end);
+                *first = end.min(*first);
             }
+            ItemBody::Chunk(chunk) => self.keep(file, chunk),
             ItemBody::End { vanished: true, .. } => {
                 self.vanished.insert(file);
+            }
+            ItemBody::End { bytes, .. } => {
+                // A last page that is not whole lies behind the end, too.
+                let end = self.ends.remove(&item.unit);
+                if end.is_some_and(|end| *bytes >= end.saturating_add(BLOCK_BYTES)) {
+                    self.contradicted.get_or_insert(file);
+                }
             }
             _ => {}
         }
@@ -226,6 +271,11 @@ pub async fn fetch(
         return Err(RewindError::new(Class::Other, message));
     }
     let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
+    if let Some(file) = notes.contradicted {
+        let path = paths.get(file).map_or("a file", DataPath::as_str);
+        let message = format!("the source says of {path} that it ends, and that it is longer");
+        return Err(RewindError::new(Class::Changed, message));
+    }
     let packs = std::mem::take(&mut *packs.lock().unwrap_or_else(PoisonError::into_inner));
     all.extend(packs.into_values());
     let wal_payload_bytes = wal.payload_bytes();

@@ -3,13 +3,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use data_dir::DataDir;
 use pg_format::postmaster_pid::PostmasterPid;
 use pg_format::{ClusterState, Major};
 
+use crate::apply::change::Signals;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
 
@@ -25,7 +25,7 @@ pub fn start(
     config: &Config,
     directory: &DataDir,
     pg_ctl: &Path,
-    stop: &AtomicBool,
+    signals: &Signals,
 ) -> Result<(), RewindError> {
     let log = log_file(&config.target);
     let mut command = std::process::Command::new(pg_ctl);
@@ -40,7 +40,7 @@ pub fn start(
         let message = format!("the target is rewound, but {} did not run", pg_ctl.display());
         RewindError::because(Class::Rewound, message, error)
     })?;
-    let waiting = Waiting { config, directory, log: &log, stop };
+    let waiting = Waiting { config, directory, log: &log, signals };
     if !started.status.success() {
         let said = String::from_utf8_lossy(&started.stderr).trim().replace('\n', " | ");
         return Err(waiting.not_started(&format!("pg_ctl ended with {}: {said}", started.status)));
@@ -53,7 +53,7 @@ struct Waiting<'a> {
     config: &'a Config,
     directory: &'a DataDir,
     log: &'a Path,
-    stop: &'a AtomicBool,
+    signals: &'a Signals,
 }
 
 impl Waiting<'_> {
@@ -78,7 +78,7 @@ impl Waiting<'_> {
                 true => "it is consistent but does not stream",
                 false => "it is not consistent yet",
             };
-            if self.stop.load(Ordering::Relaxed) {
+            if self.signals.stop() {
                 return Err(self.left_running(&pid, state, "when it was stopped waiting for"));
             }
             if reached.advance(self.directory, &children) {

@@ -2,22 +2,23 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use data_dir::DataDir;
 
-use crate::apply::change::Change;
+use crate::apply::change::{Change, Signals};
 use crate::apply::disk::{Disk, RealDisk};
-use crate::apply::manifest::{Manifest, Staging};
+use crate::apply::manifest::Manifest;
 use crate::apply::plan_file::PlanFile;
+use crate::apply::staging::Staging;
 use crate::apply::state::{self, State};
-use crate::apply::{hold, void};
+use crate::apply::{hold, reserve, void};
 use crate::config::Config;
-use crate::error::{Class, RewindError};
+use crate::error::{Class, RewindError, io_kind};
 use crate::inspect;
 use crate::monitor::{Monitor, Step};
 use crate::outcome::{Outcome, Result as Ended};
-use crate::rewind::{Stop, blocking, staging_of};
+use crate::rewind::{Stop, blocking};
+use crate::unstarted::is_unstarted;
 
 /// Makes an error say what the marks say: while the target is being changed it is unfinished,
 /// whatever else is wrong.
@@ -42,10 +43,11 @@ pub(crate) async fn earlier(
         let outcome = || Outcome::new(Ended::WouldRewind, describe_state(&state));
         return Ok(ends_there(&directory, &state).then(outcome));
     }
-    let wanted = staging_of(&directory, config)?;
-    let (monitor, flag) = (Arc::clone(monitor), Arc::clone(&stop.flag));
+    let wanted = config.staging_dir.clone();
+    let (monitor, signals) = (Arc::clone(monitor), Arc::clone(&stop.signals));
     blocking(move || {
-        let work = Work { directory: &directory, disk: &*disk, monitor: &*monitor, stop: &flag };
+        let (monitor, signals) = (&*monitor, &*signals);
+        let work = Work { directory: &directory, disk: &*disk, monitor, signals };
         match state {
             State::None => Ok(None),
             State::Preparing | State::Sealed(_) => {
@@ -56,7 +58,7 @@ pub(crate) async fn earlier(
                          would finish it without the source",
                     );
                 }
-                let left = match stored.is_some_and(|stored| stored.staging == wanted) {
+                let left = match stored.is_some_and(|stored| staging_is(stored.staging.as_ref(), wanted.as_deref())) {
                     // Its plan may still hold, and then all that is staged is of use. Until the source
                     // says that it does, a complete set stays complete.
                     true => hold::restore(&*disk),
@@ -76,13 +78,12 @@ pub(crate) async fn earlier(
                 state::discard(&*disk, &directory).map_err(state_error)?;
                 Ok(never_started.then(|| Outcome::new(Ended::Resumed, "the target is rewound")))
             }
-            State::Hidden(manifest) => {
+            State::Hidden(manifest) | State::Exposed(manifest) => {
                 monitor.note(
                     "an earlier rewind was interrupted while it changed the target: finishing it",
                 );
                 work.finish(&manifest).map(Some)
             }
-            State::Exposed(_) => Err(exposed()),
             State::Spoiled(_) => Err(spoiled()),
             State::Undoing(manifest) => {
                 monitor.note("a rollback was interrupted: finishing it before anything else");
@@ -99,6 +100,11 @@ pub(crate) async fn earlier(
         }
     })
     .await
+}
+
+/// Whether what is staged lies where this run stages, too.
+fn staging_is(staging: Option<&Staging>, wanted: Option<&Path>) -> bool {
+    staging.map(|staging| staging.directory.as_path()) == wanted
 }
 
 /// Whether a rewind of what an earlier one left would end with finishing that.
@@ -127,14 +133,6 @@ pub(crate) fn clear_away(disk: &dyn Disk, directory: &DataDir) -> std::io::Resul
     state::discard(disk, directory)
 }
 
-fn exposed() -> RewindError {
-    RewindError::new(
-        Class::Unfinished,
-        "the target is being changed, and somebody put a pg_control back: PostgreSQL would start \
-         from a mixture. Remove global/pg_control and run pgrejoin resume or pgrejoin rollback",
-    )
-}
-
 fn spoiled() -> RewindError {
     RewindError::new(Class::Unfinished, SPOILED)
 }
@@ -143,6 +141,9 @@ const SPOILED: &str = "a rewind was changing the target when somebody put a pg_c
                        PostgreSQL has run on it: neither the source's nor the old history can be made \
                        of this mixture. Save .pgrejoin/diverged if its WAL is needed, and make a new \
                        base backup";
+
+const UNSTARTED: &str =
+    "the data directory is rewound and PostgreSQL has not been started on it yet: start it";
 
 fn nothing(reason: &str) -> Result<Outcome, RewindError> {
     Ok(Outcome::new(Ended::NothingToDo, reason))
@@ -153,17 +154,18 @@ struct Work<'a> {
     directory: &'a DataDir,
     disk: &'a dyn Disk,
     monitor: &'a dyn Monitor,
-    stop: &'a AtomicBool,
+    signals: &'a Signals,
 }
 
 impl Work<'_> {
     fn change<'m>(&'m self, manifest: &'m Manifest) -> Change<'m> {
-        let Self { directory, disk, monitor, stop } = *self;
-        Change { manifest, disk, directory, stop, monitor }
+        let Self { directory, disk, monitor, signals } = *self;
+        Change { manifest, disk, directory, signals, monitor }
     }
 
     /// Changes the target as the manifest says; what was done before is done again.
     fn finish(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
+        self.give_back_room()?;
         hold::take(self.disk, self.directory.path())?;
         inspect::running::refuse_running(self.directory)?;
         self.monitor.step(Step::Apply);
@@ -177,12 +179,18 @@ impl Work<'_> {
         Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
     }
 
+    /// The first thing that either way out does: also the file that keeps servers away takes room.
+    fn give_back_room(&self) -> Result<(), RewindError> {
+        reserve::give_back(self.disk, self.directory).map_err(state_error)
+    }
+
     fn clear_away(&self) -> Result<(), RewindError> {
         clear_away(self.disk, self.directory).map_err(state_error)
     }
 
     /// Makes the target what it was before the rewind.
     fn take_back(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
+        self.give_back_room()?;
         hold::take(self.disk, self.directory.path())?;
         inspect::running::refuse_running(self.directory)?;
         self.change(manifest).roll_back()?;
@@ -199,7 +207,7 @@ impl Work<'_> {
 /// Locks a target and ends what is unfinished there, in one way or the other.
 fn end(
     target: &Path,
-    (monitor, stop): (&dyn Monitor, &AtomicBool),
+    (monitor, signals): (&dyn Monitor, &Signals),
     ending: impl FnOnce(&Work<'_>, State) -> Result<Outcome, RewindError>,
 ) -> Result<Outcome, RewindError> {
     let locked = || {
@@ -208,7 +216,7 @@ fn end(
         if !state.is_over() {
             inspect::running::refuse_running(&directory)?;
         }
-        ending(&Work { directory: &directory, disk: &*disk, monitor, stop }, state)
+        ending(&Work { directory: &directory, disk: &*disk, monitor, signals }, state)
     };
     by_marks(target, locked())
 }
@@ -217,9 +225,12 @@ fn end(
 pub fn resume(
     target: &Path,
     monitor: &dyn Monitor,
-    stop: &AtomicBool,
+    signals: &Signals,
 ) -> Result<Outcome, RewindError> {
-    end(target, (monitor, stop), |work, state| match state {
+    end(target, (monitor, signals), |work, state| match state {
+        State::None if is_unstarted(work.directory)? => {
+            Ok(Outcome::new(Ended::AlreadyRewound, UNSTARTED))
+        }
         State::None => nothing("no rewind is unfinished here: the target is as it was"),
         State::Preparing if PlanFile::read(work.disk).map_err(state_error)?.is_some() => nothing(
             "not all of it was fetched: the target is as it was. Run pgrejoin rewind to go on, or \
@@ -240,8 +251,9 @@ pub fn resume(
                 }
             }
         }
-        State::Hidden(manifest) | State::Undoing(manifest) => work.finish(&manifest),
-        State::Exposed(_) => Err(exposed()),
+        State::Hidden(manifest) | State::Exposed(manifest) | State::Undoing(manifest) => {
+            work.finish(&manifest)
+        }
         State::Spoiled(_) => Err(spoiled()),
         State::Committed(manifest) => work.clean_up(&manifest),
         State::Cleaning => {
@@ -260,16 +272,17 @@ pub fn resume(
 pub fn rollback(
     target: &Path,
     monitor: &dyn Monitor,
-    stop: &AtomicBool,
+    signals: &Signals,
 ) -> Result<Outcome, RewindError> {
-    end(target, (monitor, stop), |work, state| match state {
+    end(target, (monitor, signals), |work, state| match state {
         State::None => nothing("no rewind is unfinished here: there is nothing to take back"),
         State::Preparing | State::Sealed(_) => {
             work.clear_away()?;
             nothing("the target had not been changed yet: what was prepared is cleared away")
         }
-        State::Hidden(manifest) | State::Undoing(manifest) => work.take_back(&manifest),
-        State::Exposed(_) => Err(exposed()),
+        State::Hidden(manifest) | State::Exposed(manifest) | State::Undoing(manifest) => {
+            work.take_back(&manifest)
+        }
         State::Spoiled(_) => Err(spoiled()),
         State::Committed(_) | State::Cleaning => Err(RewindError::new(
             Class::Target,
@@ -315,7 +328,11 @@ fn look(target: &Path) -> Result<String, RewindError> {
         true => " It has no undo images: it can be finished, not taken back.",
         false => "",
     };
-    Ok(format!("{}{one_way}{warning}", describe_state(&state)))
+    let said = match state {
+        State::None if is_unstarted(&directory)? => UNSTARTED,
+        state => describe_state(&state),
+    };
+    Ok(format!("{said}{one_way}{warning}"))
 }
 
 fn describe_state(state: &State) -> &'static str {
@@ -330,15 +347,10 @@ fn describe_state(state: &State) -> &'static str {
             "a rewind is prepared and has changed nothing yet. Run pgrejoin resume to go on \
              without the source, or pgrejoin rollback to clear it away"
         }
-        State::Hidden(_) => {
+        State::Hidden(_) | State::Exposed(_) => {
             "a rewind is changing this data directory and has not finished. Do not start \
              PostgreSQL: run pgrejoin resume to finish it or pgrejoin rollback to take it back, \
-             both without the source"
-        }
-        State::Exposed(_) => {
-            "a rewind is changing this data directory and has not finished, and somebody put a \
-             pg_control back. Do not start PostgreSQL: remove global/pg_control, then run pgrejoin \
-             resume or pgrejoin rollback"
+             both without the source."
         }
         State::Spoiled(_) => SPOILED,
         State::Committed(_) | State::Cleaning => {
@@ -370,10 +382,10 @@ fn open_state(locked: &Arc<DataDir>) -> Result<Found, RewindError> {
     let state = state::load(&plain).map_err(state_error)?;
     let (staging, sync) = match (state.manifest(), &state) {
         (Some(manifest), _) => (manifest.staging.clone(), manifest.sync),
-        (None, State::Preparing) => match PlanFile::read(&plain).map_err(state_error)? {
-            Some(stored) => (stored.staging, stored.sync),
-            None => (None, true),
-        },
+        (None, State::Preparing) => {
+            let sync = PlanFile::read(&plain).map_err(state_error)?.is_none_or(|plan| plan.sync);
+            (state::staging(&plain).map_err(state_error)?, sync)
+        }
         (None, _) => (None, true),
     };
     let directory = match state.manifest() {
@@ -401,5 +413,32 @@ fn open_state(locked: &Arc<DataDir>) -> Result<Found, RewindError> {
 pub(crate) fn state_error(
     error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> RewindError {
-    RewindError::because(Class::Other, "the target's .pgrejoin directory is not usable", error)
+    use std::io::ErrorKind;
+    let error = error.into();
+    let class = match io_kind(&*error) {
+        // What the operator can mend and what a check before the first change is there for.
+        Some(
+            ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::StorageFull
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::PermissionDenied,
+        ) => Class::Preflight,
+        _ => Class::Other,
+    };
+    RewindError::because(class, "the target's .pgrejoin directory is not usable", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_takes_nothing_is_for_the_operator_to_mend() {
+        use rustix::io::Errno;
+        for errno in [Errno::ROFS, Errno::NOSPC, Errno::DQUOT, Errno::ACCESS] {
+            let error = std::io::Error::from(errno);
+            assert_eq!(state_error(error).class(), Class::Preflight, "{errno}");
+        }
+        assert_eq!(state_error(std::io::Error::from(Errno::IO)).class(), Class::Other);
+    }
 }

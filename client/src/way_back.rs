@@ -14,6 +14,9 @@ use crate::seal::{Sealing, staging};
 /// Longest settings or history file that is saved for the way back.
 const SMALL_FILE_BYTES_MAX: u64 = 16 << 20;
 
+/// Images of what the plan overwrites; the others are of what turns out to be cut besides.
+pub(crate) const PLANNED: &str = "planned";
+
 impl Sealing<'_> {
     /// Saves images of what will be overwritten, if the way back is wanted.
     pub(crate) async fn images(
@@ -27,8 +30,15 @@ impl Sealing<'_> {
         let disk = Arc::clone(self.disk);
         let bytes = bytes_of(&images);
         let name = format!("{}-{when}", self.attempt);
+        // What an earlier run saved for the same plan need not be saved again.
+        let adopted = when == PLANNED;
         blocking(move || {
-            undo::save(&disk, &name, &images, &gate).map_err(|error| {
+            let saved = || match adopted {
+                true => undo::adopt(&*disk, &images, &gate)?
+                    .map_or_else(|| undo::save(&disk, &name, &images, &gate), Ok),
+                false => undo::save(&disk, &name, &images, &gate),
+            };
+            saved().map_err(|error| {
                 let message = format!("could not save the {bytes} bytes that will be overwritten");
                 RewindError::because(Class::Preflight, message, error)
             })

@@ -13,6 +13,9 @@ use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom, StatxFlags};
 
 use crate::confined::open_below;
 
+/// A number the kernel draws when it starts.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// Why a directory could not be opened as a data directory.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -199,6 +202,16 @@ impl DataDir {
     pub fn name_on_this_machine(&self) -> io::Result<String> {
         let stat = rustix::fs::fstat(&self.root)?;
         Ok(format!("pgrejoin-{:x}-{:x}", stat.st_dev, stat.st_ino))
+    }
+
+    /// What tells this directory from every other one, on this machine and elsewhere, until the machine is started
+    /// anew: its device and inode and the boot's id. Containers of one machine share the last alone.
+    pub fn identity(&self) -> io::Result<[u8; 16]> {
+        let stat = rustix::fs::fstat(&self.root)?;
+        let boot = std::fs::read(BOOT_ID).unwrap_or_default();
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&stat.st_dev.to_le_bytes()).update(&stat.st_ino.to_le_bytes()).update(&boot);
+        Ok(hasher.finalize().as_bytes().first_chunk().copied().unwrap_or_default())
     }
 
     /// Makes everything any process wrote to the data directory's file systems durable. Fails if a

@@ -28,17 +28,6 @@ impl Checkpoint {
     }
 }
 
-/// The end of a prepared transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PreparedEnd {
-    /// Where the record begins.
-    pub lsn: Lsn,
-    /// Committed or rolled back.
-    pub committed: bool,
-    /// The transaction, if the record could be read that far.
-    pub xid: Option<u32>,
-}
-
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Window {
@@ -59,8 +48,8 @@ pub struct Window {
     pub checkpoints: Vec<Checkpoint>,
     /// Ends of recovery.
     pub promotions: Vec<Lsn>,
-    /// Ends of prepared transactions.
-    pub prepared_ends: Vec<PreparedEnd>,
+    /// First commit after the fork.
+    pub first_commit: Option<Lsn>,
     /// Where `wal_level` became minimal.
     pub minimal_at: Option<Lsn>,
     /// Where settings changed at a restart: the record has only the new values.
@@ -69,6 +58,8 @@ pub struct Window {
     pub checksums_changed_at: Option<Lsn>,
     /// A record whose effect on files is not known.
     pub unknown_at: Option<Lsn>,
+    /// A record of an extension's own resource manager: what it changed besides its blocks is not known.
+    pub extension_at: Option<Lsn>,
 }
 
 impl Window {
@@ -84,11 +75,12 @@ impl Window {
         self.directories.extend(later.directories);
         self.checkpoints.extend(later.checkpoints);
         self.promotions.extend(later.promotions);
-        self.prepared_ends.extend(later.prepared_ends);
+        self.first_commit = self.first_commit.or(later.first_commit);
         self.minimal_at = self.minimal_at.or(later.minimal_at);
         self.settings_changed_at = self.settings_changed_at.or(later.settings_changed_at);
         self.checksums_changed_at = self.checksums_changed_at.or(later.checksums_changed_at);
         self.unknown_at = self.unknown_at.or(later.unknown_at);
+        self.extension_at = self.extension_at.or(later.extension_at);
     }
 
     /// The newest checkpoint record that begins before `fork`.

@@ -9,7 +9,7 @@ use pg_format::{Covered, Fork, FormatError, Lsn};
 
 use crate::runs::{How, Runs, ValueSink, scan_runs};
 use crate::wal::{Scanned, Segments, WalError, scan};
-use crate::window::{Checkpoint, PreparedEnd, Window};
+use crate::window::{Checkpoint, Window};
 
 /// `info` bit of records that change files in ways block references do not show.
 const SPECIAL_REL_UPDATE: u8 = 0x01;
@@ -27,7 +27,7 @@ struct Part {
 }
 
 /// Reads from the record at `start` to the end of valid WAL, of which the segments up to `last` are
-/// here. Creations count from `fork` on.
+/// here. Creations and commits count from `fork` on.
 pub fn scan_window(
     segments: &(dyn Segments + Sync),
     context: WalContext,
@@ -129,6 +129,9 @@ fn note(window: &mut Window, record: &Record<'_>, body: &RecordBody, effect: &Ef
     if !note_files(window, effect, record.lsn >= fork) {
         note_state(window, effect, record.lsn);
     }
+    if matches!(effect, Effect::Commit) && record.lsn >= fork {
+        window.first_commit.get_or_insert(record.lsn);
+    }
 }
 
 /// What was done to files; whether it was that.
@@ -179,8 +182,8 @@ fn note_state(window: &mut Window, effect: &Effect, at: Lsn) {
         Effect::ChecksumsChanged => {
             window.checksums_changed_at.get_or_insert(at);
         }
-        Effect::EndPrepared { committed, xid } => {
-            window.prepared_ends.push(PreparedEnd { lsn: at, committed, xid });
+        Effect::Extension => {
+            window.extension_at.get_or_insert(at);
         }
         _ => {}
     }

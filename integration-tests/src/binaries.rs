@@ -4,9 +4,14 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Tests that run side by side in one process share the copy.
+static COPYING: Mutex<()> = Mutex::new(());
 
 /// Path of a runnable copy of a program of this workspace.
 pub fn program(name: &str) -> PathBuf {
+    let _alone = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
     let test = std::env::current_exe().expect("the test has a path");
     let built = test.ancestors().nth(2).expect("target/<profile>").join(name);
     let metadata = fs::metadata(&built)

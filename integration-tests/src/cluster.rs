@@ -208,9 +208,8 @@ impl Node {
     fn forget_zombie(&self) {
         let file = self.data.join("postmaster.pid");
         let text = fs::read_to_string(&file).unwrap_or_default();
-        let pid = text.lines().next().unwrap_or_default();
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        if stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')) {
+        let pid = text.lines().next().and_then(|pid| pid.parse().ok());
+        if pid.is_some_and(|pid| state_of(pid) == Some('Z')) {
             fs::remove_file(file).expect("removed");
         }
     }
@@ -227,6 +226,13 @@ impl Node {
         self.data.join("postmaster.pid").exists()
     }
 
+    /// Whether it was rewound and not started since: it has a `backup_label` that PostgreSQL accepts, not the
+    /// warning of a rewind under way.
+    pub fn waits_for_its_first_start(&self) -> bool {
+        fs::read_to_string(self.data.join("backup_label"))
+            .is_ok_and(|label| label.starts_with("START WAL LOCATION"))
+    }
+
     /// Kills every process of the server at once, as a machine that loses power would.
     pub fn kill(&self) {
         let text = fs::read_to_string(self.data.join("postmaster.pid")).expect("running");
@@ -239,7 +245,7 @@ impl Node {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
         }
         let since = Instant::now();
-        while pids.iter().any(|pid| Path::new(&format!("/proc/{pid}/cwd")).read_link().is_ok()) {
+        while pids.iter().any(|pid| !matches!(state_of(*pid), None | Some('Z' | 'X'))) {
             assert!(since.elapsed() < PATIENCE, "killed processes live on");
             sleep(Duration::from_millis(20));
         }
@@ -311,6 +317,23 @@ impl Node {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Opens a connection that is kept.
+    pub fn session(&self) -> Session {
+        let mut command = self.psql("postgres");
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+        command.stderr(std::process::Stdio::null());
+        let mut child = command.spawn().expect("psql runs");
+        let input = child.stdin.take().expect("piped");
+        let name = format!("session{}", SERIAL.fetch_add(1, Ordering::Relaxed));
+        Session { node: self.clone(), child, input, name }
+    }
+
+    /// The process id of one of the server's own processes.
+    pub fn process(&self, kind: &str) -> rustix::process::Pid {
+        let query = format!("select pid from pg_stat_activity where backend_type = '{kind}'");
+        self.sql(&query).parse().ok().and_then(rustix::process::Pid::from_raw).expect("a pid")
+    }
+
     /// Starts psql with a script in the background.
     pub fn background(&self, sql: &str) -> std::process::Child {
         let mut command = self.psql("postgres");
@@ -378,6 +401,7 @@ impl Node {
     /// Waits until an SQL condition is true.
     pub fn wait(&self, database: &str, condition: &str) {
         let since = Instant::now();
+        let mut pause = Duration::from_millis(30);
         while self.try_sql(database, &format!("select {condition}")).as_deref() != Some("t") {
             assert!(
                 since.elapsed() < PATIENCE,
@@ -385,7 +409,8 @@ impl Node {
                 self.data.display(),
                 self.log_tail()
             );
-            sleep(Duration::from_millis(50));
+            sleep(pause);
+            pause = (pause * 3 / 2).min(Duration::from_millis(300));
         }
     }
 
@@ -402,6 +427,16 @@ impl Node {
         append(&self.data.join("postgresql.conf"), &format!("{settings}\n"));
     }
 
+    /// A running standby of `primary` that is like this one, which is stopped for a moment.
+    pub fn copy_running(&self, primary: &Self, to: &Path) -> Self {
+        self.stop("fast");
+        let copy = self.copy(to);
+        self.start();
+        copy.follow(primary);
+        copy.start();
+        copy
+    }
+
     /// Copies a stopped node's data directory to a new node.
     pub fn copy(&self, to: &Path) -> Self {
         fs::create_dir_all(to).expect("node directory");
@@ -410,6 +445,36 @@ impl Node {
         let mut copy = self.user.command("/bin/cp");
         run(copy.args(["-a", "--reflink=auto"]).arg(&self.data).arg(&node.data));
         node
+    }
+}
+
+/// A connection that is kept open.
+#[derive(Debug)]
+pub struct Session {
+    node: Node,
+    child: std::process::Child,
+    input: std::process::ChildStdin,
+    name: String,
+}
+
+impl Session {
+    /// Runs SQL and waits until it was done.
+    pub fn run(&mut self, sql: &str) {
+        use std::io::Write as _;
+        let mark = format!("done-{}", SERIAL.fetch_add(1, Ordering::Relaxed));
+        writeln!(self.input, "{sql}").expect("written");
+        writeln!(self.input, "set application_name = '{}-{mark}';", self.name).expect("written");
+        self.node.wait(
+            "postgres",
+            &format!("exists(select from pg_stat_activity where application_name = '{}-{mark}' and state like 'idle%')", self.name),
+        );
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 
@@ -428,6 +493,12 @@ impl Drop for Load {
             drop(feeding.join());
         }
     }
+}
+
+/// What a process is doing, as the kernel writes it in one letter; `None` without one.
+fn state_of(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 fn children(parent: i32) -> Vec<i32> {

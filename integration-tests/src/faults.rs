@@ -3,5 +3,6 @@
 
 pub mod judge;
 pub mod recorder;
+pub mod sample;
 pub mod simulated;
 pub mod small;

@@ -8,6 +8,7 @@ pub mod client;
 pub mod cluster;
 pub mod device;
 pub mod faults;
+pub mod health;
 pub mod hints;
 pub mod kills;
 pub mod oracle;

@@ -31,9 +31,10 @@ impl Snapshot {
 }
 
 /// Path below the root to kind, mode and content: what must be the same after something was changed
-/// and taken back, whatever the clock says.
+/// and taken back, whatever the clock says. Contents are kept as their hash: a process that holds much memory forks
+/// slowly.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Content(BTreeMap<PathBuf, (u32, Vec<u8>)>);
+pub struct Content(BTreeMap<PathBuf, (u32, u64)>);
 
 impl Content {
     /// Looks at everything below `root`; links are not followed.
@@ -47,18 +48,18 @@ impl Content {
         let mut waiting = vec![root.to_owned()];
         while let Some(path) = waiting.pop() {
             let metadata = fs::symlink_metadata(&path).expect("metadata");
-            let content = if metadata.is_dir() {
+            let mut content = DefaultHasher::new();
+            if metadata.is_dir() {
                 let entries = fs::read_dir(&path).expect("directory").flatten();
                 waiting.extend(entries.map(|entry| entry.path()));
-                Vec::new()
             } else if metadata.is_symlink() {
-                fs::read_link(&path).expect("link").into_os_string().into_encoded_bytes()
+                fs::read_link(&path).expect("link").hash(&mut content);
             } else {
-                fs::read(&path).expect("content")
-            };
+                fs::read(&path).expect("content").hash(&mut content);
+            }
             let below = path.strip_prefix(root).expect("below").to_owned();
             if !names.iter().any(|name| below.starts_with(name)) {
-                seen.insert(below, (metadata.mode(), content));
+                seen.insert(below, (metadata.mode(), content.finish()));
             }
         }
         Self(seen)

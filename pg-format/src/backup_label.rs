@@ -20,18 +20,29 @@ pub struct ReplayStart {
 ///
 /// The method is not "streamed", so recovery does not wait for an end-of-backup record, and
 /// "standby" makes it take the end of the backup from `pg_control`: both as `pg_rewind` writes.
-pub fn backup_label(start: ReplayStart, size: WalSegmentSize, written: &str) -> String {
+pub fn backup_label(
+    start: ReplayStart,
+    size: WalSegmentSize,
+    written: &str,
+    label: &str,
+) -> String {
     let segment = SegmentName { timeline: start.timeline, number: size.segment_of(start.redo) };
     format!(
         "START WAL LOCATION: {redo} (file {file})\n\
          CHECKPOINT LOCATION: {checkpoint}\n\
          BACKUP METHOD: pg_rewind\n\
          BACKUP FROM: standby\n\
-         START TIME: {written}\n",
+         START TIME: {written}\n\
+         LABEL: {label}\n",
         redo = start.redo,
         file = segment.file_name(size),
         checkpoint = start.checkpoint,
     )
+}
+
+/// The label in the text of a `backup_label`, if it has one.
+pub fn label_of(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("LABEL: "))
 }
 
 #[cfg(test)]
@@ -46,10 +57,11 @@ mod tests {
             timeline: TimelineId::new(1).unwrap(),
         };
         let size = WalSegmentSize::new(16 << 20).unwrap();
-        let label = backup_label(start, size, "2026-11-23 12:00:00 UTC");
+        let label = backup_label(start, size, "2026-11-23 12:00:00 UTC", "of a test");
         let lines: Vec<&str> = label.lines().collect();
         assert_eq!(lines[0], "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)");
         assert_eq!(lines[1], "CHECKPOINT LOCATION: 0/2000060");
         assert_eq!(lines[3], "BACKUP FROM: standby");
+        assert_eq!(label_of(&label), Some("of a test"));
     }
 }

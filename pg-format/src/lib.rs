@@ -16,6 +16,7 @@ pub mod page_map;
 pub mod path;
 pub mod postmaster_pid;
 pub mod relation;
+pub mod relation_map;
 pub mod timeline;
 pub mod tuple_state;
 pub mod version;

@@ -214,6 +214,8 @@ pub struct Reached {
     pub minimal_at: Option<Lsn>,
     /// A record whose effect on files is not known.
     pub unknown_at: Option<Lsn>,
+    /// A record of an extension's own resource manager.
+    pub extension_at: Option<Lsn>,
 }
 
 /// What WAL records change, piece by piece.

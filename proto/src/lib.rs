@@ -24,7 +24,7 @@ pub use hash::PageHash;
 pub use status::{Reason, Refusal};
 
 /// Version of the protocol; both ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 pub(crate) mod wire {
     //! The generated messages.

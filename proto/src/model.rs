@@ -29,6 +29,8 @@ pub struct Node {
     pub histories: Vec<(TimelineId, Vec<u8>)>,
     /// Process id and start time of its postmaster, if one runs.
     pub postmaster: Option<(i64, i64)>,
+    /// Which directory of which machine it is: in containers every postmaster may have one and the same number.
+    pub directory: [u8; 16],
 }
 
 impl Node {
@@ -52,6 +54,7 @@ impl Node {
             && self.timeline == earlier.timeline
             && self.control.state == earlier.control.state
             && self.postmaster == earlier.postmaster
+            && self.directory == earlier.directory
             // A stopped node may have been started and stopped in between.
             && (self.role != Role::Stopped || self.control_bytes == earlier.control_bytes)
     }

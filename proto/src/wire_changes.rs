@@ -69,6 +69,7 @@ pub(crate) fn body(change: Change) -> wire::item::Body {
             to: covered.to.as_u64(),
             minimal_at: position(covered.minimal_at),
             unknown_at: position(covered.unknown_at),
+            extension_at: position(covered.extension_at),
         }),
     }
 }
@@ -99,6 +100,7 @@ pub(crate) fn covered(item: &wire::ChangesCoveredItem) -> Change {
         to: Lsn::new(item.to),
         minimal_at: known(item.minimal_at),
         unknown_at: known(item.unknown_at),
+        extension_at: known(item.extension_at),
     })
 }
 

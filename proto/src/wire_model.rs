@@ -35,6 +35,7 @@ impl From<Node> for wire::Node {
             histories: histories.collect(),
             postmaster_pid,
             postmaster_start,
+            directory: node.directory.to_vec().into(),
         }
     }
 }
@@ -56,8 +57,10 @@ impl TryFrom<wire::Node> for Node {
             .collect();
         let postmaster =
             (node.postmaster_pid != 0).then_some((node.postmaster_pid, node.postmaster_start));
+        let directory = node.directory.as_ref().try_into();
         Ok(Self {
             role,
+            directory: directory.map_err(|_| invalid("the node does not say which it is"))?,
             timeline: timeline(node.timeline)?,
             control: ControlFile::parse(&node.control_file).map_err(invalid)?,
             control_bytes: node.control_file.to_vec(),

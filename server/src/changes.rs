@@ -30,7 +30,8 @@ pub(crate) struct Steps {
 impl Steps {
     /// The records that begin in `[from, to)`; `limited` if their reading is slowed.
     pub(crate) fn new((from, to): (Lsn, Lsn), limited: bool) -> Self {
-        let reached = Reached { from, to: from, minimal_at: None, unknown_at: None };
+        let reached =
+            Reached { from, to: from, minimal_at: None, unknown_at: None, extension_at: None };
         Self { reached, to, bytes: if limited { STEP_BYTES_LIMITED } else { STEP_BYTES } }
     }
 
@@ -64,6 +65,7 @@ pub(crate) fn changes(
         let reached = &mut steps.reached;
         reached.minimal_at = reached.minimal_at.or(window.minimal_at);
         reached.unknown_at = reached.unknown_at.or(window.unknown_at);
+        reached.extension_at = reached.extension_at.or(window.extension_at);
         pieces(window).try_for_each(|change| give(0, change))?;
         steps.reach(next, give)?;
     }

@@ -15,7 +15,9 @@ use data_dir::proof;
 use data_dir::wal::LocalWal;
 use pg_format::relation::tablespace_version_directory;
 use pg_format::wal::{SegmentName, Start};
-use pg_format::{BLOCK_BYTES, BLOCK_SIZE, DataPath, FileClass, Fork, Lsn, TimelineHistory};
+use pg_format::{
+    BLOCK_BYTES, BLOCK_SIZE, DataPath, FileClass, Fork, Lsn, Major, TimelineHistory, relation_map,
+};
 use proto::fetch::{
     BlockRange, Item, ItemBody, PageContent, ProofStart, Signatures, Unit, UnitKind, VerifiedChunk,
 };
@@ -335,7 +337,7 @@ impl Worker {
             let mut bytes = BytesMut::zeroed(SEALED_FILE_BYTES_MAX);
             let length = read_at(file, &mut bytes, 0).map_err(unreadable)?;
             bytes.truncate(length);
-            if crc_at_the_end_fits(path, &bytes) {
+            if crc_at_the_end_fits(path, &bytes, self.node.control.major) {
                 self.output.read("files", length as u64);
                 let chunk = VerifiedChunk::read(0, bytes.freeze());
                 self.output.send(Item { unit: id, body: ItemBody::Chunk(chunk) })?;
@@ -462,13 +464,11 @@ impl Worker {
 
 /// Checks the CRC-32C a small file ends in: a relation map (`relmapper.c`, 62 entries up to 15, 64
 /// from 16 on, padding behind the CRC before 16) or a two-phase file (`twophase.c`).
-fn crc_at_the_end_fits(path: &DataPath, bytes: &[u8]) -> bool {
-    let at = match (path.file_name(), bytes.len()) {
-        ("pg_filenode.map", 512) => 504,
-        ("pg_filenode.map", 524) => 520,
-        ("pg_filenode.map", _) => return false,
-        (_, length) => length.saturating_sub(4),
-    };
+fn crc_at_the_end_fits(path: &DataPath, bytes: &[u8], major: Major) -> bool {
+    if path.file_name() == "pg_filenode.map" {
+        return relation_map::parse(bytes, major).is_ok();
+    }
+    let at = bytes.len().saturating_sub(4);
     let stored = bytes.get(at..at + 4).and_then(|crc| crc.try_into().ok()).map(u32::from_le_bytes);
     stored == bytes.get(..at).map(crc32c::crc32c)
 }

@@ -42,8 +42,10 @@ pub(crate) fn inspect(directory: &DataDir) -> Result<Node, Refusal> {
              a promotion has not finished"
         )));
     }
+    let identity = directory.identity().map_err(|error| internal("its data directory", &error))?;
     Ok(Node {
         role,
+        directory: identity,
         timeline,
         control: control.file,
         control_bytes: control.bytes,

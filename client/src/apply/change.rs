@@ -3,7 +3,7 @@
 //! that one stopped.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use data_dir::DataDir;
@@ -12,8 +12,38 @@ use pg_format::DataPath;
 use super::disk::Disk;
 use super::manifest::Manifest;
 use super::pg_wal::PgWal;
+use super::state;
 use crate::error::{Class, RewindError};
 use crate::monitor::Monitor;
+
+/// How often the operator has asked for an end.
+///
+/// The first time ends work that has changed nothing. While the target is changed that goes on to its end, which
+/// is near: half changed a node cannot be started. The second time ends that too.
+#[derive(Debug, Default)]
+pub struct Signals(AtomicUsize);
+
+impl Signals {
+    /// As if so many had come.
+    pub fn received(count: usize) -> Self {
+        Self(AtomicUsize::new(count))
+    }
+
+    /// One more has come.
+    pub fn receive(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether work that has changed nothing ends.
+    pub fn stop(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether work that has begun to change the target ends.
+    pub fn stop_at_once(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 1
+    }
+}
 
 /// See the module.
 #[derive(Debug, Clone, Copy)]
@@ -24,21 +54,38 @@ pub struct Change<'a> {
     pub disk: &'a dyn Disk,
     /// On this directory.
     pub directory: &'a DataDir,
-    /// Set when the operator wants to stop.
-    pub stop: &'a AtomicBool,
+    /// Whether the operator wants to stop.
+    pub signals: &'a Signals,
     /// Told what happens.
     pub monitor: &'a dyn Monitor,
 }
 
 impl<'a> Change<'a> {
-    /// Whether the operator wants to stop.
+    /// Whether the operator insists on an end.
     pub(super) fn go_on(&self) -> Result<(), RewindError> {
-        if self.stop.load(Ordering::Relaxed) {
-            let message = "stopped by a signal while the target was being changed: run pgrejoin \
+        if self.signals.stop_at_once() {
+            let message = "stopped by a second signal while the target was being changed: run pgrejoin \
                            resume or pgrejoin rollback, do not start PostgreSQL";
             return Err(RewindError::new(Class::Unfinished, message));
         }
         Ok(())
+    }
+
+    /// Locks PostgreSQL out again, whatever an interrupted run or somebody else left of the locks. A `pg_control`
+    /// that a server has changed is evidence and stays.
+    pub(super) fn lock_again(&self) -> Result<(), RewindError> {
+        let locked = || {
+            let live = DataPath::new("global/pg_control").map_err(io::Error::other)?;
+            if self.disk.is_directory(&live)?.is_some() {
+                let mut bytes = Vec::new();
+                io::Read::read_to_end(&mut self.disk.open(&live)?, &mut bytes)?;
+                if state::is_of_a_server(&bytes, self.manifest) {
+                    return Err(io::Error::other("PostgreSQL has changed global/pg_control"));
+                }
+            }
+            state::hide_again(self.disk)
+        };
+        locked().map_err(failed("could not lock the target"))
     }
 
     /// The part of it in `pg_wal`.

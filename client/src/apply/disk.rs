@@ -3,25 +3,26 @@
 //! Paths are those of the data directory. The trait is what tests record, cut and fail; the real
 //! disk opens everything below its handles, without following a link.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use data_dir::confined::open_below;
 use data_dir::{DataDir, Entry, EntryKind};
 use pg_format::DataPath;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, StatxFlags};
 use serde::{Deserialize, Serialize};
 
-use super::manifest::Staging;
+use super::staging::{OpenStaging, Staging, is_ours, is_owned};
 
 /// Files kept open between writes, so that a page costs one system call.
 const OPEN_FILES_MAX: usize = 128;
+/// Bytes written at once where room cannot be taken otherwise.
+const ALLOCATION_BYTES: usize = 1 << 20;
 
 /// What tells a regular file from what it may become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +57,8 @@ pub trait Disk: fmt::Debug + Send + Sync {
     fn create_file(&self, path: &DataPath) -> io::Result<()>;
     /// Writes bytes of an existing file.
     fn write_at(&self, path: &DataPath, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Gives an empty file a length and takes the room for it.
+    fn allocate(&self, path: &DataPath, bytes: u64) -> io::Result<()>;
     /// Cuts or extends a file; the new part reads as zeros.
     fn set_length(&self, path: &DataPath, bytes: u64) -> io::Result<()>;
     /// Gives a file or directory these permission bits.
@@ -78,6 +81,8 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// write that was still pending could not be written.
     fn sync_all(&self) -> io::Result<()>;
 
+    /// What records that others could have written are signed with; `None` if nobody else can write where they are.
+    fn staging_key(&self) -> Option<[u8; 32]>;
     /// The same disk after links of `directory` have changed.
     fn reopen(&self, directory: &Arc<DataDir>) -> io::Result<Box<dyn Disk>>;
     /// Looks at a regular file; `None` if there is none of that name.
@@ -94,9 +99,8 @@ pub trait Disk: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct RealDisk {
     directory: Arc<DataDir>,
-    /// Where packs and WAL are staged, if not in the state directory: a directory the operator
-    /// named, and our own one inside it. Nothing else in there is ours.
-    staging: Option<(OwnedFd, Staging)>,
+    /// Where packs and WAL are staged, if not in the state directory.
+    staging: Option<OpenStaging>,
     file_mode: Mode,
     directory_mode: Mode,
     sync: bool,
@@ -109,16 +113,9 @@ impl RealDisk {
     pub fn new(directory: Arc<DataDir>, staging: Option<Staging>, sync: bool) -> io::Result<Self> {
         let (_, mode) = directory.owner_and_mode()?;
         let group = mode & 0o050 == 0o050;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let staging = match staging {
-            Some(staging) => {
-                Some((rustix::fs::open(&staging.directory, flags, Mode::empty())?, staging))
-            }
-            None => None,
-        };
         Ok(Self {
             directory,
-            staging,
+            staging: staging.map(OpenStaging::new).transpose()?,
             file_mode: Mode::from_raw_mode(if group { 0o640 } else { 0o600 }),
             directory_mode: Mode::from_raw_mode(if group { 0o750 } else { 0o700 }),
             sync,
@@ -126,42 +123,49 @@ impl RealDisk {
         })
     }
 
-    /// The handle and our directory's name, if `path` is staged elsewhere.
-    fn staged(&self, path: &DataPath) -> Option<(&OwnedFd, &str)> {
-        let (fd, staging) = self.staging.as_ref()?;
+    /// Our directory elsewhere, if `path` is staged there.
+    fn staged(&self, path: &DataPath) -> Option<&OpenStaging> {
+        let staging = self.staging.as_ref()?;
         let inside = super::state::STAGED_DIRECTORIES.iter().any(|staged| path.is_within(staged));
-        inside.then_some((fd, staging.name.as_str()))
+        inside.then_some(staging)
     }
 
-    fn resolve<'p>(&self, path: &'p DataPath) -> (BorrowedFd<'_>, Cow<'p, str>) {
-        if let Some((fd, own)) = self.staged(path) {
-            let rest = path.as_str().trim_start_matches(pg_format::file_class::OWN_DIRECTORY);
-            return (fd.as_fd(), Cow::Owned(format!("{own}{rest}")));
+    fn resolve<'p>(&self, path: &'p DataPath) -> io::Result<(Base<'_>, &'p str)> {
+        if let Some(staging) = self.staged(path) {
+            let own = pg_format::file_class::OWN_DIRECTORY;
+            let rest = path.as_str().trim_start_matches(own).trim_start_matches('/');
+            return Ok((Base::Staging(staging.own()?), rest));
         }
         let (fd, rest) = self.directory.resolve(path);
-        (fd, Cow::Borrowed(rest))
+        Ok((Base::Target(fd), rest))
     }
 
     /// The open directory that holds `path`, and its name there.
     fn parent(&self, path: &DataPath) -> io::Result<(OwnedFd, String)> {
-        let (base, rest) = self.resolve(path);
+        let (base, rest) = self.resolve(path)?;
         // A link that is itself the path, as a tablespace's, lies in the directory that holds it.
         let (base, rest) = if rest.is_empty() {
-            (self.directory.root(), Cow::Borrowed(path.as_str()))
+            (Base::Target(self.directory.root()), path.as_str())
         } else {
             (base, rest)
         };
-        let (parent, name) = rest.rsplit_once('/').unwrap_or(("", &rest));
+        let (parent, name) = rest.rsplit_once('/').unwrap_or(("", rest));
         if parent.is_empty() {
-            return Ok((base.try_clone_to_owned()?, name.to_owned()));
+            return Ok((base.as_fd().try_clone_to_owned()?, name.to_owned()));
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        Ok((open_below(base, parent, flags, Mode::empty())?, name.to_owned()))
+        Ok((open_below(&base, parent, flags, Mode::empty())?, name.to_owned()))
     }
 
     fn open_with(&self, path: &DataPath, flags: OFlags) -> io::Result<File> {
-        let (base, rest) = self.resolve(path);
-        let file = open_below(base, &rest, flags | OFlags::NOCTTY, self.file_mode)?;
+        let (base, rest) = self.resolve(path)?;
+        let file = open_below(&base, rest, flags | OFlags::NOCTTY, self.file_mode)?;
+        // What an earlier run left is believed only if nobody else can have written it.
+        let own = path.components().any(|part| part == pg_format::file_class::OWN_DIRECTORY);
+        if own && !base.trusts(&file, FileType::RegularFile)? {
+            let message = format!("{path} belongs to another user, or others may write it");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
         Ok(File::from(file))
     }
 
@@ -187,12 +191,8 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     fn create_directory(&self, path: &DataPath) -> io::Result<()> {
-        if let Some((fd, own)) = self.staged(path) {
-            match rustix::fs::mkdirat(fd, own, Mode::from_raw_mode(0o700)) {
-                Ok(()) | Err(rustix::io::Errno::EXIST) if self.sync => rustix::fs::fsync(fd)?,
-                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+        if let Some(staging) = self.staged(path) {
+            staging.create(self.sync)?;
         }
         let (parent, name) = self.parent(path)?;
         match rustix::fs::mkdirat(&parent, &*name, self.directory_mode) {
@@ -221,6 +221,26 @@ impl Disk for RealDisk {
 
     fn write_at(&self, path: &DataPath, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.writable(path)?.write_all_at(bytes, offset)
+    }
+
+    fn allocate(&self, path: &DataPath, bytes: u64) -> io::Result<()> {
+        let file = self.writable(path)?;
+        match rustix::fs::fallocate(&*file, FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => Ok(()),
+            // What holds no zeros takes room everywhere.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                let filler = vec![0xA5; ALLOCATION_BYTES];
+                let mut offset = 0;
+                while offset < bytes {
+                    let left = usize::try_from(bytes - offset).unwrap_or(usize::MAX);
+                    let part = filler.get(..left.min(filler.len())).unwrap_or_default();
+                    file.write_all_at(part, offset)?;
+                    offset += part.len() as u64;
+                }
+                Ok(())
+            }
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     fn set_length(&self, path: &DataPath, bytes: u64) -> io::Result<()> {
@@ -283,24 +303,22 @@ impl Disk for RealDisk {
     fn remove_directory(&self, path: &DataPath) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
         rustix::fs::unlinkat(&parent, &*name, AtFlags::REMOVEDIR)?;
-        if let Some((fd, own)) = self.staged(path) {
-            // Ours too once the last directory in it is gone.
-            rustix::fs::unlinkat(fd, own, AtFlags::REMOVEDIR).ok();
-        }
-        Ok(())
+        // Ours too once the last directory in it is gone.
+        self.staged(path).map_or(Ok(()), OpenStaging::remove_if_empty)
     }
 
     fn reopen(&self, directory: &Arc<DataDir>) -> io::Result<Box<dyn Disk>> {
-        let staging = match &self.staging {
-            Some((fd, staging)) => Some((fd.try_clone()?, staging.clone())),
-            None => None,
-        };
+        let staging = self.staging.as_ref().map(OpenStaging::try_clone).transpose()?;
         Ok(Box::new(Self {
             directory: Arc::clone(directory),
             staging,
             open: Mutex::default(),
             ..*self
         }))
+    }
+
+    fn staging_key(&self) -> Option<[u8; 32]> {
+        self.staging.as_ref().map(OpenStaging::key)
     }
 
     fn sync_all(&self) -> io::Result<()> {
@@ -316,11 +334,11 @@ impl Disk for RealDisk {
             return Ok(());
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        match path.map(|path| self.resolve(path)) {
+        match path.map(|path| self.resolve(path)).transpose()? {
             None => Ok(rustix::fs::fsync(self.directory.root())?),
-            Some((base, rest)) if rest.is_empty() => Ok(rustix::fs::fsync(base)?),
+            Some((base, "")) => Ok(rustix::fs::fsync(&base)?),
             Some((base, rest)) => {
-                Ok(rustix::fs::fsync(open_below(base, &rest, flags, Mode::empty())?)?)
+                Ok(rustix::fs::fsync(open_below(&base, rest, flags, Mode::empty())?)?)
             }
         }
     }
@@ -330,13 +348,18 @@ impl Disk for RealDisk {
     }
 
     fn names(&self, path: &DataPath) -> io::Result<Vec<String>> {
-        let (base, rest) = self.resolve(path);
+        let (base, rest) = self.resolve(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = if rest.is_empty() {
-            rustix::fs::openat(base, ".", flags, Mode::empty())?
+            rustix::fs::openat(&base, ".", flags, Mode::empty())?
         } else {
-            open_below(base, &rest, flags, Mode::empty())?
+            open_below(&base, rest, flags, Mode::empty())?
         };
+        let own = path.file_name() == pg_format::file_class::OWN_DIRECTORY;
+        if own && !base.trusts(&directory, FileType::Directory)? {
+            let message = format!("{path} belongs to another user, or others may write to it");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&directory)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
@@ -360,6 +383,32 @@ impl Disk for RealDisk {
             }
             Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// What a path is resolved below.
+enum Base<'a> {
+    Target(BorrowedFd<'a>),
+    Staging(Arc<OwnedFd>),
+}
+
+impl Base<'_> {
+    /// Whether what is found there is ours. Below the data directory its own mode keeps others out, whatever those
+    /// of the files are: some orchestrators set them anew.
+    fn trusts(&self, fd: impl AsFd, kind: FileType) -> io::Result<bool> {
+        match self {
+            Self::Target(_) => is_owned(fd, kind),
+            Self::Staging(_) => is_ours(fd, kind),
+        }
+    }
+}
+
+impl AsFd for Base<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Target(fd) => *fd,
+            Self::Staging(fd) => fd.as_fd(),
         }
     }
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::FileStat;
 use super::header::{self, HeaderError};
+use super::staging::Staging;
 use crate::plan::PlannedFile;
 
 /// A staged file as it was when it was sealed.
@@ -56,17 +57,10 @@ pub struct WalChanges {
     pub keep_as: Option<String>,
     /// Names of other files that go.
     pub remove: Vec<String>,
+    /// Names of segments older than the start of replay that stay because they wait to be archived.
+    pub waiting: Vec<String>,
     /// History files and archive marks to write.
     pub write: Vec<SmallFile>,
-}
-
-/// Our own directory inside one the operator named.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Staging {
-    /// The operator's, as an absolute path: whoever resumes may stand elsewhere.
-    pub directory: std::path::PathBuf,
-    /// Ours. Written down, because what it was made from may be another after a reboot.
-    pub name: String,
 }
 
 /// See the module.

@@ -54,9 +54,60 @@ impl PackError {
     }
 }
 
+/// Bytes of a signature.
+const SIGNATURE_BYTES: usize = 16;
+
+/// Signs each record of a file that lies where others could put one of theirs, with its place in the file.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    key: Option<[u8; 32]>,
+    name: String,
+}
+
+impl Signer {
+    /// Of the file of this name.
+    pub fn new(disk: &dyn Disk, name: &str) -> Self {
+        Self { key: disk.staging_key(), name: name.to_owned() }
+    }
+
+    /// For files that lie where nobody else can write: their records are not signed.
+    pub fn none() -> Self {
+        Self { key: None, name: String::new() }
+    }
+
+    /// The signature of a record, in parts, that begins at an offset; `None` if none are signed here.
+    pub(super) fn sign(&self, offset: u64, record: [&[u8]; 2]) -> Option<[u8; SIGNATURE_BYTES]> {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key?);
+        hasher.update(&(self.name.len() as u64).to_le_bytes()).update(self.name.as_bytes());
+        hasher.update(&offset.to_le_bytes());
+        record.iter().for_each(|part| _ = hasher.update(part));
+        hasher.finalize().as_bytes().first_chunk().copied()
+    }
+
+    /// Reads the signature behind a record and checks it; its bytes.
+    pub(super) fn check(
+        &self,
+        offset: u64,
+        record: [&[u8]; 2],
+        reader: &mut dyn io::Read,
+    ) -> Result<Option<[u8; SIGNATURE_BYTES]>, PackError> {
+        let Some(expected) = self.sign(offset, record) else {
+            return Ok(None);
+        };
+        let mut found = [0; SIGNATURE_BYTES];
+        reader.read_exact(&mut found)?;
+        if found == expected {
+            Ok(Some(found))
+        } else {
+            Err(PackError::Damaged("a record is not signed by this rewind".to_owned()))
+        }
+    }
+}
+
 /// A file of records that is written from start to end.
 #[derive(Debug)]
 pub struct Appender {
+    signer: Signer,
     disk: Arc<dyn Disk>,
     name: String,
     path: DataPath,
@@ -70,14 +121,21 @@ impl Appender {
     /// A file with nothing in it but the header.
     pub fn create(disk: Arc<dyn Disk>, name: String, path: DataPath) -> io::Result<Self> {
         disk.create_file(&path)?;
-        let mut new =
-            Self { disk, name, path, bytes: 0, synced: 0, synced_at: Instant::now(), crc: 0 };
-        new.append(&header::header())?;
+        let signer = Signer::new(&*disk, &name);
+        let synced_at = Instant::now();
+        let mut new = Self { signer, disk, name, path, bytes: 0, synced: 0, synced_at, crc: 0 };
+        new.write(&header::header())?;
         Ok(new)
     }
 
     /// Appends a record; now and then all of them are made durable.
-    pub fn append(&mut self, record: &[u8]) -> io::Result<()> {
+    pub fn append(&mut self, mut record: Vec<u8>) -> io::Result<()> {
+        let signature = self.signer.sign(self.bytes, [&record, &[]]);
+        record.extend(signature.into_iter().flatten());
+        self.write(&record)
+    }
+
+    fn write(&mut self, record: &[u8]) -> io::Result<()> {
         self.disk.write_at(&self.path, self.bytes, record)?;
         self.bytes += record.len() as u64;
         self.crc = crc32c::crc32c_append(self.crc, record);
@@ -121,7 +179,7 @@ impl PackWriter {
             record.extend_from_slice(&word.to_le_bytes());
         }
         record.extend_from_slice(&frame.payload);
-        self.file.append(&record)
+        self.file.append(record)
     }
 
     /// Makes it durable; what it is from now on.
@@ -134,8 +192,12 @@ impl PackWriter {
 pub type Give<'g> = dyn FnMut(Vec<Item>) -> io::Result<()> + 'g;
 
 /// Hands out all replies of a sealed pack.
-pub fn read(file: File, digest: &PackDigest, give: &mut Give<'_>) -> Result<(), PackError> {
-    let mut reader = Reader::open(file)?;
+pub fn read(
+    file: File,
+    (digest, signer): (&PackDigest, Signer),
+    give: &mut Give<'_>,
+) -> Result<(), PackError> {
+    let mut reader = Reader::open(file, signer)?;
     while reader.bytes < digest.bytes {
         give(reader.next()?)?;
     }
@@ -178,8 +240,12 @@ pub fn check(
 
 /// Hands out what can be used of a pack that was not finished; the length and CRC of that part.
 /// `None` if it has not even a header.
-pub fn recover(file: File, give: &mut Give<'_>) -> Result<Option<(u64, u32)>, PackError> {
-    let mut reader = match Reader::open(file) {
+pub fn recover(
+    file: File,
+    signer: Signer,
+    give: &mut Give<'_>,
+) -> Result<Option<(u64, u32)>, PackError> {
+    let mut reader = match Reader::open(file, signer) {
         Ok(reader) => reader,
         Err(PackError::Header(error @ HeaderError::Version { .. })) => return Err(error.into()),
         Err(PackError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
@@ -202,13 +268,15 @@ pub fn recover(file: File, give: &mut Give<'_>) -> Result<Option<(u64, u32)>, Pa
 /// Reads records in order.
 struct Reader {
     file: BufReader<File>,
+    signer: Signer,
     bytes: u64,
     crc: u32,
 }
 
 impl Reader {
-    fn open(file: File) -> Result<Self, PackError> {
-        let mut reader = Self { file: BufReader::with_capacity(1 << 20, file), bytes: 0, crc: 0 };
+    fn open(file: File, signer: Signer) -> Result<Self, PackError> {
+        let file = BufReader::with_capacity(1 << 20, file);
+        let mut reader = Self { file, signer, bytes: 0, crc: 0 };
         let mut bytes = [0; HEADER_BYTES];
         reader.fill(&mut bytes)?;
         header::check(&bytes)?;
@@ -224,6 +292,7 @@ impl Reader {
 
     fn next(&mut self) -> Result<Vec<Item>, PackError> {
         let damaged = |why: &str| PackError::Damaged(why.to_owned());
+        let begun = self.bytes;
         let mut head = [0; RECORD_HEADER_BYTES];
         self.fill(&mut head)?;
         let (words, _) = head.as_chunks::<4>();
@@ -242,6 +311,11 @@ impl Reader {
         }
         let mut payload = vec![0; length];
         self.fill(&mut payload)?;
+        let signature = self.signer.check(begun, [&head, &payload], &mut self.file)?;
+        if let Some(part) = signature {
+            self.bytes += part.len() as u64;
+            self.crc = crc32c::crc32c_append(self.crc, &part);
+        }
         let frame = Frame {
             sequence: 0,
             codec,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::{Disk, FileStat, replace_file};
 use super::header::{self, HeaderError};
-use super::manifest::Staging;
+use super::staging::Staging;
 use crate::plan::{Plan, SourceFiles};
 
 /// See the module.

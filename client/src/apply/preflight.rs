@@ -41,13 +41,23 @@ pub struct Room<'a> {
     pub wal_bytes: u64,
     /// Bytes of staged WAL that will be copied into `pg_wal`, because it cannot be renamed there.
     pub copied_wal_bytes: u64,
+    /// Whether what is cut is kept free for the way back.
+    pub keeps_cut: bool,
 }
 
 impl<'a> Room<'a> {
     /// No room at all but for the changed files.
     pub fn on(directory: &'a DataDir, staging: Option<&'a Path>) -> Self {
         let (staged_bytes, undo_bytes, wal_bytes, copied_wal_bytes) = (0, 0, 0, 0);
-        Self { directory, staging, staged_bytes, undo_bytes, wal_bytes, copied_wal_bytes }
+        Self {
+            directory,
+            staging,
+            staged_bytes,
+            undo_bytes,
+            wal_bytes,
+            copied_wal_bytes,
+            keeps_cut: false,
+        }
     }
 
     /// Refuses a plan for which there is no room.
@@ -73,34 +83,36 @@ impl<'a> Room<'a> {
             .map_err(|error| RewindError::because(Class::Other, "pg_wal", error))?;
         let wal = directory.open_directory(&wal).map_err(|e| unwritable(&wal, e))?;
         add(&mut needs, &wal, "pg_wal", copied_wal_bytes)?;
-        changed_files(directory, plan, target, &mut needs)?;
+        self.changed_files(plan, target, &mut needs)?;
         refuse_short(&needs)
     }
-}
 
-/// What the changed files take beside those they replace.
-fn changed_files(
-    directory: &DataDir,
-    plan: &Plan,
-    target: &TargetFiles,
-    needs: &mut BTreeMap<u64, Need>,
-) -> Result<(), RewindError> {
-    for file in &plan.files {
-        let bytes = match file.action {
-            // The old file stays until the new one is in place.
-            FileAction::Replace { bytes } => bytes.unwrap_or_default(),
-            FileAction::Patch { bytes } => {
-                bytes.saturating_sub(target.get(&file.path).and_then(file_bytes).unwrap_or(0))
+    /// What the changed files take beside those they replace.
+    fn changed_files(
+        &self,
+        plan: &Plan,
+        target: &TargetFiles,
+        needs: &mut BTreeMap<u64, Need>,
+    ) -> Result<(), RewindError> {
+        for file in &plan.files {
+            let bytes = match file.action {
+                // The old file stays until the new one is in place.
+                FileAction::Replace { bytes } => bytes.unwrap_or_default(),
+                FileAction::Patch { bytes } => {
+                    let before = target.get(&file.path).and_then(file_bytes).unwrap_or(0);
+                    let cut = if self.keeps_cut { before.saturating_sub(bytes) } else { 0 };
+                    bytes.saturating_sub(before).max(cut)
+                }
+                FileAction::Remove | FileAction::RemoveTree | FileAction::MakeDirectory { .. } => 0,
+            };
+            if bytes > 0 {
+                let (base, _) = self.directory.resolve(&file.path);
+                let name = file.path.components().take(2).collect::<Vec<_>>().join("/");
+                add(needs, base, &name, bytes)?;
             }
-            FileAction::Remove | FileAction::RemoveTree | FileAction::MakeDirectory { .. } => 0,
-        };
-        if bytes > 0 {
-            let (base, _) = directory.resolve(&file.path);
-            let name = file.path.components().take(2).collect::<Vec<_>>().join("/");
-            add(needs, base, &name, bytes)?;
         }
+        Ok(())
     }
-    Ok(())
 }
 
 fn refuse_short(needs: &BTreeMap<u64, Need>) -> Result<(), RewindError> {

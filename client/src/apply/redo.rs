@@ -14,7 +14,7 @@ use proto::fetch::{Item, ItemBody, PageContent};
 use super::change::{Change, failed, in_parallel, sync_directories};
 use super::disk::{Disk, beside, remove_tree, replace_file};
 use super::manifest::PackDigest;
-use super::{pack, pg_wal, state, void};
+use super::{pack, pg_wal, reserve, state, void, warning};
 use crate::error::{Class, RewindError};
 use crate::monitor::Step;
 use crate::plan::FileAction;
@@ -43,13 +43,49 @@ impl Change<'_> {
     /// Hides `pg_control`, changes everything, commits, cleans up.
     pub fn redo(&self) -> Result<(), RewindError> {
         // Staged data that cannot be read back must be found while the target is as it was.
-        self.check_staged()?;
-        if self.has("global/pg_control").map_err(failed("could not look at pg_control"))? {
-            self.refuse_a_changed_target()?;
-            state::hide(self.disk).map_err(|error| self.not_hidden(error))?;
+        let begun = self.has_begun()?;
+        self.check_staged(begun)?;
+        if begun {
+            self.lock_again()?;
         } else {
-            state::mark_hidden(self.disk).map_err(failed("could not mark the target"))?;
+            self.refuse_a_changed_target()?;
+            self.go_on_before_the_change()?;
+            state::hide(self.disk).map_err(|error| self.not_hidden(error))?;
         }
+        self.change_all().map_err(|error| self.with_bytes_needed(error))
+    }
+
+    /// Whether an earlier run has begun to change the target.
+    fn has_begun(&self) -> Result<bool, RewindError> {
+        let has_control = self.has("global/pg_control");
+        let begun = has_control.and_then(|has| Ok(!has || state::has_begun(self.disk)?));
+        begun.map_err(failed("could not look at the target's state"))
+    }
+
+    /// How much room all of it takes, where there was too little.
+    fn with_bytes_needed(&self, error: RewindError) -> RewindError {
+        if !error.is_for_want_of_room() {
+            return error;
+        }
+        let files = self.manifest.files.iter().enumerate();
+        let bytes: u64 = files
+            .map(|(index, file)| match file.action {
+                FileAction::Replace { bytes } => bytes.unwrap_or(0),
+                FileAction::Patch { bytes } => {
+                    bytes.saturating_sub(self.manifest.before(index).map_or(0, |file| file.bytes))
+                }
+                FileAction::Remove | FileAction::RemoveTree | FileAction::MakeDirectory { .. } => 0,
+            })
+            .sum();
+        let wal: u64 = self.manifest.segments.iter().map(|segment| segment.bytes).sum();
+        error.advise(&format!(
+            "all changes take up to {} bytes; make room and run pgrejoin resume, or pgrejoin rollback, which \
+             takes none",
+            bytes.saturating_add(wal)
+        ))
+    }
+
+    fn change_all(&self) -> Result<(), RewindError> {
         if !self.links()? {
             return self.change();
         }
@@ -76,7 +112,7 @@ impl Change<'_> {
     /// Whether a hide that failed hid anything.
     fn not_hidden(&self, error: io::Error) -> RewindError {
         if self.is_changing() {
-            return failed("could not hide pg_control")(error);
+            return failed("could not lock the target")(error);
         }
         let message = "could not hide pg_control; the target is as it was";
         RewindError::because(Class::Other, message, error)
@@ -114,7 +150,9 @@ impl Change<'_> {
         self.pg_wal().put().map_err(failed("could not put the WAL in place"))?;
         self.go_on()?;
         self.monitor.step(Step::Commit);
-        self.settings().map_err(failed("could not write the recovery settings"))?;
+        reserve::give_back_for_marks(self.disk)
+            .and_then(|()| self.settings())
+            .map_err(failed("could not write the recovery settings"))?;
         state::commit(self.disk, &self.manifest.new_control)
             .map_err(failed("could not put pg_control in place"))?;
         self.clean_up()
@@ -137,18 +175,20 @@ impl Change<'_> {
     }
 
     /// Reads all that was staged and checks it, before anything depends on it.
-    fn check_staged(&self) -> Result<(), RewindError> {
+    fn check_staged(&self, begun: bool) -> Result<(), RewindError> {
         // Once the target is being changed the way on does not need what the way back does.
-        let changing = self.is_changing();
-        let sound = self.staged().and_then(|()| if changing { Ok(()) } else { self.images() });
+        let sound = self.staged().and_then(|()| if begun { Ok(()) } else { self.images() });
         if sound.is_err() {
-            self.go_on_before_the_change()?;
+            match begun {
+                true => self.go_on()?,
+                false => self.go_on_before_the_change()?,
+            }
         }
         sound.map_err(|(name, error)| self.damaged(&name, error))
     }
 
     fn not_stopped(&self) -> io::Result<()> {
-        match self.stop.load(Ordering::Relaxed) {
+        match self.signals.stop_at_once() || self.signals.stop() && !self.is_changing() {
             true => Err(io::ErrorKind::Interrupted.into()),
             false => Ok(()),
         }
@@ -214,15 +254,17 @@ impl Change<'_> {
 
     fn is_changing(&self) -> bool {
         !self.has("global/pg_control").unwrap_or(true)
+            || state::has_begun(self.disk).unwrap_or(true)
     }
 
     fn go_on_before_the_change(&self) -> Result<(), RewindError> {
-        let unchanged = self.has("global/pg_control").unwrap_or(false);
-        if unchanged && self.stop.load(Ordering::Relaxed) {
-            let message = "stopped by a signal; the target is as it was";
-            return Err(RewindError::new(Class::Interrupted, message));
+        match self.signals.stop() {
+            true => {
+                let message = "stopped by a signal; the target is as it was";
+                Err(RewindError::new(Class::Interrupted, message))
+            }
+            false => Ok(()),
         }
-        self.go_on()
     }
 
     fn temporary(&self, index: usize) -> Option<DataPath> {
@@ -288,8 +330,11 @@ impl Change<'_> {
         let name = state::pack(&digest.name);
         let unreadable = failed(format!("could not read {name}"));
         let file = self.disk.open(&name).map_err(unreadable)?;
-        let read = pack::read(file, digest, &mut |items| {
-            self.not_stopped()?;
+        let signer = pack::Signer::new(self.disk, &digest.name);
+        let read = pack::read(file, (digest, signer), &mut |items| {
+            if self.signals.stop_at_once() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             if others_failed.load(Ordering::Relaxed) {
                 return Err(io::ErrorKind::Interrupted.into());
             }
@@ -437,8 +482,7 @@ impl Change<'_> {
             }
         }
         self.disk.sync_directory(None)?;
-        let label = DataPath::new("backup_label").map_err(io::Error::other)?;
-        replace_file(self.disk, &label, &self.manifest.backup_label)
+        warning::replace(self.disk, &self.manifest.backup_label)
     }
 }
 

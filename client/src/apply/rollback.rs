@@ -5,14 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::Ordering;
 
 use pg_format::DataPath;
 
 use super::change::{Change, NO_WAY_OUT, failed, sync_directories};
 use super::disk::{beside, remove_tree, replace_file};
 use super::manifest::Undo;
-use super::{hold, state, undo};
+use super::{hold, reserve, state, undo};
 use crate::error::{Class, RewindError};
 use crate::monitor::Step;
 use crate::plan::FileAction;
@@ -28,7 +27,8 @@ impl Change<'_> {
             ));
         };
         self.check_way_back()?;
-        state::mark_hidden(self.disk).map_err(failed("could not mark the target"))?;
+        self.lock_again()?;
+        self.drop_temporaries().map_err(failed("could not take new files away"))?;
         state::begin_undo(self.disk).map_err(failed("could not mark the target"))?;
         self.monitor.step(Step::Rollback);
         self.take_away().map_err(failed("could not take new files away"))?;
@@ -36,7 +36,9 @@ impl Change<'_> {
         self.go_on()?;
         self.write_images(way_back)?;
         self.pg_wal().take_back().map_err(failed("could not put the WAL back"))?;
-        self.small(way_back).map_err(failed("could not put settings back"))?;
+        reserve::give_back_for_marks(self.disk)
+            .and_then(|()| self.small(way_back))
+            .map_err(failed("could not put settings back"))?;
         self.go_on()?;
         self.sync_back()?;
         state::put_back(self.disk, &self.manifest.old_control)
@@ -72,6 +74,19 @@ impl Change<'_> {
             );
             RewindError::because(Class::Unfinished, message, error)
         })
+    }
+
+    /// Removes files that were being put together: on a full disk they are the room that the way back begins with.
+    fn drop_temporaries(&self) -> io::Result<()> {
+        for (index, file) in self.manifest.files.iter().enumerate() {
+            if let FileAction::Replace { .. } = file.action {
+                let path = state::temporary(self.directory, &file.path, index);
+                if self.disk.is_directory(&path)?.is_some() {
+                    self.disk.remove_file(&path)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes what was not there before, the innermost first.
@@ -131,8 +146,9 @@ impl Change<'_> {
             let name = state::undo(&digest.name);
             let file = self.disk.open(&name).map_err(super::pack::PackError::Io);
             let read = file.and_then(|file| {
-                undo::read(file, digest, &mut |index, offset, bytes| {
-                    if self.stop.load(Ordering::Relaxed) {
+                let signer = super::pack::Signer::new(self.disk, &digest.name);
+                undo::read(file, (digest, signer), &mut |index, offset, bytes| {
+                    if self.signals.stop_at_once() {
                         return Err(io::ErrorKind::Interrupted.into());
                     }
                     let planned = self.manifest.files.get(index);

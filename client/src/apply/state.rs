@@ -3,13 +3,15 @@
 use std::io;
 
 use data_dir::DataDir;
-use pg_format::DataPath;
 use pg_format::file_class::OWN_DIRECTORY;
 use pg_format::relation::is_oid;
+use pg_format::{ControlFile, DataPath};
 
 use super::disk::{Disk, remove_tree, replace_file};
 use super::header::{self, HEADER_BYTES, HeaderError};
 use super::manifest::{Manifest, ManifestError};
+use super::staging::{Staging, is_not_ours};
+use super::warning;
 use crate::plan::FileAction;
 
 /// Directories that `--staging-dir` moves elsewhere.
@@ -33,12 +35,14 @@ const ROLLED_BACK: &str = ".pgrejoin/rolled-back";
 const SAVED_CONTROL: &str = ".pgrejoin/pg_control.saved";
 /// The new one before it is put in place.
 const NEW_CONTROL: &str = ".pgrejoin/pg_control.new";
+/// Where what is staged lies, if not here.
+const STAGING: &str = ".pgrejoin/staging";
 /// Where the WAL of lost transactions is kept; stays when everything else goes.
 const DIVERGED: &str = "diverged";
 
 /// A path below the data directory that this program made up.
 #[expect(clippy::expect_used, reason = "the names are constants and numbers of ours")]
-fn own(path: impl Into<String>) -> DataPath {
+pub(super) fn own(path: impl Into<String>) -> DataPath {
     DataPath::new(path).expect("our own paths are plain")
 }
 
@@ -126,8 +130,8 @@ pub enum State {
     Sealed(Box<Manifest>),
     /// The target is being changed.
     Hidden(Box<Manifest>),
-    /// The target is being changed, and somebody put a `pg_control` back: PostgreSQL would start
-    /// from a mixture.
+    /// The target is being changed and has a `pg_control`: the run was killed before it took it away, or somebody
+    /// put the old or the new one back. Nobody ran on it.
     Exposed(Box<Manifest>),
     /// The target was being changed when a `pg_control` was put back and PostgreSQL ran on the mixture:
     /// what it wrote is in nobody's plan.
@@ -220,27 +224,41 @@ pub fn load(disk: &dyn Disk) -> Result<State, StateError> {
         return Ok(State::RolledBack(manifest));
     }
     let undoing = exists(disk, UNDOING)?;
+    let warns = warning::stands(disk)?;
     if !exists(disk, CONTROL)? {
         return Ok(if undoing { State::Undoing(manifest) } else { State::Hidden(manifest) });
     }
     // The last rename came before its mark; a server may have run since and changed the file. Only
     // the other one of the two is surely not what was put there.
     let live = read(disk, CONTROL)?;
-    // A server writes its file when it starts.
-    let has_run = live != manifest.old_control && live != manifest.new_control;
+    let has_run = is_of_a_server(&live, &manifest);
     let put_back = |manifest| match has_run {
         true => State::Spoiled(manifest),
         false => State::Exposed(manifest),
     };
     if undoing {
-        let done = exists(disk, UNDONE)? && live != manifest.new_control;
+        let done = exists(disk, UNDONE)? && live != manifest.new_control && !warns;
         return Ok(if done { State::RolledBack(manifest) } else { put_back(manifest) });
     }
     Ok(match (exists(disk, HIDDEN)?, exists(disk, REDONE)?) {
-        (_, true) if live != manifest.old_control => State::Committed(manifest),
-        (false, false) => State::Sealed(manifest),
+        (_, true) if live != manifest.old_control && !warns => State::Committed(manifest),
+        (false, false) if !warns => State::Sealed(manifest),
         (_, _) => put_back(manifest),
     })
+}
+
+/// Whether a server has written this `pg_control` since: it does when it starts. What somebody could not copy whole
+/// is no server's.
+pub(super) fn is_of_a_server(live: &[u8], manifest: &Manifest) -> bool {
+    if live == manifest.old_control || live == manifest.new_control {
+        return false;
+    }
+    let Ok(own) = ControlFile::parse(&manifest.new_control) else {
+        return true;
+    };
+    live.len() == manifest.new_control.len()
+        && ControlFile::parse(live)
+            .is_ok_and(|live| live.system_identifier == own.system_identifier)
 }
 
 /// Whether there is more than a finished rewind leaves. What another release began is an error.
@@ -270,19 +288,42 @@ pub fn is_being_changed(pgdata: &std::path::Path) -> bool {
     let has = |name: &str| pgdata.join(name).symlink_metadata().is_ok();
     let open = has(SEALED) && !has(COMMITTED) && !has(ROLLED_BACK);
     let last = if has(UNDOING) { UNDONE } else { REDONE };
-    open && (!has(CONTROL) || has(HIDDEN) && !has(last))
+    open && (!has(CONTROL) || has(HIDDEN) && !has(last) || warning::stands_in(pgdata))
+}
+
+/// Whether a target that has a `pg_control` is being changed all the same.
+pub fn has_begun(disk: &dyn Disk) -> io::Result<bool> {
+    Ok(exists(disk, HIDDEN)? || warning::stands(disk)?)
 }
 
 /// Makes an empty state directory, throwing away what an unsealed attempt left.
-pub fn prepare(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
+pub fn prepare(disk: &dyn Disk, directory: &DataDir, staging: Option<&Staging>) -> io::Result<()> {
     discard(disk, directory)?;
-    make_directories(disk, directory)
+    make_directories(disk, directory, staging)
 }
 
-fn make_directories(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
+/// Where what is staged lies, if not here, as an earlier run wrote it down; `None` also if it cannot be read.
+pub fn staging(disk: &dyn Disk) -> io::Result<Option<Staging>> {
+    match read(disk, STAGING) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+        Ok(bytes) => Ok(header::open(&bytes).ok().and_then(|body| postcard::from_bytes(body).ok())),
+    }
+}
+
+fn make_directories(
+    disk: &dyn Disk,
+    directory: &DataDir,
+    staging: Option<&Staging>,
+) -> io::Result<()> {
     for path in state_directories(directory) {
         disk.create_directory(&path)?;
         disk.set_mode(&path, 0o700)?;
+    }
+    // Written down before it is made: whoever clears away must find it.
+    if let Some(staging) = staging {
+        let body = postcard::to_stdvec(staging).map_err(io::Error::other)?;
+        replace_file(disk, &own(STAGING), &header::seal(&body))?;
     }
     for path in STAGED_DIRECTORIES {
         disk.create_directory(&own(path))?;
@@ -304,9 +345,13 @@ pub enum Keep {
 }
 
 /// Makes the state directory ready for a run that uses what an earlier one left; the rest goes.
-pub fn prepare_again(disk: &dyn Disk, directory: &DataDir, keep: Keep) -> io::Result<()> {
+pub fn prepare_again(
+    disk: &dyn Disk,
+    directory: &DataDir,
+    (staging, keep): (Option<&Staging>, Keep),
+) -> io::Result<()> {
     let kept: &[&str] = match keep {
-        Keep::Plan => &["packs", "wal", "plan"],
+        Keep::Plan => &["packs", "wal", "undo", "plan"],
         Keep::Cache => &["cache"],
     };
     let kept =
@@ -319,43 +364,17 @@ pub fn prepare_again(disk: &dyn Disk, directory: &DataDir, keep: Keep) -> io::Re
             remove_tree(disk, &own(format!("{OWN_DIRECTORY}/{name}")))?;
         }
     }
-    make_directories(disk, directory)
-}
-
-/// Bytes staged so far: in packs, and of WAL.
-pub fn staged_bytes(disk: &dyn Disk) -> io::Result<(u64, u64)> {
-    let bytes_in = |directory: &str| -> io::Result<u64> {
-        let directory = own(directory);
-        if disk.is_directory(&directory)? != Some(true) {
-            return Ok(0);
-        }
-        let mut bytes = 0;
-        for name in disk.names(&directory)? {
-            let file = directory.join(&name).map_err(io::Error::other)?;
-            bytes += disk.stat(&file)?.map_or(0, |stat| stat.bytes);
-        }
-        Ok(bytes)
-    };
-    Ok((bytes_in(STAGED_DIRECTORIES[0])?, bytes_in(STAGED_DIRECTORIES[1])?))
-}
-
-/// Makes the packs a cache for another plan.
-pub fn retire_packs(disk: &dyn Disk) -> io::Result<()> {
-    if disk.is_directory(&own(STAGED_DIRECTORIES[0]))?.is_none() {
-        // Done already, and the run ended before it had another plan.
-        return match disk.is_directory(&own(CACHE))? {
-            Some(true) => Ok(()),
-            _ => Err(io::ErrorKind::NotFound.into()),
-        };
-    }
-    remove_tree(disk, &own(CACHE))?;
-    disk.rename(&own(STAGED_DIRECTORIES[0]), &own(CACHE))
+    make_directories(disk, directory, staging)
 }
 
 /// Removes everything but the WAL of lost transactions; the directories too if they are then empty.
 pub fn discard(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
     for staged in STAGED_DIRECTORIES {
-        remove_tree(disk, &own(staged))?;
+        match remove_tree(disk, &own(staged)) {
+            // What is another's is left alone.
+            Err(error) if is_not_ours(&error) => {}
+            removed => removed?,
+        }
     }
     // The one with the marks last: what it tells holds for all of them.
     for path in state_directories(directory).into_iter().rev() {
@@ -415,17 +434,31 @@ fn unmark(disk: &dyn Disk, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes `pg_control` away: PostgreSQL refuses to start from here on.
+/// Locks PostgreSQL out, in two ways: it refuses to start from here on.
 pub fn hide(disk: &dyn Disk) -> io::Result<()> {
+    warning::put(disk)?;
     disk.rename(&own(CONTROL), &own(SAVED_CONTROL))?;
     mark_hidden(disk)
 }
 
-/// Makes it durable that `pg_control` is away, whoever took it, and writes the mark that says so: a
-/// run that was killed may have taken it and no more.
-pub fn mark_hidden(disk: &dyn Disk) -> io::Result<()> {
+/// Makes both locks whole again, whatever a run that was killed, or somebody else, left of them.
+pub fn hide_again(disk: &dyn Disk) -> io::Result<()> {
+    warning::put(disk)?;
+    if exists(disk, CONTROL)? {
+        disk.remove_file(&own(CONTROL))?;
+    }
+    mark_hidden(disk)
+}
+
+/// Makes it durable that `pg_control` is away, and writes the mark that says so, unless it is there: a full disk
+/// must not keep a way out from beginning.
+fn mark_hidden(disk: &dyn Disk) -> io::Result<()> {
     sync_control(disk)?;
-    mark(disk, HIDDEN)
+    mark_once(disk, HIDDEN)
+}
+
+fn mark_once(disk: &dyn Disk, name: &str) -> io::Result<()> {
+    if exists(disk, name)? { Ok(()) } else { mark(disk, name) }
 }
 
 /// The target is changed from here on: nothing that an earlier run marked as done holds any longer.
@@ -439,7 +472,7 @@ pub fn begin_redo(disk: &dyn Disk) -> io::Result<()> {
 pub fn begin_undo(disk: &dyn Disk) -> io::Result<()> {
     unmark(disk, UNDONE)?;
     unmark(disk, REDONE)?;
-    mark(disk, UNDOING)
+    mark_once(disk, UNDOING)
 }
 
 /// Puts the new `pg_control` in place: the commit.
@@ -491,7 +524,7 @@ mod tests {
 
     use super::*;
     use crate::apply::disk::RealDisk;
-    use crate::apply::manifest::WalChanges;
+    use crate::test_values::{control_bytes, manifest};
 
     #[test]
     fn a_server_started_before_the_commit_was_marked_does_not_hide_the_commit() {
@@ -500,30 +533,15 @@ mod tests {
         std::fs::File::create(home.path().join("PG_VERSION")).unwrap();
         let directory = Arc::new(DataDir::open(home.path()).unwrap());
         let disk = RealDisk::new(Arc::clone(&directory), None, true).unwrap();
-        let manifest = Manifest {
-            program_version: String::new(),
-            old_control: b"old".to_vec(),
-            new_control: b"new".to_vec(),
-            files: Vec::new(),
-            before: Vec::new(),
-            packs: Vec::new(),
-            segments: Vec::new(),
-            staging: None,
-            shorter: Vec::new(),
-            vanished: Vec::new(),
-            wal: WalChanges::default(),
-            settings: Vec::new(),
-            remove: Vec::new(),
-            backup_label: Vec::new(),
-            undo: None,
-            sync: true,
-            summary: String::new(),
-        };
         let control = |bytes: &[u8]| replace_file(&disk, &own("global/pg_control"), bytes);
-        prepare(&disk, &directory).unwrap();
+        prepare(&disk, &directory, None).unwrap();
         control(b"old").unwrap();
-        seal(&disk, &manifest.encode().unwrap()).unwrap();
+        seal(&disk, &manifest().encode().unwrap()).unwrap();
         assert!(matches!(load(&disk).unwrap(), State::Sealed(_)));
+        // Killed between the two locks.
+        warning::put(&disk).unwrap();
+        assert!(matches!(load(&disk).unwrap(), State::Exposed(_)));
+        assert!(is_being_changed(home.path()));
         hide(&disk).unwrap();
         assert!(matches!(load(&disk).unwrap(), State::Hidden(_)));
         assert!(is_being_changed(home.path()));
@@ -531,11 +549,21 @@ mod tests {
         control(b"old").unwrap();
         assert!(matches!(load(&disk).unwrap(), State::Exposed(_)));
         assert!(is_being_changed(home.path()));
+        hide_again(&disk).unwrap();
+        assert!(matches!(load(&disk).unwrap(), State::Hidden(_)));
         control(b"old, and the server has run").unwrap();
         assert!(matches!(load(&disk).unwrap(), State::Spoiled(_)));
         assert!(is_being_changed(home.path()));
         std::fs::remove_file(home.path().join("global/pg_control")).unwrap();
+        // A way back that had come to its end once is not over while the warning stands again.
+        begin_undo(&disk).unwrap();
+        mark(&disk, UNDONE).unwrap();
+        control(b"old").unwrap();
+        assert!(matches!(load(&disk).unwrap(), State::Exposed(_)));
+        hide_again(&disk).unwrap();
+        begin_redo(&disk).unwrap();
         // The commit's rename, then a crash before its mark.
+        warning::replace(&disk, b"START").unwrap();
         commit(&disk, b"new").unwrap();
         assert!(matches!(load(&disk).unwrap(), State::Committed(_)));
         assert!(!is_being_changed(home.path()));
@@ -547,5 +575,22 @@ mod tests {
         assert!(matches!(load(&disk).unwrap(), State::Committed(_)));
         std::fs::remove_file(home.path().join(SEALED)).unwrap();
         assert!(matches!(load(&disk).unwrap(), State::Cleaning));
+    }
+
+    #[test]
+    fn half_a_copy_of_pg_control_is_no_sign_of_a_server() {
+        let own = control_bytes();
+        let manifest = Manifest { new_control: own.clone(), ..manifest() };
+        let mut later = own.clone();
+        later.truncate(4096);
+        assert!(!is_of_a_server(&later, &manifest), "it was not copied whole");
+        assert!(!is_of_a_server(b"", &manifest));
+        assert!(!is_of_a_server(&own, &manifest));
+        // The same cluster's, written since.
+        let mut later = own;
+        later.get_mut(24..28).unwrap().copy_from_slice(&5_u32.to_le_bytes());
+        let crc = crc32c::crc32c(&later[..288]).to_le_bytes();
+        later.get_mut(288..292).unwrap().copy_from_slice(&crc);
+        assert!(is_of_a_server(&later, &manifest));
     }
 }

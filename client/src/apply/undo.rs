@@ -3,6 +3,7 @@
 //! They are taken before the seal, while the target is still as it was. So a disk that is full is
 //! found in time, and once the target is being changed the way back is as complete as the way on.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufReader, Read as _};
 use std::ops::Range;
@@ -16,7 +17,7 @@ use pg_format::DataPath;
 use super::disk::Disk;
 use super::header::{self, HEADER_BYTES};
 use super::manifest::PackDigest;
-use super::pack::{Appender, PackError, STAGING_LEVEL};
+use super::pack::{Appender, PackError, STAGING_LEVEL, Signer};
 use super::state;
 
 const MAGIC: u32 = 0x4F44_4E55;
@@ -106,14 +107,12 @@ impl Saver {
         let file = disk.open(&image.path)?;
         let number = u32::try_from(image.file).map_err(io::Error::other)?;
         for range in &image.ranges {
-            let mut offset = range.start;
-            while offset < range.end {
+            for offset in pieces(range) {
                 gate.go_on()?;
                 let length = RECORD_BYTES_MAX.min(range.end - offset);
                 let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
                 file.read_exact_at(&mut bytes, offset)?;
                 self.append(number, offset, &bytes)?;
-                offset += length;
             }
         }
         Ok(())
@@ -129,7 +128,7 @@ impl Saver {
         }
         record.extend_from_slice(&offset.to_le_bytes());
         record.extend_from_slice(stored);
-        self.file.append(&record)
+        self.file.append(record)
     }
 }
 
@@ -137,17 +136,155 @@ impl Saver {
 pub type Give<'g> = dyn FnMut(usize, u64, &[u8]) -> io::Result<()> + 'g;
 
 /// Hands out all images of a saved file.
-pub fn read(file: File, digest: &PackDigest, give: &mut Give<'_>) -> Result<(), PackError> {
-    let damaged = |why: &str| PackError::Damaged(why.to_owned());
-    let mut reader = BufReader::with_capacity(1 << 20, file);
-    let mut head = [0; HEADER_BYTES];
-    reader.read_exact(&mut head)?;
-    header::check(&head)?;
-    let (mut bytes, mut crc) = (HEADER_BYTES as u64, crc32c::crc32c(&head));
-    while bytes < digest.bytes {
-        let mut head = [0; RECORD_HEADER_BYTES];
+pub fn read(
+    file: File,
+    (digest, signer): (&PackDigest, Signer),
+    give: &mut Give<'_>,
+) -> Result<(), PackError> {
+    let mut reader = Reader::open(file, signer)?;
+    while reader.bytes < digest.bytes {
+        let Record { file, offset, bytes } = reader.next()?;
+        give(file, offset, &bytes)?;
+    }
+    if reader.crc == digest.crc && reader.bytes == digest.bytes {
+        Ok(())
+    } else {
+        Err(PackError::Damaged("its content changed since the seal".to_owned()))
+    }
+}
+
+/// What of the wanted images an earlier run has saved for the same plan: `None` unless all of them. Files with
+/// anything else go.
+pub fn adopt(
+    disk: &dyn Disk,
+    images: &[Image],
+    gate: &Gate,
+) -> io::Result<Option<Vec<PackDigest>>> {
+    let _busy = gate.busy.lock().unwrap_or_else(PoisonError::into_inner);
+    gate.go_on()?;
+    let directory = DataPath::new(state::STAGED_DIRECTORIES[2]).map_err(io::Error::other)?;
+    let names = match disk.is_directory(&directory)? {
+        Some(true) => disk.names(&directory)?,
+        _ => Vec::new(),
+    };
+    let mut missing = Ranges::of(images);
+    let mut adopted = Vec::new();
+    for name in names {
+        let path = state::undo(&name);
+        let held = held(disk, &name)?.filter(|(held, _)| missing.contains(held));
+        match held {
+            Some((held, digest)) => {
+                missing.remove(&held);
+                disk.sync_file(&path)?;
+                adopted.push(digest);
+            }
+            None => disk.remove_file(&path)?,
+        }
+    }
+    if missing.is_empty() {
+        return Ok(Some(adopted));
+    }
+    adopted.iter().try_for_each(|digest| disk.remove_file(&state::undo(&digest.name)))?;
+    Ok(None)
+}
+
+/// The ranges that a file holds; `None` if it is not whole.
+fn held(disk: &dyn Disk, name: &str) -> io::Result<Option<(Ranges, PackDigest)>> {
+    let file = disk.open(&state::undo(name))?;
+    let bytes = file.metadata()?.len();
+    let read = || {
+        let mut reader = Reader::open(file, Signer::new(disk, name))?;
+        let mut held = Ranges::default();
+        while reader.bytes < bytes {
+            let Record { file, offset, bytes } = reader.next()?;
+            held.insert(file, offset..offset + bytes.len() as u64);
+        }
+        Ok((held, PackDigest { name: name.to_owned(), bytes, crc: reader.crc }))
+    };
+    match read() {
+        Ok(held) => Ok(Some(held)),
+        Err(PackError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Bytes of files, in pieces as they are saved.
+#[derive(Debug, Default)]
+struct Ranges(BTreeSet<(usize, u64, u64)>);
+
+impl Ranges {
+    fn of(images: &[Image]) -> Self {
+        let mut ranges = Self::default();
+        for image in images {
+            for range in &image.ranges {
+                for start in pieces(range) {
+                    let end = range.end.min(start + RECORD_BYTES_MAX);
+                    ranges.insert(image.file, start..end);
+                }
+            }
+        }
+        ranges
+    }
+
+    fn insert(&mut self, file: usize, range: Range<u64>) {
+        self.0.insert((file, range.start, range.end));
+    }
+
+    fn contains(&self, other: &Self) -> bool {
+        other.0.is_subset(&self.0)
+    }
+
+    fn remove(&mut self, other: &Self) {
+        other.0.iter().for_each(|piece| _ = self.0.remove(piece));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Where the records of a range begin.
+fn pieces(range: &Range<u64>) -> impl Iterator<Item = u64> + use<> {
+    let step = usize::try_from(RECORD_BYTES_MAX).unwrap_or(usize::MAX);
+    (range.start..range.end).step_by(step)
+}
+
+/// One image.
+struct Record {
+    /// Index of the file in the plan.
+    file: usize,
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+/// Reads records in order.
+struct Reader {
+    file: BufReader<File>,
+    signer: Signer,
+    bytes: u64,
+    crc: u32,
+}
+
+impl Reader {
+    fn open(file: File, signer: Signer) -> Result<Self, PackError> {
+        let mut reader = BufReader::with_capacity(1 << 20, file);
+        let mut head = [0; HEADER_BYTES];
         reader.read_exact(&mut head)?;
-        crc = crc32c::crc32c_append(crc, &head);
+        header::check(&head)?;
+        let (bytes, crc) = (HEADER_BYTES as u64, crc32c::crc32c(&head));
+        Ok(Self { file: reader, signer, bytes, crc })
+    }
+
+    fn count(&mut self, part: &[u8]) {
+        self.bytes += part.len() as u64;
+        self.crc = crc32c::crc32c_append(self.crc, part);
+    }
+
+    fn next(&mut self) -> Result<Record, PackError> {
+        let damaged = |why: &str| PackError::Damaged(why.to_owned());
+        let begun = self.bytes;
+        let mut head = [0; RECORD_HEADER_BYTES];
+        self.file.read_exact(&mut head)?;
         let (words, _) = head.as_chunks::<4>();
         let words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
         let [MAGIC, file, length, stored, stored_crc, low, high] = words[..] else {
@@ -157,9 +294,11 @@ pub fn read(file: File, digest: &PackDigest, give: &mut Give<'_>) -> Result<(), 
             return Err(damaged("record is too long"));
         }
         let mut payload = vec![0; stored as usize];
-        reader.read_exact(&mut payload)?;
-        crc = crc32c::crc32c_append(crc, &payload);
-        bytes += (RECORD_HEADER_BYTES + payload.len()) as u64;
+        self.file.read_exact(&mut payload)?;
+        let signature = self.signer.check(begun, [&head, &payload], &mut self.file)?;
+        self.count(&head);
+        self.count(&payload);
+        signature.iter().for_each(|signature| self.count(signature));
         if crc32c::crc32c(&payload) != stored_crc {
             return Err(damaged("an image has a wrong CRC"));
         }
@@ -169,11 +308,7 @@ pub fn read(file: File, digest: &PackDigest, give: &mut Give<'_>) -> Result<(), 
         if payload.len() != length as usize {
             return Err(damaged("an image has a wrong length"));
         }
-        give(file as usize, u64::from(high) << 32 | u64::from(low), &payload)?;
-    }
-    if crc == digest.crc && bytes == digest.bytes {
-        Ok(())
-    } else {
-        Err(damaged("its content changed since the seal"))
+        let offset = u64::from(high) << 32 | u64::from(low);
+        Ok(Record { file: file as usize, offset, bytes: payload })
     }
 }

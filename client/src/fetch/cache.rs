@@ -98,7 +98,8 @@ fn pages(disk: &dyn Disk, give: &mut dyn FnMut(Page, &Item) -> io::Result<()>) -
     let directory = DataPath::new(state::CACHE).map_err(io::Error::other)?;
     for name in disk.names(&directory)? {
         let file = disk.open(&directory.join(&name).map_err(io::Error::other)?)?;
-        let read = pack::recover(file, &mut |items| {
+        let signer = pack::Signer::new(disk, &name);
+        let read = pack::recover(file, signer, &mut |items| {
             for item in &items {
                 if let ItemBody::Page { block, content: PageContent::Present(_) } = &item.body {
                     give((file_of_unit(item.unit), *block), item)?;

@@ -16,11 +16,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::adapt::Connections;
 use super::connect::{Connection, connect, reach};
-use super::listing;
 use super::progress::{Outstanding, Unexpected};
 use crate::config::SourceAddress;
 use crate::error::{Class, RewindError};
 use crate::plan::SourceFiles;
+use crate::source_checks::check_list;
 
 /// Longest time the first call may take: a source that does not answer this is stalled.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -322,12 +322,7 @@ impl Session {
                 self.call(|connection| listed(connection, patience)).await?
             }
         };
-        let mut files = SourceFiles::new();
-        for entry in listed.entries {
-            listing::check(&entry, &self.first.control).map_err(CallError::InvalidReply)?;
-            files.insert(entry.path, entry.bytes);
-        }
-        Ok(files)
+        check_list(listed.entries, &self.first.control)
     }
 
     /// The list that was asked for first, if it is not older than the checkpoint that replay may begin

@@ -26,6 +26,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How often new WAL is asked for while pages are fetched: a source recycles a segment no sooner
 /// than at its next checkpoint.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
+/// How long WAL that the source has announced is asked for again: it is on its disk, so what cannot be read of
+/// it by then is damaged or gone.
+const UNREADABLE: Duration = Duration::from_secs(10);
 /// Units asked for at once: together more than a long fast link holds.
 const UNITS_AT_ONCE: u64 = 4;
 
@@ -65,8 +68,8 @@ pub struct WalFollower {
     fetched_bytes: u64,
     /// Whether the source did not have the segment asked for last.
     absent: bool,
-    /// What replay does not need in the middle of the first segment.
-    left_out: Option<(Lsn, Lsn)>,
+    /// Where the source's WAL ended when it was asked: what lies behind need not be there yet.
+    announced: Lsn,
 }
 
 impl WalFollower {
@@ -92,52 +95,8 @@ impl WalFollower {
             staged,
             fetched_bytes: 0,
             absent: false,
-            left_out: None,
+            announced: Lsn::MAX,
         }
-    }
-
-    /// Leaves out what lies between two page starts in the segment of both. The pages before are somebody
-    /// else's to stage, but for the segment's first one.
-    pub fn leave_out(&mut self, from: Lsn, to: Lsn) {
-        self.left_out = Some((from, to));
-    }
-
-    /// Fetches what was left out after all if the WAL has gone on to another segment: PostgreSQL fetches
-    /// the last one alone from its beginning.
-    pub async fn fill(&mut self, end: Lsn) -> Result<(), RewindError> {
-        let size = self.context.segment_size;
-        let last = size.segment_of(end);
-        let Some((from, to)) = self.left_out.filter(|(from, _)| size.segment_of(*from) < last)
-        else {
-            return Ok(());
-        };
-        let number = size.segment_of(from);
-        let timeline = self.history.timeline_of_segment(number, size);
-        let name = SegmentName { timeline, number };
-        let path = state::staged_wal(&name.file_name(size));
-        let mut at = from;
-        while at < to {
-            let (offset, length) = (size.offset_of(at), UNIT_BYTES_MAX.min(to.distance_from(at)));
-            let kind = UnitKind::Wal { timeline, number, offset, length };
-            let mut next = at;
-            for item in self.session.collect(vec![Unit { id: 0, kind }]).await? {
-                if let ItemBody::Chunk(chunk) = item.body {
-                    let written = self.disk.write_at(&path, chunk.offset(), chunk.data());
-                    written.map_err(|error| {
-                        let message = format!("could not write {path}");
-                        RewindError::because(Class::Preflight, message, error)
-                    })?;
-                    next = next.plus(chunk.data().len() as u64);
-                }
-            }
-            if next == at {
-                return Err(self.gone(number));
-            }
-            self.fetched_bytes += next.distance_from(at);
-            at = next;
-        }
-        self.left_out = None;
-        Ok(())
     }
 
     /// Takes WAL that was asked for before there was a place for it.
@@ -189,9 +148,9 @@ impl WalFollower {
     /// is there if it carries its own position. But the last one before a gap may have been fetched
     /// while it was being filled, or not have reached the disk whole.
     pub fn missing_to(&mut self, end: Lsn, piece_bytes: u64) -> std::io::Result<Vec<Piece>> {
+        self.announced = end;
         let size = self.context.segment_size;
         let mut pieces: Vec<Piece> = Vec::new();
-        pieces.extend(self.first_page()?);
         // Valid records say more than positions of pages.
         if self.decoder.end() >= end {
             return Ok(pieces);
@@ -222,19 +181,6 @@ impl WalFollower {
         }
         before.into_iter().for_each(|page| add(&mut pieces, page, piece_bytes));
         Ok(pieces)
-    }
-
-    /// The first page of a segment of which a part was left out, if it is not staged.
-    fn first_page(&mut self) -> std::io::Result<Option<Piece>> {
-        let Some((from, _)) = self.left_out else {
-            return Ok(None);
-        };
-        let size = self.context.segment_size;
-        let number = size.segment_of(from);
-        let name = SegmentName { timeline: self.history.timeline_of_segment(number, size), number };
-        let file = self.staged_file(name)?;
-        let there = is_in_place(&file, 0, size.start_of(number))?;
-        Ok((!there).then_some(Piece { name, offset: 0, length: BLOCK_BYTES }))
     }
 
     /// The file of a segment, made if it is not there.
@@ -307,12 +253,12 @@ impl WalFollower {
             } else if self.absent {
                 // It announced WAL beyond a segment it does not have: recycled meanwhile.
                 return Err(self.gone(self.context.segment_size.segment_of(self.decoder.wants())));
-            } else if since.elapsed() > self.session.patience() {
+            } else if since.elapsed() > UNREADABLE.min(self.session.patience()) {
                 let message = format!(
-                    "the source's WAL stops at {before} although it must reach {end}: try again \
-                     later"
+                    "the source's WAL cannot be read from {before} on although it must reach {end}: run \
+                     SELECT pg_switch_wal() and CHECKPOINT on the source and try again"
                 );
-                return Err(RewindError::new(Class::Transient, message));
+                return Err(RewindError::new(Class::WalUnavailable, message));
             }
             if !all_came {
                 tokio::time::sleep(PAUSE).await;
@@ -385,7 +331,8 @@ impl WalFollower {
     /// A segment that is not there: not yet, if everything before it was read; else gone.
     fn missing(&self, number: u64) -> Result<(), RewindError> {
         let began = self.decoder.last_record().is_some() || matches!(self.start, Start::Record(_));
-        if began { Ok(()) } else { Err(self.gone(number)) }
+        let is_later = self.context.segment_size.start_of(number) >= self.announced;
+        if began || is_later { Ok(()) } else { Err(self.gone(number)) }
     }
 
     fn gone(&self, number: u64) -> RewindError {
@@ -393,7 +340,7 @@ impl WalFollower {
         let timeline = self.history.timeline_of_segment(number, size);
         let name = SegmentName { timeline, number }.file_name(size);
         let message = format!("the source no longer has WAL segment {name}, which replay needs");
-        RewindError::new(Class::Changed, message)
+        RewindError::new(Class::WalUnavailable, message)
     }
 
     /// Writes pages to staging and decodes them.

@@ -114,7 +114,7 @@ impl WalUnits {
                     let name = name.file_name(self.size);
                     let message =
                         format!("the source no longer has WAL segment {name}, which replay needs");
-                    return Err(RewindError::new(Class::Changed, message));
+                    return Err(RewindError::new(Class::WalUnavailable, message));
                 }
                 // What did not come is seen when it is decoded.
                 _ => 0,

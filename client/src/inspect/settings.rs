@@ -8,9 +8,6 @@ use pg_format::conf::{self, ConfLine};
 
 use crate::error::{Class, RewindError};
 
-/// Longest `postmaster.opts` that is read.
-const OPTIONS_BYTES_MAX: u64 = 64 << 10;
-
 /// Deepest nesting of included files (`CONF_FILE_MAX_DEPTH`).
 const INCLUDE_DEPTH_MAX: usize = 10;
 
@@ -28,20 +25,12 @@ const RECOVERY_TARGETS: [&str; 6] = [
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     values: BTreeMap<String, String>,
-    /// Whether the server may have been told more, or by other files.
-    has_gaps: bool,
 }
 
 impl Settings {
     /// The value of a setting that is set and not empty.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str).filter(|value| !value.is_empty())
-    }
-
-    /// Whether a setting that is not here is not set: the main file was read, and the server was last
-    /// started without options that say more.
-    pub fn are_complete(&self) -> bool {
-        !self.has_gaps
     }
 
     /// Refuses settings with which the rewound node would stop early or promote itself (R17).
@@ -76,11 +65,6 @@ pub fn read(directory: &DataDir, config_file: Option<&Path>) -> Result<Settings,
         Some(path) => include(path, 0, true, &mut settings)?,
         None => include(&main, 0, false, &mut settings)?,
     }
-    let options = directory.read_if_exists("postmaster.opts", OPTIONS_BYTES_MAX).ok().flatten();
-    let options = options.map(|text| String::from_utf8_lossy(&text).replace('-', "_"));
-    let says = |word: &str| options.as_ref().is_some_and(|options| options.contains(word));
-    let elsewhere = config_file.is_none() && (says("config_file") || !main.exists());
-    settings.has_gaps = elsewhere || says("archive_mode") || says("summarize_wal");
     include(&directory.path().join("postgresql.auto.conf"), 0, false, &mut settings)?;
     Ok(settings)
 }

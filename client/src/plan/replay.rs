@@ -66,31 +66,58 @@ impl Hazard {
         }
     }
 
-    /// What, where and what to do.
-    pub fn explain(&self) -> String {
+    /// What it is, and where.
+    fn describe(&self) -> String {
         match self {
             Self::CopyDatabase { at, database } => format!(
                 "the source copied database {database} file by file at {at} (CREATE DATABASE … \
-                 STRATEGY file_copy, or SET TABLESPACE), which replay cannot repeat: run CHECKPOINT \
-                 on the source and try again"
+                 STRATEGY file_copy, or SET TABLESPACE), which replay cannot repeat"
             ),
             Self::Tablespace { at, tablespace, location: Some(location) } => format!(
                 "the source created tablespace {tablespace} in \"{location}\" at {at}, and replay \
-                 will want the same empty directory here: make it and map it nowhere, or run \
-                 CHECKPOINT on the source and use --tablespace-mapping"
+                 will want the same empty directory here"
             ),
-            Self::Tablespace { at, tablespace, location: None } => format!(
-                "the source dropped tablespace {tablespace} at {at}: run CHECKPOINT on the source \
-                 and try again"
-            ),
+            Self::Tablespace { at, tablespace, location: None } => {
+                format!("the source dropped tablespace {tablespace} at {at}")
+            }
             Self::FullPageWritesOff { at } => format!(
                 "full_page_writes was off on the source at {at}: pages read while they were being \
-                 written could not be repaired; switch it on, run CHECKPOINT there and try again"
+                 written could not be repaired"
             ),
-            Self::MinimalWal { at } => format!(
-                "wal_level was minimal on the source at {at}: replay would stop there; raise it, \
-                 run CHECKPOINT there and try again"
-            ),
+            Self::MinimalWal { at } => {
+                format!("wal_level was minimal on the source at {at}: replay would stop there")
+            }
         }
+    }
+
+    /// What, where and what to do: run CHECKPOINT on the source, so that replay begins behind it.
+    pub fn explain(&self) -> String {
+        let advice = match self {
+            Self::CopyDatabase { .. } | Self::Tablespace { location: None, .. } => {
+                "run CHECKPOINT on the source and try again"
+            }
+            Self::Tablespace { location: Some(_), .. } => {
+                "make it and map it nowhere, or run CHECKPOINT on the source and use --tablespace-mapping"
+            }
+            Self::FullPageWritesOff { .. } => "switch it on, run CHECKPOINT there and try again",
+            Self::MinimalWal { .. } => "raise it, run CHECKPOINT there and try again",
+        };
+        format!("{}: {advice}", self.describe())
+    }
+
+    /// The same for whoever insists on replay from the fork, which begins before it whatever the source does.
+    pub fn explain_to_fork(&self) -> String {
+        format!("{}: use --strategy latest or auto, which begin replay behind it", self.describe())
+    }
+
+    /// The same where the source has no checkpoint behind it yet.
+    pub fn explain_to_fork_without_checkpoint(&self) -> String {
+        let first = match self {
+            Self::FullPageWritesOff { .. } => "switch it on, run CHECKPOINT there",
+            Self::MinimalWal { .. } => "raise it, run CHECKPOINT there",
+            Self::CopyDatabase { .. } | Self::Tablespace { .. } => "run CHECKPOINT on the source",
+        };
+        let then = "then use --strategy latest or auto, which begin replay behind it";
+        format!("{}: {first}, {then}", self.describe())
     }
 }

@@ -26,6 +26,8 @@ pub struct WalFacts<'a> {
     pub fork: Option<Lsn>,
     /// End of the target's WAL.
     pub target_end: Option<Lsn>,
+    /// Where replay begins: older WAL is not needed, and a node that summarizes WAL must not find a gap behind it.
+    pub start: Lsn,
     /// Segments staged.
     pub staged: &'a BTreeSet<SegmentName>,
     /// Where replay ends.
@@ -37,9 +39,11 @@ pub struct WalFacts<'a> {
 /// Decides.
 pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatError> {
     let fork_segment = facts.fork.map_or(0, |fork| facts.size.segment_of(fork));
+    let start_segment = facts.size.segment_of(facts.start);
     let mut changes = WalChanges { keep_as: facts.keep_as.clone(), ..WalChanges::default() };
     let staged: BTreeSet<String> =
         facts.staged.iter().map(|name| name.file_name(facts.size)).collect();
+    let first_waiting = first_waiting(facts);
     for name in facts.names {
         if let Some(segment) = SegmentName::parse(name, facts.size) {
             if segment.number >= fork_segment && holds_lost_transactions(facts, segment) {
@@ -47,6 +51,12 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
             } else if segment.number >= fork_segment || staged.contains(name) {
                 // Also a common one whose name a staged one will have: it is needed for the way back.
                 changes.remove.push(name.clone());
+            } else if segment.number < start_segment {
+                // None from the first one on that waits: there must be no gap.
+                match segment.number < first_waiting {
+                    true => changes.remove.push(name.clone()),
+                    false => changes.waiting.push(name.clone()),
+                }
             }
         } else if let Some(timeline) = TimelineId::from_history_file_name(name) {
             // A dead branch's history file would make recovery look for that branch.
@@ -57,13 +67,10 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
             changes.remove.push(name.clone());
         }
     }
-    statuses(facts, fork_segment, &mut changes);
-    for name in facts.summaries {
-        let end = name.get(24..40).and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        if facts.fork.is_none_or(|fork| end.is_none_or(|end| end > fork.as_u64())) {
-            changes.remove.push(format!("summaries/{name}"));
-        }
-    }
+    statuses(facts, (fork_segment, start_segment.min(first_waiting)), &mut changes);
+    // Summaries must follow each other up to where the summarizer goes on, which is the oldest WAL there is
+    // where there are none (`GetOldestUnsummarizedLSN`).
+    changes.remove.extend(facts.summaries.iter().map(|name| format!("summaries/{name}")));
     changes.place = staged.into_iter().collect();
     for (timeline, text) in facts.histories {
         if facts.history.contains(*timeline) {
@@ -72,8 +79,13 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
             changes.write.push(small(&format!("pg_wal/archive_status/{name}.done"), Vec::new())?);
         }
     }
+    // Nothing is added to these any more. The last one of an older timeline is archived by who was on it.
     let last = facts.size.segment_of(facts.end);
-    for segment in facts.staged.iter().filter(|segment| segment.number < last) {
+    let is_over = |segment: &&SegmentName| {
+        let replayed = facts.history.timeline_of_segment(segment.number, facts.size);
+        segment.number < last || segment.timeline != replayed
+    };
+    for segment in facts.staged.iter().filter(is_over) {
         let name = segment.file_name(facts.size);
         changes.write.push(small(&format!("pg_wal/archive_status/{name}.done"), Vec::new())?);
     }
@@ -93,13 +105,21 @@ fn holds_lost_transactions(facts: &WalFacts<'_>, segment: SegmentName) -> bool {
     }
 }
 
+/// The first segment that the target has not archived yet; `u64::MAX` without one.
+fn first_waiting(facts: &WalFacts<'_>) -> u64 {
+    let ready = facts.statuses.iter().filter_map(|status| status.strip_suffix(".ready"));
+    let there = ready.filter(|name| facts.names.iter().any(|other| other == name));
+    let numbers = there.filter_map(|name| Some(SegmentName::parse(name, facts.size)?.number));
+    numbers.min().unwrap_or(u64::MAX)
+}
+
 /// Archive marks of what goes, go too; a placed file has none but the one written for it.
-fn statuses(facts: &WalFacts<'_>, fork_segment: u64, changes: &mut WalChanges) {
+fn statuses(facts: &WalFacts<'_>, (fork, first_kept): (u64, u64), changes: &mut WalChanges) {
     for status in facts.statuses {
         let name = status.rsplit_once('.').map_or(status.as_str(), |(name, _)| name);
         let base = name.strip_suffix(".partial").unwrap_or(name);
         let goes = match SegmentName::parse(base, facts.size) {
-            Some(segment) => segment.number >= fork_segment,
+            Some(segment) => segment.number >= fork || segment.number < first_kept,
             None => TimelineId::from_history_file_name(name).is_some(),
         };
         if goes {
@@ -113,12 +133,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_of_another_timeline_stays_from_the_fork_on() {
+    fn only_what_replay_needs_of_the_new_history_stays() {
         let size = WalSegmentSize::new(16 << 20).unwrap();
         let two = TimelineId::new(2).unwrap();
         let history = TimelineHistory::parse(two, b"1\t0/3000100\tx\n").unwrap();
-        let staged = BTreeSet::from([SegmentName { timeline: two, number: 3 }]);
+        let one = TimelineId::new(1).unwrap();
+        let staged = BTreeSet::from([one, two].map(|timeline| SegmentName { timeline, number: 3 }));
         let names: Vec<String> = [
+            "000000010000000000000000",
+            "000000010000000000000001",
             "000000010000000000000002",
             "000000010000000000000003",
             "000000010000000000000004",
@@ -130,7 +153,9 @@ mod tests {
         .map(str::to_owned)
         .to_vec();
         let statuses = [
-            "000000010000000000000002.ready".to_owned(),
+            "000000010000000000000000.done".to_owned(),
+            "000000010000000000000001.ready".to_owned(),
+            "000000010000000000000002.done".to_owned(),
             "000000010000000000000003.ready".to_owned(),
             "00000003.history.ready".to_owned(),
         ];
@@ -143,6 +168,7 @@ mod tests {
             histories: &[(two, b"1\t0/3000100\tx\n".to_vec())],
             fork: Some(Lsn::new(0x300_0100)),
             target_end: Some(Lsn::new(0x400_1000)),
+            start: Lsn::new(0x300_0028),
             staged: &staged,
             end: Lsn::new(0x300_2000),
             keep_as: Some("1-x".to_owned()),
@@ -152,18 +178,26 @@ mod tests {
         assert_eq!(
             changes.remove,
             [
+                "000000010000000000000000",
                 "000000010000000000000005",
                 "000000010000000000000003.partial",
                 "00000003.history",
+                "archive_status/000000010000000000000000.done",
                 "archive_status/000000010000000000000003.ready",
                 "archive_status/00000003.history.ready",
+                "summaries/0000000100000000020000280000000002000100.summary",
             ]
         );
-        assert_eq!(changes.place, ["000000020000000000000003"]);
+        assert_eq!(changes.waiting, ["000000010000000000000001", "000000010000000000000002"]);
+        assert_eq!(changes.place, ["000000010000000000000003", "000000020000000000000003"]);
         let written: Vec<&str> = changes.write.iter().map(|file| file.path.as_str()).collect();
         assert_eq!(
             written,
-            ["pg_wal/00000002.history", "pg_wal/archive_status/00000002.history.done"]
+            [
+                "pg_wal/00000002.history",
+                "pg_wal/archive_status/00000002.history.done",
+                "pg_wal/archive_status/000000010000000000000003.done"
+            ]
         );
     }
 }

@@ -5,14 +5,15 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
+use client::apply::change::Signals;
 use client::apply::manifest::Manifest;
 use client::outcome::Result as Ended;
 use client::{Class, unfinished};
 use tempfile::TempDir;
 
 use super::recorder::Op;
+use super::sample::Sample;
 use super::simulated::{Fate, Simulated, State};
 use super::small::{Control, Silent, Small};
 use crate::cluster::write;
@@ -45,6 +46,8 @@ pub struct Judge<'a> {
     small: &'a Small,
     scratch: TempDir,
     seen: HashSet<u64>,
+    sample: Sample,
+    tried: usize,
     /// Random mixtures of fates tried after each operation; with none, changes are lost or kept but
     /// not torn.
     mixtures: usize,
@@ -54,31 +57,41 @@ pub struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// A judge of what becomes of `small`.
+    /// A judge of what becomes of `small`, in the part of all states that is wanted.
     pub fn new(small: &'a Small, seed: u64, mixtures: usize) -> Self {
+        Self { sample: Sample::chosen(), ..Self::thorough(small, seed, mixtures) }
+    }
+
+    /// One that tries all states.
+    pub fn thorough(small: &'a Small, seed: u64, mixtures: usize) -> Self {
         Self {
             small,
             scratch: tempfile::tempdir_in("/dev/shm").expect("memory"),
             seen: HashSet::new(),
+            sample: Sample::ALL,
+            tried: 0,
             mixtures,
             choices: Choices::new(seed),
             broken: Vec::new(),
         }
     }
 
-    /// States tried that were not the same.
-    pub fn states(&self) -> usize {
-        self.seen.len()
+    /// How many states were tried, of how many that were not the same.
+    pub fn summary(&self) -> String {
+        format!("{} of {} disk states tried: {}", self.tried, self.seen.len(), self.sample)
     }
 
     /// Cuts the power after each of `ops`, from the first barrier on that makes the target itself
-    /// durable, or from the beginning where it is durable.
+    /// durable, or from the beginning where it is durable. Ends with the first state that does not keep the promise.
     pub fn cut_everywhere(&mut self, disk: &mut Simulated, ops: &[Op], durable: bool) {
         let mut begun = durable;
         if begun {
             self.cut(disk, "the start");
         }
         for (number, op) in ops.iter().enumerate() {
+            if !self.broken.is_empty() {
+                return;
+            }
             disk.apply(op);
             begun |= *op == Op::SyncAll;
             if begun {
@@ -136,9 +149,11 @@ impl<'a> Judge<'a> {
     pub fn try_state(&mut self, state: &State, after: &str) {
         let mut hasher = DefaultHasher::new();
         state.hash(&mut hasher);
-        if !self.seen.insert(hasher.finish()) {
+        let case = hasher.finish();
+        if !self.seen.insert(case) || !self.sample.has(case) {
             return;
         }
+        self.tried += 1;
         if let Err(why) = self.verdict(state) {
             self.broken.push(format!("after {after}: {why}"));
         }
@@ -169,7 +184,7 @@ impl<'a> Judge<'a> {
         if must_not_start != (control == Control::None) {
             return Err(format!("status says: {status}"));
         }
-        let ended = unfinished::resume(&root, &Silent, &AtomicBool::new(false));
+        let ended = unfinished::resume(&root, &Silent, &Signals::default());
         let found = State::read(&root);
         match (control, ended) {
             (Control::Old, Err(error)) if error.class() == Class::Target => {
@@ -186,7 +201,7 @@ impl<'a> Judge<'a> {
 
     fn rollback(&self, state: &State, control: Control) -> Result<(), String> {
         let root = self.make(state);
-        let ended = unfinished::rollback(&root, &Silent, &AtomicBool::new(false));
+        let ended = unfinished::rollback(&root, &Silent, &Signals::default());
         let found = State::read(&root);
         match (control, ended) {
             (Control::New, Ok(outcome)) if outcome.result == Ended::NothingToDo => {
@@ -201,7 +216,7 @@ impl<'a> Judge<'a> {
                     return Err(error.chain());
                 }
                 // Refused, and it can be finished all the same.
-                let ended = unfinished::resume(&root, &Silent, &AtomicBool::new(false));
+                let ended = unfinished::resume(&root, &Silent, &Signals::default());
                 ended.map_err(|error| error.chain())?;
                 self.small.is_rewound(&State::read(&root))
             }

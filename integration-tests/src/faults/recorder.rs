@@ -138,6 +138,9 @@ impl Disk for Recorder {
         let op = Op::Write { path: path.clone(), offset, bytes: bytes.to_vec() };
         self.mutate(op, || self.inner.write_at(path, offset, bytes))
     }
+    fn allocate(&self, path: &DataPath, bytes: u64) -> io::Result<()> {
+        self.mutate(Op::SetLength(path.clone(), bytes), || self.inner.allocate(path, bytes))
+    }
     fn set_length(&self, path: &DataPath, bytes: u64) -> io::Result<()> {
         self.mutate(Op::SetLength(path.clone(), bytes), || self.inner.set_length(path, bytes))
     }
@@ -173,6 +176,9 @@ impl Disk for Recorder {
     fn reopen(&self, directory: &Arc<DataDir>) -> io::Result<Box<dyn Disk>> {
         let inner = Arc::from(self.inner.reopen(directory)?);
         Ok(Box::new(Self { inner, log: Arc::clone(&self.log) }))
+    }
+    fn staging_key(&self) -> Option<[u8; 32]> {
+        self.inner.staging_key()
     }
     fn stat(&self, path: &DataPath) -> io::Result<Option<FileStat>> {
         self.inner.stat(path)

@@ -4,17 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use client::RewindError;
-use client::apply::change::Change as Work;
+use client::apply::change::{Change as Work, Signals};
 use client::apply::disk::{Disk, FileStat, RealDisk};
 use client::apply::manifest::{Manifest, OldFile, SmallFile, Undo, WalChanges};
 use client::apply::pack::PackWriter;
 use client::apply::pg_wal::digest;
 use client::apply::undo::{Gate, Image, save};
-use client::apply::{hold, state};
+use client::apply::{hold, reserve, state};
 use client::monitor::{Monitor, Step};
 use client::plan::cut::{Read, final_lengths};
 use client::plan::decide::PagesWanted;
@@ -60,11 +59,12 @@ pub enum Action {
     Wal,
     WalOfTheSameName,
     WalBelowTheFork,
+    WalBeforeReplay,
     Settings,
 }
 
 /// All of them.
-pub const ACTIONS: [Action; 16] = [
+pub const ACTIONS: [Action; 17] = [
     Action::Grow,
     Action::Shrink,
     Action::CutToNothing,
@@ -80,6 +80,7 @@ pub const ACTIONS: [Action; 16] = [
     Action::Wal,
     Action::WalOfTheSameName,
     Action::WalBelowTheFork,
+    Action::WalBeforeReplay,
     Action::Settings,
 ];
 
@@ -196,6 +197,18 @@ impl Small {
         self.plan(name, FileAction::Remove);
     }
 
+    /// The source cut the first segment while it was read: the second, of which nothing was planned, must be empty.
+    fn empty_behind(&mut self) {
+        self.patch("base/5/80", (&[1, 2], &[81, 2]), &[0]);
+        self.shorter.insert(self.plan.files.len() - 1, PAGE as u64);
+        self.gets("base/5/80", pages(&[81]));
+        self.had("base/5/80.1", pages(&[8, 9]));
+        self.gets("base/5/80.1", Vec::new());
+        let full = u64::from(RELATION_SEGMENT_BLOCKS) * PAGE as u64;
+        self.listed.insert(path("base/5/80"), Some(full));
+        self.listed.insert(path("base/5/80.1"), Some(2 * PAGE as u64));
+    }
+
     fn add(&mut self, action: Action) {
         match action {
             Action::Grow => self.patch("base/5/10", (&[1, 2, 3], &[11, 2, 13, 14]), &[0, 2, 3]),
@@ -205,18 +218,7 @@ impl Small {
                 self.gets("base/5/21", Vec::new());
                 self.shorter.insert(self.plan.files.len() - 1, 0);
             }
-            Action::EmptyBehind => {
-                // The source cut the first segment while it was read: the second, of which nothing
-                // was planned, must be empty.
-                self.patch("base/5/80", (&[1, 2], &[81, 2]), &[0]);
-                self.shorter.insert(self.plan.files.len() - 1, PAGE as u64);
-                self.gets("base/5/80", pages(&[81]));
-                self.had("base/5/80.1", pages(&[8, 9]));
-                self.gets("base/5/80.1", Vec::new());
-                let full = u64::from(RELATION_SEGMENT_BLOCKS) * PAGE as u64;
-                self.listed.insert(path("base/5/80"), Some(full));
-                self.listed.insert(path("base/5/80.1"), Some(2 * PAGE as u64));
-            }
+            Action::EmptyBehind => self.empty_behind(),
             Action::ReplacePages => {
                 self.had("base/5/30", pages(&[1]));
                 self.create("base/5/30", &[31, 32]);
@@ -264,6 +266,16 @@ impl Small {
                 self.had("pg_wal/000000010000000000000002", pages(&[2]));
                 self.stage_wal(1, 2, 22);
             }
+            // Common, and older than anything that replay needs.
+            Action::WalBeforeReplay => {
+                let name = "000000010000000000000000";
+                for name in [format!("pg_wal/{name}"), format!("pg_wal/archive_status/{name}.done")]
+                {
+                    self.had(&name, pages(&[7]));
+                    self.goes(&name);
+                }
+                self.stage_wal(2, 4, 44);
+            }
             Action::Settings => self.add_settings(),
         }
     }
@@ -279,6 +291,8 @@ impl Small {
             self.goes(&format!("pg_wal/{name}"));
         }
         self.stage_wal(2, 3, 33);
+        // The end of the timeline before takes the name of what holds lost transactions.
+        self.stage_wal(1, 3, 34);
     }
 
     /// Stages a segment; with the first comes the history.
@@ -315,6 +329,7 @@ impl Small {
             histories: &[(timeline, HISTORY.to_vec())],
             fork: Some(Lsn::new(FORK)),
             target_end: Some(Lsn::new(FORK + 0x1000)),
+            start: Lsn::new(0x100_0028),
             staged: &staged.collect(),
             end: Lsn::new(END),
             keep_as: Some("1-3000100".to_owned()),
@@ -393,6 +408,11 @@ impl Small {
 
     /// The live `pg_control` of a state.
     pub fn control_in(&self, state: &State) -> Control {
+        // PostgreSQL reads a `backup_label` first.
+        let warning = b"THIS DATA DIRECTORY IS BEING REWOUND BY PGREJOIN";
+        if state.content("backup_label").is_some_and(|label| label.starts_with(warning)) {
+            return Control::None;
+        }
         match state.content("global/pg_control") {
             None => Control::None,
             Some(bytes) if *bytes == self.files["global/pg_control"] => Control::Old,
@@ -411,12 +431,12 @@ impl Small {
         let disk = door(Arc::new(RealDisk::new(Arc::clone(&directory), None, true).expect("disk")));
         let staging = |error| RewindError::because(client::Class::Preflight, "staging", error);
         let manifest = self.stage(root, (&directory, &disk)).map_err(staging)?;
-        let stop = AtomicBool::new(false);
+        let signals = Signals::default();
         let work = Work {
             manifest: &manifest,
             disk: &*disk,
             directory: &directory,
-            stop: &stop,
+            signals: &signals,
             monitor: &Silent,
         };
         work.redo()
@@ -434,7 +454,7 @@ impl Small {
             target.insert(entry.path.clone(), entry);
             Ok(())
         })?;
-        state::prepare(&**disk, directory)?;
+        state::prepare(&**disk, directory, None)?;
         hold::take(&**disk, root).map_err(std::io::Error::other)?;
         let mut pack = PackWriter::create(Arc::clone(disk), "1-0000".to_owned())?;
         for items in self.items.chunks(3) {
@@ -482,6 +502,7 @@ impl Small {
         };
         images.extend(saved("1-cut", &cut_images(&manifest, self.plan.files.len()))?);
         manifest.undo = self.undo.then(|| Undo { images, small: self.old_files(&manifest.wal) });
+        reserve::take(&**disk, directory, &manifest)?;
         let sealed = manifest.encode().map_err(std::io::Error::other)?;
         state::seal(&**disk, &sealed)?;
         Ok(manifest)
@@ -527,7 +548,7 @@ impl Ending {
         root: &Path,
         door: &dyn Fn(Arc<dyn Disk>) -> Arc<dyn Disk>,
     ) -> Result<(), RewindError> {
-        self.run_until(root, door, &AtomicBool::new(false))
+        self.run_until(root, door, &Signals::default())
     }
 
     /// The same, for an operator who may want to stop.
@@ -535,17 +556,20 @@ impl Ending {
         self,
         root: &Path,
         door: &dyn Fn(Arc<dyn Disk>) -> Arc<dyn Disk>,
-        stop: &AtomicBool,
+        signals: &Signals,
     ) -> Result<(), RewindError> {
         let directory = Arc::new(DataDir::open(root).expect("a data directory"));
         let disk = door(Arc::new(RealDisk::new(Arc::clone(&directory), None, true).expect("disk")));
         let state = state::load(&*disk).expect("the state can be told");
-        let (state::State::Hidden(manifest) | state::State::Undoing(manifest)) = state else {
+        let (state::State::Hidden(manifest)
+        | state::State::Exposed(manifest)
+        | state::State::Undoing(manifest)) = state
+        else {
             panic!("the target is not being changed: {state:?}");
         };
         hold::take(&*disk, root)?;
         let (manifest, disk, directory) = (&*manifest, &*disk, &*directory);
-        let work = Work { manifest, disk, directory, stop, monitor: &Silent };
+        let work = Work { manifest, disk, directory, signals, monitor: &Silent };
         match self {
             Self::Resume => work.redo(),
             Self::Rollback => work.roll_back(),

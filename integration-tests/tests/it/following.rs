@@ -212,6 +212,6 @@ fn a_reader_that_went_away_does_not_stop_a_rewind() {
     let mut child = rewind.into_command().spawn().expect("pgrejoin starts");
     drop((child.stdout.take(), child.stderr.take()));
     assert!(child.wait().expect("pgrejoin ends").success());
-    assert!(pair.a.data.join("backup_label").exists());
+    assert!(pair.a.waits_for_its_first_start());
     oracle::verify(&pair.a, &pair.b);
 }

@@ -90,17 +90,51 @@ fn a_run_killed_while_it_changes_the_target_is_taken_back_without_the_source() {
     oracle::verify(&target, &pair.b);
 }
 
+/// Half changed a node cannot be started, and the end is near: the run goes on to it.
 #[test]
-fn a_run_terminated_while_it_changes_the_target_says_so_and_the_next_one_finishes() {
+fn a_run_terminated_while_it_changes_the_target_goes_on_to_its_end() {
     let pair = fork_with_much_to_change();
     let pki = Pki::new(pair.home.path());
     let server = Server::start(&pair.b, &pki);
-    let (target, code) = interrupted(&pair, &server, &pki, Signal::TERM);
-    assert_eq!(code, 8);
-    assert_does_not_start(&target);
-    let ended = Rewind::new(&target, &server, &pki).following(&pair.b).succeed();
-    assert_eq!(ended.field("result"), "resumed", "{}", ended.text);
-    oracle::verify(&target, &pair.b);
+    let mut running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
+    running.wait_for("apply");
+    let hidden = pair.a.data.join(".pgrejoin/hidden");
+    running.wait_until("the hide", |_| hidden.exists());
+    running.signal(Signal::TERM);
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{}", ended.text);
+    assert_eq!(ended.field("result"), "rewound", "{}", ended.text);
+    oracle::verify(&pair.a, &pair.b);
+}
+
+/// A second signal is an order, and the state it leaves is one that can be finished.
+#[test]
+fn a_second_signal_ends_a_run_that_changes_the_target() {
+    let pair = fork_with_much_to_change();
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    for round in 0..ROUNDS_MAX {
+        let target = pair.a.copy(&pair.home.path().join(format!("round-{round}")));
+        let mut running = Rewind::new(&target, &server, &pki).following(&pair.b).spawn();
+        running.wait_for("apply");
+        let hidden = target.data.join(".pgrejoin/hidden");
+        running.wait_until("the hide", |_| hidden.exists());
+        running.signal(Signal::TERM);
+        // Two that come at one time are one.
+        sleep(Duration::from_millis(5));
+        running.signal(Signal::TERM);
+        let ended = running.wait();
+        if ended.code == 8 {
+            assert!(ended.text.contains("stopped by a second signal"), "{}", ended.text);
+            assert_does_not_start(&target);
+            let ended = Rewind::new(&target, &server, &pki).following(&pair.b).succeed();
+            assert_eq!(ended.field("result"), "resumed", "{}", ended.text);
+            return oracle::verify(&target, &pair.b);
+        }
+        assert_eq!(ended.code, 0, "{}", ended.text);
+        fs::remove_dir_all(&target.socket).expect("removed");
+    }
+    unreachable!("no run was ended by a second signal in {ROUNDS_MAX} rounds");
 }
 
 /// An unfinished target into which somebody has put the old `pg_control` back.
@@ -112,21 +146,47 @@ fn interrupted_with_control(pair: &Pair, server: &Server, pki: &Pki) -> Node {
     target
 }
 
-/// An operator's helping hand: with the old `pg_control` back PostgreSQL would start from a mixture.
+/// A manager's helping hand: PostgreSQL must not start from a mixture, with or without the pid file we hold, and
+/// the rewind is finished or taken back all the same.
 #[test]
-fn a_control_file_put_back_is_found_and_nothing_is_thrown_away() {
+fn a_control_file_put_back_does_not_let_postgres_start() {
     let pair = fork_with_much_to_change();
     let pki = Pki::new(pair.home.path());
     let server = Server::start(&pair.b, &pki);
-    let target = interrupted_with_control(&pair, &server, &pki);
-    let status = state_command("status", &target);
-    assert!(status.text.contains("somebody put a pg_control back"), "{}", status.text);
-    Rewind::new(&target, &server, &pki).refuse(8, "remove global/pg_control");
-    assert_eq!(state_command("resume", &target).code, 8);
-    fs::remove_file(target.data.join("global/pg_control")).expect("removed");
-    let resumed = state_command("resume", &target);
-    assert_eq!(resumed.code, 0, "{}", resumed.text);
-    oracle::verify(&target, &pair.b);
+    // A server that is refused leaves the options it was started with.
+    let content = |node: &Node| Content::without(&node.data, &["postmaster.opts"]);
+    let before = content(&pair.a);
+    for ending in ["rewind", "resume", "rollback"] {
+        let target = interrupted_with_control(&pair, &server, &pki);
+        let status = state_command("status", &target);
+        assert!(status.text.contains("has not finished"), "{}", status.text);
+        let pid_file = target.data.join("postmaster.pid");
+        assert!(!target.try_start(), "PostgreSQL started from a mixture");
+        drop(fs::remove_file(&pid_file));
+        assert!(!target.try_start(), "PostgreSQL started from a mixture");
+        assert!(target.log_tail().contains("backup_label"), "{}", target.log_tail());
+        let mut single = target.user.command(target.install.program("postgres"));
+        let single = single.arg("--single").arg("-D").arg(&target.data).arg("postgres").output();
+        assert!(!single.expect("it runs").status.success(), "a single user started from a mixture");
+        match ending {
+            "rewind" => {
+                let ended = Rewind::new(&target, &server, &pki).following(&pair.b).succeed();
+                assert_eq!(ended.field("result"), "resumed", "{}", ended.text);
+            }
+            ending => {
+                let ended = state_command(ending, &target);
+                assert_eq!(ended.code, 0, "{}", ended.text);
+            }
+        }
+        match ending {
+            "rollback" => before.assert_same(&content(&target)),
+            _ => oracle::verify_running(&target, &pair.b),
+        }
+        if target.is_running() {
+            target.stop("fast");
+        }
+        fs::remove_dir_all(&target.socket).expect("removed");
+    }
 }
 
 /// Where a copy of the target was killed after it had removed the tablespace `oid`.

@@ -247,86 +247,93 @@ fn checkpoint_inside_a_segment(settings: &str) -> Pair {
     pair
 }
 
+/// A node that is promoted before it ever streamed hands this segment on.
 #[test]
-fn wal_before_the_start_of_replay_stays_behind_until_the_node_streams() {
+fn the_first_segment_comes_whole() {
     let pair = checkpoint_inside_a_segment("");
     let ended = rewind(&pair, &pair.a, &pair.b, &LATEST);
     let (ours, start) = first_segment(&pair.a, &ended);
     let (theirs, _) = first_segment(&pair.b, &ended);
     assert!(start > 100 * 8192, "the scenario needs much WAL before {start}");
-    assert!(ours[..8192] == theirs[..8192], "the first page is not the source's");
-    assert!(ours[8192..start].iter().all(|byte| *byte == 0), "more came than replay needs");
-    oracle::verify_running(&pair.a, &pair.b);
-    let (ours, _) = first_segment(&pair.a, &ended);
-    assert!(ours[..start] == theirs[..start], "streaming does not bring what was left out");
+    assert!(ours[..start] == theirs[..start], "there is a hole in the first segment");
     oracle::verify(&pair.a, &pair.b);
 }
 
+/// The source dies before the rewound node ever streamed: that one is promoted, and a healthy standby follows it.
 #[test]
-fn a_node_that_archives_gets_its_first_segment_whole() {
-    let pair = checkpoint_inside_a_segment("archive_mode = on\narchive_command = 'true'");
-    let ended = rewind(&pair, &pair.a, &pair.b, &LATEST);
-    let (ours, start) = first_segment(&pair.a, &ended);
-    let (theirs, _) = first_segment(&pair.b, &ended);
-    assert!(ours[..start] == theirs[..start], "there is a hole in what could be archived");
-    oracle::verify(&pair.a, &pair.b);
+fn a_third_node_follows_a_rewound_one_that_never_streamed() {
+    for segment_mb in [1, 16] {
+        let pair = Pair::new(15, Shape { segment_mb, ..Shape::default() });
+        let c = pair.b.copy_running(&pair.a, &pair.home.path().join("c"));
+        c.stop("fast");
+        part(&pair);
+        pair.b.sql("update plain set n = 5 where id % 3 = 0");
+        pair.b.sql("checkpoint");
+        pair.b.sql("update plain set n = 6 where id = 7");
+        follow_instead(&c, &pair.b);
+        c.start();
+        let lsn = pair.b.lsn();
+        c.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
+        c.stop("fast");
+        pair.a.stop("fast");
+        rewind(&pair, &pair.a, &pair.b, &LATEST);
+        pair.b.stop("immediate");
+        pair.a.start();
+        pair.a.promote();
+        pair.a.sql("insert into plain values (90001, 'after', 1)");
+        follow_instead(&c, &pair.a);
+        c.start();
+        let lsn = pair.a.lsn();
+        c.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
+        c.kill();
+        c.start();
+        c.wait("postgres", "exists(select from plain where id = 90001)");
+        oracle::verify(&c, &pair.a);
+    }
 }
 
-/// PostgreSQL would stream from the next segment on and never fetch this one.
+/// Zeros where WAL was, as an older release left them: what lies there is not known to be common.
 #[test]
-fn a_first_segment_that_the_wal_ends_with_comes_whole() {
-    let pair = Pair::with(15, Shape::default(), "autovacuum = off");
+fn a_hole_in_the_sources_wal_proves_no_fork() {
+    let pair = Pair::new(15, Shape { segment_mb: 1, ..Shape::default() });
+    pair.a.sql("select pg_switch_wal()");
+    pair.a.sql("checkpoint");
+    let common = pair.a.lsn().parse::<pg_format::Lsn>().expect("a position");
+    pair.a.sql("insert into grow select g, repeat('x', 200) from generate_series(1, 600) g");
+    pair.catch_up();
     part(&pair);
-    pair.b.sql("select pg_switch_wal()");
-    pair.b.sql("update plain set n = 5 where id % 3 = 0");
-    pair.b.sql("checkpoint; select pg_switch_wal()");
     pair.a.stop("fast");
-    let ended = rewind(&pair, &pair.a, &pair.b, &LATEST);
-    let end: pg_format::Lsn = ended.field("replay_to").parse().expect("a position");
-    assert_eq!(end.as_u64() % (16 << 20), 0, "the scenario needs WAL that ends with a segment");
-    let (ours, start) = first_segment(&pair.a, &ended);
-    let (theirs, _) = first_segment(&pair.b, &ended);
-    assert!(start > 100 * 8192, "the scenario needs much WAL before {start}");
-    assert!(ours[..start] == theirs[..start], "there is a hole in a segment nobody fetches again");
-    oracle::verify(&pair.a, &pair.b);
-}
-
-/// Whether the node archives is not known if its configuration is elsewhere.
-#[test]
-fn a_node_with_unknown_settings_gets_its_first_segment_whole() {
-    let pair = checkpoint_inside_a_segment("");
-    let main = pair.a.data.join("postgresql.conf");
-    let elsewhere = pair.home.path().join("elsewhere.conf");
-    std::fs::copy(&main, &elsewhere).expect("copied");
-    std::fs::remove_file(&main).expect("removed");
-    let ended = rewind(&pair, &pair.a, &pair.b, &LATEST);
-    std::fs::copy(&elsewhere, &main).expect("copied back");
-    pair.a.user.own(&main);
-    let (ours, start) = first_segment(&pair.a, &ended);
-    let (theirs, _) = first_segment(&pair.b, &ended);
-    assert!(start > 100 * 8192, "the scenario needs much WAL before {start}");
-    assert!(ours[..start] == theirs[..start], "there is a hole in what could be archived");
-    oracle::verify(&pair.a, &pair.b);
-}
-
-#[test]
-fn a_first_segment_that_is_not_the_last_one_comes_whole() {
-    let pair = checkpoint_inside_a_segment("");
-    pair.b.sql("create table bulk as select g id, md5(g::text) a from generate_series(1, 40000) g");
-    pair.b.sql("checkpoint");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "2M"]);
-    let mut running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(LATEST).spawn();
-    running.wait_for("fetch");
+    pair.b.sql("update plain set n = 5 where id % 3 = 0");
     pair.b.sql("select pg_switch_wal()");
-    pair.b.sql("insert into plain values (95000, 'in the next segment', 1)");
-    assert!(!running.has_begun("seal"), "the copy was over before the source went on");
-    let ended = running.wait();
-    assert_eq!(ended.code, 0, "{}", ended.text);
-    let (ours, start) = first_segment(&pair.a, &ended);
-    let (theirs, _) = first_segment(&pair.b, &ended);
-    assert!(start > 100 * 8192, "the scenario needs much WAL before {start}");
-    assert!(ours[..start] == theirs[..start], "there is a hole in a segment that is not the last");
+    pair.b.sql("checkpoint");
+    let fork = pair.b.sql("select pg_walfile_name(redo_lsn) from pg_control_checkpoint()");
+    let first = {
+        let mut names: Vec<String> = std::fs::read_dir(pair.b.data.join("pg_wal"))
+            .expect("pg_wal")
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| name.len() == 24 && name.starts_with("00000002"))
+            .collect();
+        names.sort();
+        names.remove(0)
+    };
+    assert_ne!(first, fork, "the scenario needs a checkpoint in a later segment");
+    // Behind a common checkpoint, and yet before the fork.
+    let path = pair.b.data.join("pg_wal").join(&first);
+    let mut bytes = std::fs::read(&path).expect("a segment");
+    let from = usize::try_from(common.as_u64() % (1 << 20)).expect("fits").next_multiple_of(8192);
+    bytes[from..].fill(0);
+    integration_tests::cluster::write(&path, &bytes);
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    Rewind::new(&pair.a, &server, &pki)
+        .args(["--strategy", "fork"])
+        .refuse(6, "not known to be common");
+    drop(server);
+    let ended = rewind(&pair, &pair.a, &pair.b, &[]);
+    assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
+    let why = ended.field("strategy_reason");
+    assert!(why.contains("cannot be read from"), "{why}");
     oracle::verify(&pair.a, &pair.b);
 }
 
@@ -354,6 +361,7 @@ fn the_next_checkpoint_is_waited_for_where_it_pays() {
     assert_eq!(ended.field("strategy"), "latest", "{}", ended.text);
     assert!(ended.text.contains("waiting up to 60 seconds"), "{}", ended.text);
     let wal: u64 = ended.field("bytes_wal").parse().expect("a number");
-    assert!(wal < 1 << 20, "{wal} bytes of WAL came all the same");
+    // What replay needs, and what lies before it in its segment.
+    assert!(wal < 10 << 20, "{wal} bytes of WAL came all the same");
     oracle::verify(&pair.a, &pair.b);
 }

@@ -19,7 +19,8 @@ use rustix::process::Signal;
 
 /// A diverged pair whose rewind has some megabytes to fetch.
 fn large_fork() -> Pair {
-    let pair = Pair::new(15, Shape::default());
+    // Short segments: a slowed source reads whole ones to prove the fork.
+    let pair = Pair::new(15, Shape { segment_mb: 1, ..Shape::default() });
     pair.b.promote();
     pair.a.sql("update plain set n = 5");
     pair.b.sql("create table bulk as select g id, md5(g::text) a, md5((g * 3)::text) b, md5((g * 7)::text) c from generate_series(1, 150000) g");
@@ -298,8 +299,8 @@ fn a_signal_before_the_seal_leaves_the_target_as_it_was() {
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let before = Snapshot::of(&pair.a.data);
         let mut running = Rewind::new(&pair.a, &server, &pki).spawn();
-        let packs = state_directory(&pair.a.data).join("packs");
-        running.wait_until("its packs", |_| packs.exists());
+        let held = pair.a.data.join("postmaster.pid");
+        running.wait_until("its hold of the target", |_| held.exists());
         // PostgreSQL must not start beside it.
         assert!(!pair.a.try_start());
         sleep(Duration::from_millis(300));
@@ -325,12 +326,11 @@ fn a_killed_run_is_begun_again_or_finished() {
         if status.text.contains("has not finished") {
             hidden += 1;
             assert!(!pair.a.try_start(), "started in the middle of a rewind");
-            assert!(!pair.a.data.join("global/pg_control").exists());
         }
         if status.text.contains("is rewound")
             || status.text.contains("no rewind is under way")
                 && round > 5
-                && pair.a.data.join("backup_label").exists()
+                && pair.a.waits_for_its_first_start()
         {
             break;
         }
@@ -338,7 +338,7 @@ fn a_killed_run_is_begun_again_or_finished() {
     let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).run();
     let resumed = state_command("resume", &pair.a);
     assert_eq!(resumed.code, 0, "{}", resumed.text);
-    assert!(ended.code == 0 || pair.a.data.join("backup_label").exists(), "{}", ended.text);
+    assert!(ended.code == 0 || pair.a.waits_for_its_first_start(), "{}", ended.text);
     println!("killed while hidden: {hidden}");
     oracle::verify(&pair.a, &pair.b);
 }
@@ -349,7 +349,7 @@ fn pages_in_packs(node: &Node) -> u64 {
     let packs = state_directory(&node.data).join("packs");
     for entry in std::fs::read_dir(packs).into_iter().flatten().flatten() {
         let file = std::fs::File::open(entry.path()).expect("a pack");
-        let recovered = pack::recover(file, &mut |items| {
+        let recovered = pack::recover(file, pack::Signer::none(), &mut |items| {
             let is_page = |item: &&Item| matches!(item.body, ItemBody::Page { .. });
             pages += items.iter().filter(is_page).count() as u64;
             Ok(())

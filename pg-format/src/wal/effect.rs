@@ -11,6 +11,8 @@ const SMGR: u8 = 2;
 const DBASE: u8 = 4;
 const TBLSPC: u8 = 5;
 const XLOG2: u8 = 22;
+/// Resource managers of extensions have numbers from here on (`RM_MIN_CUSTOM_ID`, 15 and later).
+pub(super) const EXTENSIONS: u8 = 128;
 
 /// An effect that matters to a rewind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,13 +95,10 @@ pub enum Effect {
         /// Where it was created, as the server was told; `None` if it was dropped.
         location: Option<String>,
     },
-    /// A prepared transaction was committed or rolled back.
-    EndPrepared {
-        /// Whether it was committed.
-        committed: bool,
-        /// The prepared transaction.
-        xid: Option<u32>,
-    },
+    /// A transaction was committed, also one that had been prepared.
+    Commit,
+    /// Whatever an extension's own resource manager does: nothing is known about it but the blocks it names.
+    Extension,
 }
 
 /// The effect of `record`, decoded as `body`.
@@ -112,11 +111,13 @@ pub fn effect(
     let data = record.main_data(body);
     match record.resource_manager() {
         XLOG => xlog(info, data, format),
-        XACT => xact(record.info(), data),
+        // XLOG_XACT_COMMIT and XLOG_XACT_COMMIT_PREPARED.
+        XACT if matches!(record.info() & 0x70, 0x00 | 0x30) => Ok(Effect::Commit),
         SMGR => smgr(info, data),
         DBASE => database(info, data, format),
         TBLSPC => tablespace(info, data),
         XLOG2 => Ok(if info == 0 { Effect::ChecksumsChanged } else { Effect::None }),
+        EXTENSIONS.. => Ok(Effect::Extension),
         _ => Ok(Effect::None),
     }
 }
@@ -145,46 +146,6 @@ fn xlog(info: u8, data: &[u8], format: WalFormat) -> Result<Effect, FormatError>
         0xD0 => Effect::OverwriteContrecord,
         _ => Effect::None,
     })
-}
-
-fn xact(info: u8, data: &[u8]) -> Result<Effect, FormatError> {
-    let committed = match info & 0x70 {
-        0x30 => true,
-        0x40 => false,
-        _ => return Ok(Effect::None),
-    };
-    Ok(Effect::EndPrepared { committed, xid: two_phase_xid(info, data, committed)? })
-}
-
-/// Finds the prepared transaction's id behind the optional parts of a commit or abort record
-/// (`ParseCommitRecord`, `ParseAbortRecord`).
-fn two_phase_xid(info: u8, data: &[u8], commit: bool) -> Result<Option<u32>, FormatError> {
-    let fields = Fields::new("transaction end", data);
-    let mut at = 8;
-    if info & 0x80 == 0 {
-        return Ok(None);
-    }
-    let xinfo = fields.u32(at)?;
-    at += 4;
-    let count = |at: usize| fields.u32(at).map(|number| number as usize);
-    if xinfo & 1 != 0 {
-        at += 8;
-    }
-    if xinfo & 2 != 0 {
-        at += 4 + 4 * count(at)?;
-    }
-    if xinfo & 4 != 0 {
-        at += 4 + 12 * count(at)?;
-    }
-    if xinfo & (1 << 8) != 0 {
-        // Dropped statistics entries, 15 and later: 12 bytes each, 16 from 18 on. Their size is
-        // not needed: the invalidation messages and the xid are only looked for without them.
-        return Ok(None);
-    }
-    if commit && xinfo & 8 != 0 {
-        at += 4 + 16 * count(at)?;
-    }
-    if xinfo & 16 != 0 { fields.u32(at).map(Some) } else { Ok(None) }
 }
 
 fn smgr(info: u8, data: &[u8]) -> Result<Effect, FormatError> {
@@ -242,4 +203,41 @@ fn tablespace(info: u8, data: &[u8]) -> Result<Effect, FormatError> {
         }
         _ => Effect::Tablespace { tablespace, location: None },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Major;
+
+    /// A record of a resource manager with a full-page image of one block.
+    fn with_image(resource_manager: u8) -> Vec<u8> {
+        let mut bytes = vec![0; 24];
+        bytes[17] = resource_manager;
+        // Block 0: main fork, image; 8192 bytes without a hole, to be applied.
+        bytes.extend([0, 0x10, 0, 0]);
+        bytes.extend(8192_u16.to_le_bytes());
+        bytes.extend([0, 0, 0x02]);
+        for number in [1663_u32, 5, 16384, 7] {
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.resize(bytes.len() + 8192, 0);
+        let total = u32::try_from(bytes.len()).unwrap();
+        bytes[..4].copy_from_slice(&total.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_an_extension_does_with_a_page_is_not_known() {
+        let format = Major::new(15).unwrap().wal_format();
+        let decoded = |bytes: &[u8]| {
+            let record = Record { lsn: Lsn::new(40), end: Lsn::new(9000), bytes };
+            let mut body = RecordBody::default();
+            body.decode(&record, format).unwrap();
+            (body.blocks[0].rebuilds(), effect(&record, &body, format).unwrap())
+        };
+        assert_eq!(decoded(&with_image(10)), (true, Effect::None), "a heap record");
+        assert_eq!(decoded(&with_image(EXTENSIONS)), (false, Effect::Extension));
+        assert_eq!(decoded(&with_image(255)), (false, Effect::Extension));
+    }
 }

@@ -1,6 +1,7 @@
 //! WAL records: the fixed header, the block references and the main data
 //! (`access/xlogrecord.h`, `DecodeXLogRecord`).
 
+use super::effect::EXTENSIONS;
 use crate::bytes::Fields;
 use crate::{BLOCK_SIZE, Fork, FormatError, Lsn, RelationPath, WalFormat};
 
@@ -164,6 +165,12 @@ impl RecordBody {
             return Err(fault("lengths inside the record do not add up"));
         }
         self.main_start = total - at.main;
+        // Only its own redo knows whether an extension's record restores a page from the image it brings.
+        if record.resource_manager() >= EXTENSIONS {
+            for reference in &mut self.blocks {
+                (reference.restores_image, reference.initialises) = (false, false);
+            }
+        }
         Ok(())
     }
 
