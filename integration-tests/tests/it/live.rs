@@ -7,7 +7,7 @@ use integration_tests::client::Rewind;
 use integration_tests::cluster::{Node, Pair, Shape};
 use integration_tests::oracle;
 use integration_tests::server::{Pki, Server};
-use integration_tests::torture::work;
+use integration_tests::torture::work::work;
 
 /// Times a segment's worth of WAL is written before the oldest segment must have been recycled.
 const RECYCLING_ROUNDS: u32 = 80;
@@ -66,6 +66,37 @@ fn loaded_source(major: u32, strategy: &str) {
     oracle::verify(&pair.a, &pair.b);
 }
 
+/// The target is killed under `pgbench` and other work; the source goes on under the same.
+fn killed(major: u32, strategy: &str) {
+    let pair = Pair::new(major, Shape::default());
+    pair.a.pgbench_init(1);
+    let early = (pair.a.pgbench(), pair.a.load(&work("c", major)));
+    sleep(Duration::from_millis(600));
+    pair.b.promote();
+    let old = pair.a.load(&work("o", major));
+    let new = (pair.b.pgbench(), pair.b.load(&work("n", major)));
+    sleep(Duration::from_millis(800));
+    // By *latest* from what the target had on its disk, by *fork* mostly from memory that is lost.
+    if strategy == "latest" {
+        pair.a.sql("checkpoint");
+        pair.b.sql("checkpoint");
+    }
+    pair.a.kill();
+    drop((early, old));
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&pair.b, &pki);
+    let ended = Rewind::new(&pair.a, &server, &pki)
+        .following(&pair.b)
+        .args(["--strategy", strategy])
+        .succeed();
+    assert_eq!(ended.field("result"), "rewound", "{}", ended.text);
+    assert_eq!(ended.field("strategy"), strategy, "{}", ended.text);
+    pair.a.start();
+    sleep(Duration::from_millis(300));
+    drop(new);
+    oracle::verify(&pair.a, &pair.b);
+}
+
 fn oldest_segment(node: &Node) -> String {
     node.sql("select min(name) from pg_ls_waldir() where name ~ '^[0-9A-F]{24}$'")
 }
@@ -76,11 +107,11 @@ fn last_checkpoint(node: &Node) -> String {
 
 macro_rules! on_major {
     ($($name:ident $major:literal),*) => { $(mod $name {
-        // Ten seeds, in two tests that run side by side.
         #[test]
-        fn killed_under_load() { integration_tests::torture::killed_at_random($major, 5); }
-        #[test]
-        fn killed_under_load_again() { integration_tests::torture::killed_at_random($major, 5); }
+        fn killed_under_load() {
+            super::killed($major, "fork");
+            super::killed($major, "latest");
+        }
         #[test]
         fn source_under_load_by_latest() { super::loaded_source($major, "latest"); }
         #[test]

@@ -1,26 +1,51 @@
-//! Random forks without end: `make torture MINUTES=n`. `PGREJOIN_SEED=n` repeats one.
+//! Random lives: `make torture MINUTES=n`. `PGREJOIN_SEED=n` begins with that one; `PGREJOIN_LIVES=n` lives so
+//! many on each major, with the next seeds.
 
+#![expect(clippy::print_stdout, reason = "a seed must be seen to be repeated")]
+
+use std::panic::catch_unwind;
 use std::time::{Duration, Instant, SystemTime};
 
-use integration_tests::torture::random_fork;
+use integration_tests::torture::live;
+use integration_tests::torture::story::Story;
 
 fn variable(name: &str) -> Option<u32> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// One fork in an ordinary test run; as many as fit where minutes are given.
-#[test]
-fn random_forks_come_back() {
+/// One life in an ordinary test run; as many as fit where minutes are given, or as many as are asked for.
+fn lives(major: u32) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let fixed = variable("PGREJOIN_SEED");
-    let mut seed = fixed.unwrap_or(now.subsec_nanos() % 1_000_000);
+    let count = variable("PGREJOIN_LIVES").unwrap_or(1);
+    let first = variable("PGREJOIN_SEED").unwrap_or(now.subsec_nanos() % 1_000_000);
+    // Each major has seeds of its own; where there is one life alone, the seed is as it was given.
+    let mut seed = if count > 1 { first + (major - 14) * count } else { first };
     let minutes = variable("PGREJOIN_TORTURE_MINUTES").unwrap_or(0);
     let (since, limit) = (Instant::now(), Duration::from_secs(u64::from(minutes) * 60));
-    loop {
-        random_fork(seed);
-        if fixed.is_some() || since.elapsed() >= limit {
-            break;
+    let (mut lived, mut wrong) = (0, Vec::new());
+    while lived < count || since.elapsed() < limit {
+        let began = Instant::now();
+        let ended = catch_unwind(|| live(Story::draw(seed, major)));
+        let how = if ended.is_ok() { "right" } else { "WRONG" };
+        println!("life {seed} on {major}: {how} after {} s", began.elapsed().as_secs());
+        if ended.is_err() {
+            wrong.push(seed);
         }
-        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) % 1_000_000;
+        (lived, seed) = (lived + 1, seed + 1);
     }
+    assert!(
+        wrong.is_empty(),
+        "{} of {lived} lives went wrong: PGREJOIN_SEED={wrong:?}",
+        wrong.len()
+    );
 }
+
+macro_rules! on_major {
+    ($($name:ident $major:literal),*) => { $(mod $name {
+        #[test]
+        fn a_random_life_goes_well() {
+            super::lives($major);
+        }
+    })* };
+}
+on_major!(pg14 14, pg15 15, pg16 16, pg17 17, pg18 18);
