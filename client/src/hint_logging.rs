@@ -201,8 +201,11 @@ pub(crate) fn check_window(
 /// where it was at work no file with one is older.
 fn check_checksums(window: &Window, target: &Target) -> Result<Result<(), NotTold>, RewindError> {
     let control = &target.control.file;
-    let first = window.checkpoints.iter().map(|checkpoint| checkpoint.checkpoint.time).min();
-    if let Some(first) = first
+    // What was written in the second of a running node's checkpoint may have been written after it.
+    let times = window.checkpoints.iter().map(|checkpoint| {
+        checkpoint.checkpoint.time.saturating_add(i64::from(checkpoint.shutdown))
+    });
+    if let Some(first) = times.min()
         && has_checksum_from_before(target, first)?
     {
         return Ok(Ok(()));
@@ -226,10 +229,10 @@ fn not_known(why: &str) -> NotTold {
     ))
 }
 
-/// Whether there is a page with a right checksum in a file that was written last at `time`, in seconds since 1970,
-/// or before.
+/// Whether there is a page with a right checksum in a file that was written last before `time`, in seconds since
+/// 1970.
 fn has_checksum_from_before(target: &Target, time: i64) -> Result<bool, RewindError> {
-    let old = target.files.values().filter(|entry| entry.modified.0 <= time);
+    let old = target.files.values().filter(|entry| entry.modified.0 < time);
     let mut read = 0;
     for entry in old {
         let (FileClass::Relation(segment), EntryKind::File { bytes }) =

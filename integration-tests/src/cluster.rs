@@ -71,7 +71,7 @@ impl Shape {
 }
 
 /// Changes with the content of templates, so that old ones are not used.
-const TEMPLATE_VERSION: u32 = 3;
+const TEMPLATE_VERSION: u32 = 4;
 
 /// A stopped primary with the base workload, made once.
 fn template(install: &Install, shape: Shape) -> PathBuf {
@@ -111,6 +111,10 @@ fn template(install: &Install, shape: Shape) -> PathBuf {
         initdb.arg("-g");
     }
     run(&mut initdb);
+    // A cluster that was made long before its first checkpoint, as in life: its files are older.
+    let mut age = user.command("/usr/bin/find");
+    age.arg(data.join("base")).args(["-type", "f", "-exec", "touch", "-d", "1 day ago", "{}", "+"]);
+    run(&mut age);
     append(
         &data.join("postgresql.conf"),
         &format!(
