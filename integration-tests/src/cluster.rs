@@ -426,6 +426,13 @@ impl Node {
         append(&auto, &format!("primary_conninfo = '{}'\n", primary.conninfo()));
     }
 
+    /// Starts a stopped standby without a primary and promotes it: it was elected.
+    pub fn elect(&self) {
+        append(&self.data.join("postgresql.auto.conf"), "primary_conninfo = ''\n");
+        self.start();
+        self.promote();
+    }
+
     /// Appends settings.
     pub fn configure(&self, settings: &str) {
         append(&self.data.join("postgresql.conf"), &format!("{settings}\n"));

@@ -9,7 +9,7 @@ use super::story::{Ending, Offline, Target};
 use super::work::{Open, make_watched, read, read_once, work};
 use super::{Parted, World};
 use crate::client::Rewind;
-use crate::cluster::{Install, Load, Node, append};
+use crate::cluster::{Install, Load, Node};
 use crate::faults::judge::Choices;
 use crate::oracle;
 use crate::server::Server;
@@ -142,8 +142,7 @@ fn standby_ahead(world: &World) -> Parted {
     pair.a.kill();
     end(&pair.b, story.ending);
     common.loads.clear();
-    lead(&elected);
-    elected.promote();
+    elected.elect();
     work_for_a_while(world, &elected, &mut common);
     let parted = Parted { target: pair.b.clone(), source: elected };
     switch_offline(world, &parted);
@@ -212,12 +211,6 @@ fn work_for_a_while(world: &World, node: &Node, common: &mut Common) {
     common.end_prepared(node);
     common.mark(node);
     drop(load);
-}
-
-/// Starts a stopped standby without a primary.
-fn lead(node: &Node) {
-    append(&node.data.join("postgresql.auto.conf"), "primary_conninfo = ''\n");
-    node.start();
 }
 
 fn end(node: &Node, ending: Ending) {

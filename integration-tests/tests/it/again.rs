@@ -58,12 +58,7 @@ fn a_target_that_was_never_started_is_rewound_again_to_another_timeline() {
     assert_eq!(rewind(&pair, &pair.a, &pair.b, &[]).field("result"), "rewound");
     // The new primary dies, and another one is elected that does not have all of it.
     pair.b.kill();
-    integration_tests::cluster::append(
-        &c.data.join("postgresql.auto.conf"),
-        "primary_conninfo = ''\n",
-    );
-    c.start();
-    c.promote();
+    c.elect();
     c.sql("update plain set n = 8 where id between 500 and 1500");
     c.sql("checkpoint");
     let ended = rewind(&pair, &pair.a, &c, &[]);

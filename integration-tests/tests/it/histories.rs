@@ -145,12 +145,7 @@ fn a_standby_that_ran_ahead_and_stopped_without_a_checkpoint() {
     pair.catch_up();
     pair.a.stop("immediate");
     pair.b.stop("immediate");
-    integration_tests::cluster::append(
-        &c.data.join("postgresql.auto.conf"),
-        "primary_conninfo = ''\n",
-    );
-    c.start();
-    c.promote();
+    c.elect();
     c.sql("insert into plain select g, 'new', 1 from generate_series(70001, 70300) g");
     let ended = rewind(&pair, &pair.b, &c, &[]);
     assert_eq!(ended.field("result"), "rewound", "{}", ended.text);
@@ -176,12 +171,7 @@ fn a_crashed_standby_whose_restartpoint_is_older_than_the_common_checkpoint() {
     pair.catch_up();
     pair.b.kill();
     pair.a.kill();
-    integration_tests::cluster::append(
-        &c.data.join("postgresql.auto.conf"),
-        "primary_conninfo = ''\n",
-    );
-    c.start();
-    c.promote();
+    c.elect();
     c.sql("insert into plain select g, 'new', 1 from generate_series(70001, 70300) g");
     c.sql("checkpoint");
     let ended = rewind(&pair, &pair.b, &c, &[]);

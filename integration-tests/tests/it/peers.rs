@@ -120,6 +120,17 @@ fn a_source_that_is_the_target_itself_is_refused() {
     }
 }
 
+/// A fork whose source has enough for a run to be killed while it fetches.
+fn much_to_fetch() -> Pair {
+    let pair = Pair::new(15, Shape { segment_mb: 1, ..Shape::default() });
+    part(&pair);
+    pair.b.sql("create table bulk as select g, md5(g::text) t from generate_series(1, 60000) g");
+    pair.b.sql("select pg_switch_wal()");
+    pair.b.sql("checkpoint");
+    pair.a.stop("fast");
+    pair
+}
+
 /// A place where everybody may write, as /tmp is without its sticky bit.
 fn open_place(pair: &Pair) -> PathBuf {
     let place = pair.home.path().join("open");
@@ -151,12 +162,7 @@ fn killed_while_it_fetches(pair: &Pair, pki: &Pki, place: &Path) -> Server {
 
 #[test]
 fn what_others_put_where_an_earlier_run_staged_is_not_used() {
-    let pair = Pair::new(15, Shape { segment_mb: 1, ..Shape::default() });
-    part(&pair);
-    pair.b.sql("create table bulk as select g, md5(g::text) t from generate_series(1, 60000) g");
-    pair.b.sql("select pg_switch_wal()");
-    pair.b.sql("checkpoint");
-    pair.a.stop("fast");
+    let pair = much_to_fetch();
     let pki = Pki::new(pair.home.path());
     let place = open_place(&pair);
     let server = killed_while_it_fetches(&pair, &pki, &place);
@@ -166,7 +172,7 @@ fn what_others_put_where_an_earlier_run_staged_is_not_used() {
     let mut mv = std::process::Command::new("/bin/mv");
     run(mv.arg(&own).arg(pair.home.path().join("stolen")));
     let mut copy = std::process::Command::new("cp");
-    integration_tests::user::run(copy.arg("-r").arg(pair.home.path().join("stolen")).arg(&own));
+    run(copy.arg("-r").arg(pair.home.path().join("stolen")).arg(&own));
     let staging = place.display().to_string();
     let before = Snapshot::of(&pair.a.data.join("base"));
     let rewind =
@@ -184,12 +190,7 @@ fn what_others_put_where_an_earlier_run_staged_is_not_used() {
 /// Records that somebody else signed are as if they had not come.
 #[test]
 fn a_record_that_was_not_signed_by_this_rewind_is_fetched_again() {
-    let pair = Pair::new(15, Shape { segment_mb: 1, ..Shape::default() });
-    part(&pair);
-    pair.b.sql("create table bulk as select g, md5(g::text) t from generate_series(1, 60000) g");
-    pair.b.sql("select pg_switch_wal()");
-    pair.b.sql("checkpoint");
-    pair.a.stop("fast");
+    let pair = much_to_fetch();
     let pki = Pki::new(pair.home.path());
     let place = open_place(&pair);
     let server = killed_while_it_fetches(&pair, &pki, &place);
