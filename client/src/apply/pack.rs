@@ -76,31 +76,12 @@ impl Signer {
     }
 
     /// The signature of a record, in parts, that begins at an offset; `None` if none are signed here.
-    pub(super) fn sign(&self, offset: u64, record: [&[u8]; 2]) -> Option<[u8; SIGNATURE_BYTES]> {
+    fn sign(&self, offset: u64, record: [&[u8]; 2]) -> Option<[u8; SIGNATURE_BYTES]> {
         let mut hasher = blake3::Hasher::new_keyed(&self.key?);
         hasher.update(&(self.name.len() as u64).to_le_bytes()).update(self.name.as_bytes());
         hasher.update(&offset.to_le_bytes());
         record.iter().for_each(|part| _ = hasher.update(part));
         hasher.finalize().as_bytes().first_chunk().copied()
-    }
-
-    /// Reads the signature behind a record and checks it; its bytes.
-    pub(super) fn check(
-        &self,
-        offset: u64,
-        record: [&[u8]; 2],
-        reader: &mut dyn io::Read,
-    ) -> Result<Option<[u8; SIGNATURE_BYTES]>, PackError> {
-        let Some(expected) = self.sign(offset, record) else {
-            return Ok(None);
-        };
-        let mut found = [0; SIGNATURE_BYTES];
-        reader.read_exact(&mut found)?;
-        if found == expected {
-            Ok(Some(found))
-        } else {
-            Err(PackError::Damaged("a record is not signed by this rewind".to_owned()))
-        }
     }
 }
 
@@ -197,15 +178,11 @@ pub fn read(
     (digest, signer): (&PackDigest, Signer),
     give: &mut Give<'_>,
 ) -> Result<(), PackError> {
-    let mut reader = Reader::open(file, signer)?;
-    while reader.bytes < digest.bytes {
-        give(reader.next()?)?;
+    let mut records = Records::open(file, signer)?;
+    while records.bytes < digest.bytes {
+        give(next_items(&mut records)?)?;
     }
-    if reader.bytes == digest.bytes && reader.crc == digest.crc {
-        Ok(())
-    } else {
-        Err(PackError::Damaged("its content changed since the seal".to_owned()))
-    }
+    records.check(digest)
 }
 
 /// Whether a sealed file, a pack or one with undo images, is what it was: its length and CRC alone. What
@@ -231,6 +208,11 @@ pub fn check(
             break;
         }
     }
+    same_content(digest, bytes, crc)
+}
+
+/// Whether so many bytes with this CRC are what was sealed.
+fn same_content(digest: &PackDigest, bytes: u64, crc: u32) -> Result<(), PackError> {
     if bytes == digest.bytes && crc == digest.crc {
         Ok(())
     } else {
@@ -245,8 +227,8 @@ pub fn recover(
     signer: Signer,
     give: &mut Give<'_>,
 ) -> Result<Option<(u64, u32)>, PackError> {
-    let mut reader = match Reader::open(file, signer) {
-        Ok(reader) => reader,
+    let mut records = match Records::open(file, signer) {
+        Ok(records) => records,
         Err(PackError::Header(error @ HeaderError::Version { .. })) => return Err(error.into()),
         Err(PackError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
             return Err(error.into());
@@ -254,8 +236,8 @@ pub fn recover(
         Err(_) => return Ok(None),
     };
     loop {
-        let sound = (reader.bytes, reader.crc);
-        match reader.next() {
+        let sound = (records.bytes, records.crc);
+        match next_items(&mut records) {
             Ok(items) => give(items)?,
             Err(PackError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
                 return Err(error.into());
@@ -265,22 +247,26 @@ pub fn recover(
     }
 }
 
-/// Reads records in order.
-struct Reader {
+/// Reads a file of records in order, counts its bytes and their CRC, and checks signatures.
+#[derive(Debug)]
+pub(super) struct Records {
     file: BufReader<File>,
     signer: Signer,
-    bytes: u64,
-    crc: u32,
+    /// Bytes read so far.
+    pub(super) bytes: u64,
+    /// CRC of all of them.
+    pub(super) crc: u32,
 }
 
-impl Reader {
-    fn open(file: File, signer: Signer) -> Result<Self, PackError> {
+impl Records {
+    /// Reads the header that every file of ours has.
+    pub(super) fn open(file: File, signer: Signer) -> Result<Self, PackError> {
         let file = BufReader::with_capacity(1 << 20, file);
-        let mut reader = Self { file, signer, bytes: 0, crc: 0 };
-        let mut bytes = [0; HEADER_BYTES];
-        reader.fill(&mut bytes)?;
-        header::check(&bytes)?;
-        Ok(reader)
+        let mut records = Self { file, signer, bytes: 0, crc: 0 };
+        let mut head = [0; HEADER_BYTES];
+        records.fill(&mut head)?;
+        header::check(&head)?;
+        Ok(records)
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> io::Result<()> {
@@ -290,39 +276,66 @@ impl Reader {
         Ok(())
     }
 
-    fn next(&mut self) -> Result<Vec<Item>, PackError> {
-        let damaged = |why: &str| PackError::Damaged(why.to_owned());
-        let begun = self.bytes;
-        let mut head = [0; RECORD_HEADER_BYTES];
-        self.fill(&mut head)?;
-        let (words, _) = head.as_chunks::<4>();
-        let [magic, codec, batch_bytes, length, payload_crc] = words else {
-            return Err(damaged("short header"));
-        };
-        let number = |word: &[u8; 4]| u32::from_le_bytes(*word);
-        let codec = match (number(magic), number(codec)) {
-            (MAGIC, 1) => Codec::Plain,
-            (MAGIC, 2) => Codec::Zstd,
-            _ => return Err(damaged("no record where one must be")),
-        };
-        let length = number(length) as usize;
-        if length > FRAME_MESSAGE_BYTES_MAX {
-            return Err(damaged("record is too long"));
-        }
-        let mut payload = vec![0; length];
-        self.fill(&mut payload)?;
-        let signature = self.signer.check(begun, [&head, &payload], &mut self.file)?;
-        if let Some(part) = signature {
-            self.bytes += part.len() as u64;
-            self.crc = crc32c::crc32c_append(self.crc, &part);
-        }
-        let frame = Frame {
-            sequence: 0,
-            codec,
-            batch_bytes: number(batch_bytes),
-            payload: Bytes::from(payload),
-            payload_crc: number(payload_crc),
-        };
-        frame.items().map_err(|error| PackError::Damaged(error.to_string()))
+    /// Whether what was read is all that was sealed.
+    pub(super) fn check(&self, digest: &PackDigest) -> Result<(), PackError> {
+        same_content(digest, self.bytes, self.crc)
     }
+
+    /// The words that a record begins with.
+    pub(super) fn head<const WORDS: usize>(&mut self) -> Result<RecordHead<WORDS>, PackError> {
+        let begun = self.bytes;
+        let mut bytes = vec![0; WORDS * 4];
+        self.fill(&mut bytes)?;
+        let mut words = [0; WORDS];
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        Ok(RecordHead { begun, bytes, words })
+    }
+
+    /// The bytes that follow it, with the signature of both.
+    pub(super) fn payload<const WORDS: usize>(
+        &mut self,
+        head: &RecordHead<WORDS>,
+        bytes: usize,
+    ) -> Result<Vec<u8>, PackError> {
+        let mut payload = vec![0; bytes];
+        self.fill(&mut payload)?;
+        if let Some(expected) = self.signer.sign(head.begun, [&head.bytes, &payload]) {
+            let mut found = [0; SIGNATURE_BYTES];
+            self.fill(&mut found)?;
+            if found != expected {
+                return Err(PackError::Damaged("a record is not signed by this rewind".to_owned()));
+            }
+        }
+        Ok(payload)
+    }
+}
+
+/// How a record begins.
+#[derive(Debug)]
+pub(super) struct RecordHead<const WORDS: usize> {
+    begun: u64,
+    bytes: Vec<u8>,
+    /// Its words.
+    pub(super) words: [u32; WORDS],
+}
+
+/// The replies of a pack's next frame.
+fn next_items(records: &mut Records) -> Result<Vec<Item>, PackError> {
+    let damaged = |why: &str| PackError::Damaged(why.to_owned());
+    let head = records.head()?;
+    let [magic, codec, batch_bytes, length, payload_crc] = head.words;
+    let codec = match (magic, codec) {
+        (MAGIC, 1) => Codec::Plain,
+        (MAGIC, 2) => Codec::Zstd,
+        _ => return Err(damaged("no record where one must be")),
+    };
+    let length = length as usize;
+    if length > FRAME_MESSAGE_BYTES_MAX {
+        return Err(damaged("record is too long"));
+    }
+    let payload = Bytes::from(records.payload(&head, length)?);
+    let frame = Frame { sequence: 0, codec, batch_bytes, payload, payload_crc };
+    frame.items().map_err(|error| PackError::Damaged(error.to_string()))
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, BufReader, Read as _};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,9 +15,8 @@ use std::thread::ScopedJoinHandle;
 use pg_format::DataPath;
 
 use super::disk::Disk;
-use super::header::{self, HEADER_BYTES};
 use super::manifest::PackDigest;
-use super::pack::{Appender, PackError, STAGING_LEVEL, Signer};
+use super::pack::{Appender, PackError, Records, STAGING_LEVEL, Signer};
 use super::state;
 
 const MAGIC: u32 = 0x4F44_4E55;
@@ -141,16 +140,12 @@ pub fn read(
     (digest, signer): (&PackDigest, Signer),
     give: &mut Give<'_>,
 ) -> Result<(), PackError> {
-    let mut reader = Reader::open(file, signer)?;
-    while reader.bytes < digest.bytes {
-        let Record { file, offset, bytes } = reader.next()?;
+    let mut records = Records::open(file, signer)?;
+    while records.bytes < digest.bytes {
+        let Record { file, offset, bytes } = next_image(&mut records)?;
         give(file, offset, &bytes)?;
     }
-    if reader.crc == digest.crc && reader.bytes == digest.bytes {
-        Ok(())
-    } else {
-        Err(PackError::Damaged("its content changed since the seal".to_owned()))
-    }
+    records.check(digest)
 }
 
 /// What of the wanted images an earlier run has saved for the same plan: `None` unless all of them. Files with
@@ -193,13 +188,13 @@ fn held(disk: &dyn Disk, name: &str) -> io::Result<Option<(Ranges, PackDigest)>>
     let file = disk.open(&state::undo(name))?;
     let bytes = file.metadata()?.len();
     let read = || {
-        let mut reader = Reader::open(file, Signer::new(disk, name))?;
+        let mut records = Records::open(file, Signer::new(disk, name))?;
         let mut held = Ranges::default();
-        while reader.bytes < bytes {
-            let Record { file, offset, bytes } = reader.next()?;
+        while records.bytes < bytes {
+            let Record { file, offset, bytes } = next_image(&mut records)?;
             held.insert(file, offset..offset + bytes.len() as u64);
         }
-        Ok((held, PackDigest { name: name.to_owned(), bytes, crc: reader.crc }))
+        Ok((held, PackDigest { name: name.to_owned(), bytes, crc: records.crc }))
     };
     match read() {
         Ok(held) => Ok(Some(held)),
@@ -257,58 +252,26 @@ struct Record {
     bytes: Vec<u8>,
 }
 
-/// Reads records in order.
-struct Reader {
-    file: BufReader<File>,
-    signer: Signer,
-    bytes: u64,
-    crc: u32,
-}
-
-impl Reader {
-    fn open(file: File, signer: Signer) -> Result<Self, PackError> {
-        let mut reader = BufReader::with_capacity(1 << 20, file);
-        let mut head = [0; HEADER_BYTES];
-        reader.read_exact(&mut head)?;
-        header::check(&head)?;
-        let (bytes, crc) = (HEADER_BYTES as u64, crc32c::crc32c(&head));
-        Ok(Self { file: reader, signer, bytes, crc })
+/// The next image of a file of them.
+fn next_image(records: &mut Records) -> Result<Record, PackError> {
+    let damaged = |why: &str| PackError::Damaged(why.to_owned());
+    let head = records.head()?;
+    let [MAGIC, file, length, stored, stored_crc, low, high] = head.words else {
+        return Err(damaged("no record where one must be"));
+    };
+    if u64::from(length.max(stored)) > RECORD_BYTES_MAX {
+        return Err(damaged("record is too long"));
     }
-
-    fn count(&mut self, part: &[u8]) {
-        self.bytes += part.len() as u64;
-        self.crc = crc32c::crc32c_append(self.crc, part);
+    let mut payload = records.payload(&head, stored as usize)?;
+    if crc32c::crc32c(&payload) != stored_crc {
+        return Err(damaged("an image has a wrong CRC"));
     }
-
-    fn next(&mut self) -> Result<Record, PackError> {
-        let damaged = |why: &str| PackError::Damaged(why.to_owned());
-        let begun = self.bytes;
-        let mut head = [0; RECORD_HEADER_BYTES];
-        self.file.read_exact(&mut head)?;
-        let (words, _) = head.as_chunks::<4>();
-        let words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
-        let [MAGIC, file, length, stored, stored_crc, low, high] = words[..] else {
-            return Err(damaged("no record where one must be"));
-        };
-        if u64::from(length.max(stored)) > RECORD_BYTES_MAX {
-            return Err(damaged("record is too long"));
-        }
-        let mut payload = vec![0; stored as usize];
-        self.file.read_exact(&mut payload)?;
-        let signature = self.signer.check(begun, [&head, &payload], &mut self.file)?;
-        self.count(&head);
-        self.count(&payload);
-        signature.iter().for_each(|signature| self.count(signature));
-        if crc32c::crc32c(&payload) != stored_crc {
-            return Err(damaged("an image has a wrong CRC"));
-        }
-        if stored < length {
-            payload = zstd::bulk::decompress(&payload, length as usize)?;
-        }
-        if payload.len() != length as usize {
-            return Err(damaged("an image has a wrong length"));
-        }
-        let offset = u64::from(high) << 32 | u64::from(low);
-        Ok(Record { file: file as usize, offset, bytes: payload })
+    if stored < length {
+        payload = zstd::bulk::decompress(&payload, length as usize)?;
     }
+    if payload.len() != length as usize {
+        return Err(damaged("an image has a wrong length"));
+    }
+    let offset = u64::from(high) << 32 | u64::from(low);
+    Ok(Record { file: file as usize, offset, bytes: payload })
 }
