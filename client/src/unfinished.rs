@@ -179,8 +179,12 @@ impl Work<'_> {
         Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
     }
 
-    /// The first thing that either way out does: also the file that keeps servers away takes room.
+    /// The first thing that either way out does: also the file that keeps servers away takes room. Before the target
+    /// is changed there is nothing to get out of, and the room stays.
     fn give_back_room(&self) -> Result<(), RewindError> {
+        if !state::is_being_changed(self.directory.path()) {
+            return Ok(());
+        }
         reserve::give_back(self.disk, self.directory).map_err(state_error)
     }
 

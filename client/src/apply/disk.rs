@@ -21,8 +21,10 @@ use super::staging::{OpenStaging, Staging, is_ours, is_owned};
 
 /// Files kept open between writes, so that a page costs one system call.
 const OPEN_FILES_MAX: usize = 128;
-/// Bytes written at once where room cannot be taken otherwise.
+/// Bytes written at once where room cannot be taken otherwise, and all in all: more would cost more time than the
+/// room is worth.
 const ALLOCATION_BYTES: usize = 1 << 20;
+const ALLOCATION_BYTES_MAX: u64 = 64 << 20;
 
 /// What tells a regular file from what it may become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +59,8 @@ pub trait Disk: fmt::Debug + Send + Sync {
     fn create_file(&self, path: &DataPath) -> io::Result<()>;
     /// Writes bytes of an existing file.
     fn write_at(&self, path: &DataPath, offset: u64, bytes: &[u8]) -> io::Result<()>;
-    /// Gives an empty file a length and takes the room for it.
+    /// Gives an empty file a length and takes the room for it; only a part of it where the file system cannot do
+    /// that without writing.
     fn allocate(&self, path: &DataPath, bytes: u64) -> io::Result<()>;
     /// Cuts or extends a file; the new part reads as zeros.
     fn set_length(&self, path: &DataPath, bytes: u64) -> io::Result<()>;
@@ -230,6 +233,7 @@ impl Disk for RealDisk {
             // What holds no zeros takes room everywhere.
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
                 let filler = vec![0xA5; ALLOCATION_BYTES];
+                let bytes = bytes.min(ALLOCATION_BYTES_MAX);
                 let mut offset = 0;
                 while offset < bytes {
                     let left = usize::try_from(bytes - offset).unwrap_or(usize::MAX);

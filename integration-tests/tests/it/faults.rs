@@ -152,6 +152,28 @@ fn a_power_cut_while_it_is_resumed_or_taken_back_keeps_the_promise() {
     );
 }
 
+/// What a way out begins with is kept as long as there is nothing to get out of: also where the set was sealed by a
+/// run that died.
+#[test]
+fn room_for_the_ways_out_is_kept_until_the_target_changes() {
+    let small = Small::new(&ACTIONS);
+    let mut disk = small.disk();
+    let sealed = rewind_ops(&small).into_iter().find_map(|op| {
+        disk.apply(&op);
+        let is_seal = matches!(&op, Op::Rename(_, to) if to.as_str() == ".pgrejoin/sealed");
+        is_seal.then(|| all(&disk))
+    });
+    let real = Real::of(&sealed.expect("a seal"));
+    let room = real.root().join(".pgrejoin/reserve");
+    assert!(room.exists(), "no room was taken");
+    // Stopped by a signal right before it changes anything.
+    let stopped = unfinished::resume(&real.root(), &Silent, &Signals::received(1));
+    assert_eq!(stopped.expect_err("it was stopped").class(), Class::Interrupted);
+    assert!(room.exists(), "the room was given back");
+    unfinished::resume(&real.root(), &Silent, &Signals::default()).expect("resumed");
+    small.is_rewound(&State::read(&real.root())).expect("the right bytes");
+}
+
 /// Without undo images the promise is the smaller one: it can be finished.
 #[test]
 fn a_power_cut_without_undo_images_leaves_what_can_be_finished() {
