@@ -12,7 +12,7 @@ use proto::model::Description;
 
 use crate::analysis::{Analysis, source_segment};
 use crate::cli::StrategyArg;
-use crate::error::RewindError;
+use crate::error::{Class, RewindError};
 use crate::fetch::Session;
 use crate::inspect::{Target, wal_context};
 use crate::outcome::{Outcome, Result as Ended};
@@ -141,7 +141,13 @@ impl Run {
         let start = size.start_of(size.segment_of(Lsn::new(end.as_u64().saturating_sub(1))));
         let unit = UnitKind::Proof { from: ProofStart::Segment(start), to: end, each_record: true };
         let mut session = session.clone();
-        let answer = session.ask(vec![Unit { id: 0, kind: unit }]).await?;
+        let answer = match session.ask(vec![Unit { id: 0, kind: unit }]).await {
+            // Removed or unreadable there: nothing is proven.
+            Err(error) if matches!(error.class(), Class::Rebuild | Class::WalUnavailable) => {
+                return Ok(false);
+            }
+            answer => answer?,
+        };
         let theirs = answer.items.iter().filter_map(|item| match item.body {
             ItemBody::RecordCrc { lsn, crc } => Some((lsn, crc)),
             _ => None,

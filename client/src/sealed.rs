@@ -164,9 +164,8 @@ impl Sealing<'_> {
         let waiting = &manifest.wal.waiting;
         if !waiting.is_empty() {
             outcome.kept.push(format!(
-                "{} WAL segments older than the start of replay stay because they wait to be archived (marks \
-                 .ready in pg_wal/archive_status); a node with summarize_wal = on summarizes again once they \
-                 are gone and it has been switched off and on",
+                "{} WAL segments older than the start of replay stay, from the oldest one that waits to be archived \
+                 on (marks .ready in pg_wal/archive_status)",
                 waiting.len()
             ));
         }

@@ -57,7 +57,8 @@ pub struct WalChanges {
     pub keep_as: Option<String>,
     /// Names of other files that go.
     pub remove: Vec<String>,
-    /// Names of segments older than the start of replay that stay because they wait to be archived.
+    /// Names of segments older than the start of replay that stay: those from the oldest one on that waits to be
+    /// archived.
     pub waiting: Vec<String>,
     /// History files and archive marks to write.
     pub write: Vec<SmallFile>,

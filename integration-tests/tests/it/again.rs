@@ -317,7 +317,7 @@ fn old_wal_that_waits_to_be_archived_stays() {
     pair.a.user.own(&mark);
     let before = fs::read_dir(pair.a.data.join("pg_wal")).expect("pg_wal").count();
     let ended = rewound(&pair, &["--strategy", "latest"]);
-    assert!(ended.text.contains("wait to be archived"), "{}", ended.text);
+    assert!(ended.text.contains("waits to be archived"), "{}", ended.text);
     assert!(mark.exists() && pair.a.data.join("pg_wal").join(&oldest).exists());
     assert!(before > 3, "the scenario needs more WAL");
     assert!(!state_directory(&pair.a.data).join("sealed").exists());
