@@ -21,7 +21,9 @@ use tokio::runtime::Handle;
 
 use crate::error::{Class, RewindError};
 use crate::fetch::Session;
-use crate::hint_logging::{NotTold, Past, before_open_transactions, check_promotion, check_window};
+use crate::hint_logging::{
+    NotRewindable, Past, before_open_transactions, check_promotion, check_window,
+};
 use crate::inspect::archive::{Elsewhere, TargetWal, nameless_file};
 use crate::inspect::{Target, changed_without_wal, wal_context};
 
@@ -33,15 +35,15 @@ pub struct Analysis {
     /// End of the target's valid WAL, if it could be read.
     pub target_end: Option<Lsn>,
     /// What strategy *fork* needs, or why it cannot be.
-    pub rewindable: Result<Rewindable, NotTold>,
+    pub rewindable: Result<Rewindable, NotRewindable>,
     /// Segments of the common part that came from an archive or the source.
     pub fetched: Vec<(SegmentName, File)>,
 }
 
 impl Analysis {
     /// Nothing is known, for this reason.
-    pub fn not_told(why: &str) -> Self {
-        let rewindable = Err(NotTold::new(why));
+    pub fn not_rewindable(why: &str) -> Self {
+        let rewindable = Err(NotRewindable::new(why));
         Self { fork: None, target_end: None, rewindable, fetched: Vec::new() }
     }
 }
@@ -175,7 +177,7 @@ impl Subject<'_> {
             Err(error) if error.class() == Class::Target => Ok(Analysis {
                 fork: None,
                 target_end: None,
-                rewindable: Err(NotTold::new(error.chain())),
+                rewindable: Err(NotRewindable::new(error.chain())),
                 fetched: Vec::new(),
             }),
             Err(error) => Err(error),
@@ -192,7 +194,7 @@ impl Subject<'_> {
             Ok(Analysis {
                 fork,
                 target_end,
-                rewindable: Err(NotTold::new(why)),
+                rewindable: Err(NotRewindable::new(why)),
                 fetched: Vec::new(),
             })
         };
@@ -256,7 +258,7 @@ impl Subject<'_> {
         wal: &TargetWal<'_>,
         own: &Window,
         fork: Lsn,
-    ) -> Result<Result<Rewindable, NotTold>, RewindError> {
+    ) -> Result<Result<Rewindable, NotRewindable>, RewindError> {
         let control = &self.target.control.file;
         let context = wal.local().context;
         let mut checkpoint = own.last_checkpoint_before(fork).copied();
@@ -268,7 +270,7 @@ impl Subject<'_> {
             checkpoints_before(wal, context, fork, newest)?;
         }
         let Some(checkpoint) = checkpoint else {
-            return Ok(Err(NotTold::new(format!(
+            return Ok(Err(NotRewindable::new(format!(
                 "no WAL holds a checkpoint before the fork at {fork}"
             ))));
         };
@@ -280,7 +282,7 @@ impl Subject<'_> {
             let Some(last) = checkpoint_at(wal, start.checkpoint)? else {
                 let why =
                     format!("the checkpoint at {} is not in the target's WAL", start.checkpoint);
-                return Ok(Err(NotTold::new(why)));
+                return Ok(Err(NotRewindable::new(why)));
             };
             match before_open_transactions(wal, last)? {
                 Ok(redo) if redo < start.redo => (window, scanned) = read(redo)?,
@@ -292,7 +294,7 @@ impl Subject<'_> {
             let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);
             let (first, end) = (window.start, window.end);
             let why = format!("the WAL from {first} is not complete: it stops at {end}: {why}");
-            return Ok(Err(NotTold::new(why)));
+            return Ok(Err(NotRewindable::new(why)));
         }
         if let Err(why) = check_promotion(past, &window) {
             return Ok(Err(why));

@@ -32,16 +32,16 @@ const OLD_PAGES_MAX: usize = 64;
 
 /// Why the target's WAL does not tell which pages may differ: those strategies that go by it are not possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotTold(String);
+pub struct NotRewindable(String);
 
-impl NotTold {
+impl NotRewindable {
     /// For this reason, in words.
     pub fn new(why: impl Into<String>) -> Self {
         Self(why.into())
     }
 }
 
-impl std::fmt::Display for NotTold {
+impl std::fmt::Display for NotRewindable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
@@ -99,7 +99,7 @@ fn shutdowns_within<'w>(
 pub(crate) fn before_open_transactions(
     wal: &TargetWal<'_>,
     last: Checkpoint,
-) -> Result<Result<Lsn, NotTold>, RewindError> {
+) -> Result<Result<Lsn, NotRewindable>, RewindError> {
     let mut oldest_active = None;
     let mut found = None;
     let mut search = |checkpoint: &Checkpoint| {
@@ -122,7 +122,7 @@ pub(crate) fn before_open_transactions(
         checkpoints_before(wal, wal.local().context, last.lsn, &mut search)?;
     }
     Ok(found.ok_or_else(|| {
-        NotTold::new(format!(
+        NotRewindable::new(format!(
             "the target was a standby after the fork, and its WAL does not reach back to a checkpoint before \
              the transactions that were open at {}",
             last.lsn
@@ -132,7 +132,7 @@ pub(crate) fn before_open_transactions(
 
 /// Until the first checkpoint of a promoted node has ended, index pages that replay had changed may get marks
 /// of rows that a lost transaction deleted, without WAL.
-pub(crate) fn check_promotion(past: Past, window: &Window) -> Result<(), NotTold> {
+pub(crate) fn check_promotion(past: Past, window: &Window) -> Result<(), NotRewindable> {
     let (Some(promoted), Some(commit)) = (past.promoted_at, window.first_commit) else {
         return Ok(());
     };
@@ -141,7 +141,7 @@ pub(crate) fn check_promotion(past: Past, window: &Window) -> Result<(), NotTold
     if commit >= flushed {
         return Ok(());
     }
-    Err(NotTold::new(format!(
+    Err(NotRewindable::new(format!(
         "the target was promoted at {promoted}, and a transaction was committed at {commit}, before its first \
          own checkpoint ended: marks in index pages may not have been logged"
     )))
@@ -151,18 +151,18 @@ pub(crate) fn check_promotion(past: Past, window: &Window) -> Result<(), NotTold
 pub(crate) fn check_window(
     window: &Window,
     target: &Target,
-) -> Result<Result<(), NotTold>, RewindError> {
+) -> Result<Result<(), NotRewindable>, RewindError> {
     let control = &target.control.file;
-    let not_told = |why: String| Ok(Err(NotTold::new(why)));
+    let not_rewindable = |why: String| Ok(Err(NotRewindable::new(why)));
     if !control.logs_hints() {
-        return not_told(
+        return not_rewindable(
             "the target has neither checksums nor wal_log_hints: its WAL does not name every page it changed"
                 .to_owned(),
         );
     }
     if !control.wal_log_hints || window.settings_changed_at.is_some() {
         if let Some(at) = window.settings_changed_at.filter(|_| !control.writes_checksums()) {
-            return not_told(format!(
+            return not_rewindable(format!(
                 "settings changed on the target at {at}, wal_log_hints may have been off before"
             ));
         }
@@ -171,27 +171,27 @@ pub(crate) fn check_window(
         }
     }
     if control.wal_level == WalLevel::Minimal {
-        return not_told(
+        return not_rewindable(
             "wal_level is minimal on the target: its WAL does not name every page".to_owned(),
         );
     }
     if let Some(at) = window.minimal_at {
-        return not_told(format!("wal_level was minimal on the target at {at}"));
+        return not_rewindable(format!("wal_level was minimal on the target at {at}"));
     }
     if let Some(at) = window.checksums_changed_at {
-        return not_told(format!("checksums were switched on the target at {at}"));
+        return not_rewindable(format!("checksums were switched on the target at {at}"));
     }
     if let Some(at) = window.extension_at {
-        return not_told(format!(
+        return not_rewindable(format!(
             "the target's WAL has a record of an extension's own resource manager at {at}: what it changes is \
              known to the extension alone (files the extension keeps in the data directory are not touched \
              without --extra-files mirror)"
         ));
     }
     Ok(match window.unknown_at {
-        Some(at) => {
-            Err(NotTold::new(format!("the target's WAL has a record of unknown effect at {at}")))
-        }
+        Some(at) => Err(NotRewindable::new(format!(
+            "the target's WAL has a record of unknown effect at {at}"
+        ))),
         None => Ok(()),
     })
 }
@@ -199,7 +199,10 @@ pub(crate) fn check_window(
 /// Where hints are logged because of checksums alone, those must have been on throughout. `pg_checksums` works on
 /// a stopped node and writes pages and `pg_control`, but no WAL. It writes each page that has no checksum yet:
 /// where it was at work no file with one is older.
-fn check_checksums(window: &Window, target: &Target) -> Result<Result<(), NotTold>, RewindError> {
+fn check_checksums(
+    window: &Window,
+    target: &Target,
+) -> Result<Result<(), NotRewindable>, RewindError> {
     let control = &target.control.file;
     // What was written in the second of a running node's checkpoint may have been written after it.
     let times = window.checkpoints.iter().map(|checkpoint| {
@@ -222,8 +225,8 @@ fn check_checksums(window: &Window, target: &Target) -> Result<Result<(), NotTol
     })
 }
 
-fn not_known(why: &str) -> NotTold {
-    NotTold::new(format!(
+fn not_known(why: &str) -> NotRewindable {
+    NotRewindable::new(format!(
         "it is not known whether hints were logged on the target: {why} (pg_checksums may have been at work, or \
          a copy did not keep the times of files)"
     ))
@@ -262,7 +265,7 @@ fn has_checksum_from_before(target: &Target, time: i64) -> Result<bool, RewindEr
 
 /// A primary that stops writes its newest WAL last but for `pg_control` and statistics, so files that were written
 /// later tell of somebody else.
-fn check_last_stop(control: &ControlFile, files: &TargetFiles) -> Result<(), NotTold> {
+fn check_last_stop(control: &ControlFile, files: &TargetFiles) -> Result<(), NotRewindable> {
     let newest = |wanted: &dyn Fn(&Entry) -> bool| {
         let written = files.values().filter(|entry| matches!(entry.kind, EntryKind::File { .. }));
         written.filter(|entry| wanted(entry)).map(|entry| entry.modified).max()

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::ahead::Asked;
 use crate::analysis::{Subject, source_segment, wal_error};
 use crate::error::RewindError;
-use crate::hint_logging::NotTold;
+use crate::hint_logging::NotRewindable;
 use crate::inspect::archive::TargetWal;
 use crate::rewind::joined;
 
@@ -80,12 +80,12 @@ impl Subject<'_> {
         own: &Window,
         to: Lsn,
         mut early: Option<Early>,
-    ) -> Result<Result<Lsn, NotTold>, RewindError> {
+    ) -> Result<Result<Lsn, NotRewindable>, RewindError> {
         let local = wal.local();
         let size = local.context.segment_size;
         let Some(mut first) = self.first_common(local, (own.start, to))? else {
             let why = format!("the nodes have no WAL in common before {to}");
-            return Ok(Err(NotTold::new(why)));
+            return Ok(Err(NotRewindable::new(why)));
         };
         let mut step = 1;
         loop {
@@ -108,7 +108,7 @@ impl Subject<'_> {
                 let bytes = fork.distance_from(start);
                 let why =
                     format!("the nodes have only {bytes} bytes of WAL in common before {fork}");
-                return Ok(Err(NotTold::new(why)));
+                return Ok(Err(NotRewindable::new(why)));
             }
             step *= 2;
         }
@@ -120,7 +120,7 @@ impl Subject<'_> {
         local: &LocalWal<'_>,
         (start, to): (Lsn, Lsn),
         early: Option<Early>,
-    ) -> Result<Result<Lsn, NotTold>, RewindError> {
+    ) -> Result<Result<Lsn, NotRewindable>, RewindError> {
         let mut ours = Vec::new();
         let from = Start::FirstAfter(start);
         let our_end = proof::digests(local, local.context, from, to, &mut |digest| {
@@ -172,7 +172,7 @@ impl Subject<'_> {
         &self,
         range: (Lsn, Lsn),
         seen: Lsn,
-    ) -> Result<Result<(), NotTold>, RewindError> {
+    ) -> Result<Result<(), NotRewindable>, RewindError> {
         let mut session = self.session.clone();
         let announced = self.runtime.block_on(async move { session.seal().await })?.end;
         // It may have written more in between: what it had then must be readable now.
@@ -180,7 +180,7 @@ impl Subject<'_> {
         if again >= announced.min(range.1) {
             return Ok(Ok(()));
         }
-        Ok(Err(NotTold::new(format!(
+        Ok(Err(NotRewindable::new(format!(
             "the source's WAL reaches {announced}, but it cannot be read from {} on: what lies there is not \
              known to be common",
             seen.max(again)

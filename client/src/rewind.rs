@@ -388,7 +388,7 @@ impl Run {
         history: &Arc<TimelineHistory>,
     ) -> Result<Analysis, RewindError> {
         if self.target.unstarted {
-            return Ok(Analysis::not_told(
+            return Ok(Analysis::not_rewindable(
                 "the target was rewound before and not started since: its WAL does not tell what its pages hold",
             ));
         }
