@@ -14,9 +14,10 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::client::{Rewind, state_command_line};
-use crate::cluster::{Node, Pair, Shape};
+use crate::cluster::Node;
 use crate::faults::judge::Choices;
 use crate::oracle;
+use crate::pair::{Pair, Shape};
 use crate::server::{Pki, Server};
 use crate::snapshot::Content;
 

@@ -12,6 +12,7 @@ pub mod health;
 pub mod hints;
 pub mod kills;
 pub mod oracle;
+pub mod pair;
 pub mod server;
 pub mod snapshot;
 pub mod steps;

@@ -3,8 +3,9 @@
 use std::fs;
 
 use crate::client::{Ended, Rewind};
-use crate::cluster::{Node, Pair, append};
+use crate::cluster::{Node, append};
 use crate::oracle;
+use crate::pair::Pair;
 use crate::server::{Pki, Server};
 
 /// Rewinds `target` onto `source` with its own certificates and server.

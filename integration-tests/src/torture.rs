@@ -12,7 +12,8 @@ pub mod story;
 pub mod way_back;
 pub mod work;
 
-use crate::cluster::{Node, Pair};
+use crate::cluster::Node;
+use crate::pair::Pair;
 use crate::server::Pki;
 use story::Story;
 

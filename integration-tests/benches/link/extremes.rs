@@ -6,7 +6,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use integration_tests::client::Rewind;
-use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::cluster::Node;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 
 use crate::carried;

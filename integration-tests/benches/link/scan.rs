@@ -8,7 +8,8 @@ use client::inspect::wal_context;
 use data_dir::DataDir;
 use data_dir::wal::{LocalWal, scan};
 use data_dir::window_scan::scan_window;
-use integration_tests::cluster::{Install, Pair, Shape};
+use integration_tests::cluster::Install;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::user::run;
 use pg_format::wal::Start;
 

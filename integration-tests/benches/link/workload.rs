@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use integration_tests::cluster::{Load, Node, Pair, Shape};
+use integration_tests::cluster::{Load, Node};
+use integration_tests::pair::{Pair, Shape};
 
 /// A kind of fork.
 #[derive(Debug, Clone, Copy)]

@@ -32,7 +32,7 @@ use proto::frame::FrameEncoder;
 
 use super::recorder::Op;
 use super::simulated::{Simulated, State};
-use crate::cluster::template_of;
+use crate::pair::template_of;
 
 const PAGE: usize = 8192;
 /// Where the histories part, in segment 3, and where replay ends, in segment 4.

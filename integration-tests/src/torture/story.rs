@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::cluster::Shape;
 use crate::faults::judge::Choices;
+use crate::pair::Shape;
 
 /// All majors there are.
 pub const MAJORS: [u32; 5] = [14, 15, 16, 17, 18];

@@ -3,8 +3,9 @@
 use std::fs;
 
 use integration_tests::client::{Rewind, state_command, state_directory};
-use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::cluster::Node;
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Content;
 use integration_tests::steps::{follow_instead, part, rewind, rewound};

@@ -1,8 +1,8 @@
 //! The plain cases, on every major: both sides changed after the fork.
 
 use integration_tests::client::Rewind;
-use integration_tests::cluster::{Pair, Shape};
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 
 /// Changes of every kind on one side.

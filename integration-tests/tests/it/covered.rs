@@ -1,7 +1,8 @@
 //! Blocks that replay rebuilds whatever they hold never travel; all others do.
 
 use integration_tests::client::{Ended, Rewind};
-use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::cluster::Node;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::steps::{part, rewound};
 

@@ -6,10 +6,11 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use integration_tests::client::{Rewind, Running, state_command};
-use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::cluster::Node;
 use integration_tests::device::Device;
 use integration_tests::faults::judge::Choices;
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Content;
 use integration_tests::user::run;

@@ -3,8 +3,8 @@
 use std::fs;
 
 use integration_tests::client::{Rewind, state_directory};
-use integration_tests::cluster::{Pair, Shape};
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Snapshot;
 use integration_tests::steps::{part, rewind};

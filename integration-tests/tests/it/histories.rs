@@ -1,8 +1,8 @@
 //! Ways in which the histories of two nodes part or do not.
 
 use integration_tests::client::Rewind;
-use integration_tests::cluster::{Pair, Shape};
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::steps::{follow_instead, part, rewind, rewound, write_signal};
 

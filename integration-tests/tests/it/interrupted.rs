@@ -7,9 +7,10 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use integration_tests::client::{Rewind, state_command};
-use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::cluster::Node;
 use integration_tests::kills::traced;
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Content;
 use rustix::process::Signal;

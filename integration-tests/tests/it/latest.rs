@@ -2,8 +2,9 @@
 //! since the fork. What the source did before that checkpoint is in no WAL that is replayed.
 
 use integration_tests::client::{Ended, Rewind};
-use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::cluster::Node;
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::steps::{follow_instead, part, rewind, rewound};
 

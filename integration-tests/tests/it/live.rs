@@ -4,8 +4,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use integration_tests::client::Rewind;
-use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::cluster::Node;
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::torture::work::work;
 

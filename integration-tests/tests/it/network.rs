@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use client::apply::pack;
 use integration_tests::client::{Rewind, state_command, state_directory};
-use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::cluster::Node;
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Snapshot;
 use proto::fetch::{Item, ItemBody};

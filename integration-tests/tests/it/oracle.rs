@@ -1,7 +1,7 @@
 //! The oracle itself: what PostgreSQL's own standbys show must pass.
 
-use integration_tests::cluster::{Pair, Shape};
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 
 /// Sessions that read one table at one time, and how often until a page was seen by two of them.
 const READERS: usize = 6;

@@ -5,8 +5,9 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use integration_tests::client::{Rewind, state_command};
-use integration_tests::cluster::{Node, Pair, Shape, write};
+use integration_tests::cluster::{Node, write};
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Snapshot;
 use integration_tests::steps::part;

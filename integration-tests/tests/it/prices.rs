@@ -1,8 +1,8 @@
 //! A dry run tells what each way would carry, and that is what the way then carries.
 
 use integration_tests::client::Rewind;
-use integration_tests::cluster::{Pair, Shape};
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use serde_json::Value;
 

@@ -5,8 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use integration_tests::client::{Rewind, state_directory};
-use integration_tests::cluster::{Node, Pair, Shape, append, write};
+use integration_tests::cluster::{Node, append, write};
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Snapshot;
 use integration_tests::steps::follow_instead;

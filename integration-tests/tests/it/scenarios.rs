@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use integration_tests::cluster::{Node, Pair, Shape};
+use integration_tests::cluster::Node;
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::steps::{part, rewind, rewound};
 
 /// The strategies that go by what WAL says was changed.

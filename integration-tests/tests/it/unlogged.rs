@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use integration_tests::client::Ended;
-use integration_tests::cluster::{Node, Pair, Session, Shape};
+use integration_tests::cluster::{Node, Session};
 use integration_tests::health;
 use integration_tests::oracle;
+use integration_tests::pair::{Pair, Shape};
 use integration_tests::steps::{rewind, rewound};
 use rustix::process::{Signal, kill_process};
 
