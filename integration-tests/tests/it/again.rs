@@ -282,6 +282,31 @@ fn whoever_insists_on_the_fork_is_told_what_helps() {
     assert_eq!(ended.field("strategy"), "latest", "{}", ended.text);
 }
 
+/// A standby has replayed the copy of a database, but has no restartpoint behind it yet.
+#[test]
+fn whoever_insists_on_the_fork_of_a_standby_is_told_to_checkpoint_it_first() {
+    let pair = Pair::new(15, Shape::default());
+    pair.b.stop("fast");
+    let c = pair.b.copy(&pair.home.path().join("c"));
+    pair.b.start();
+    part(&pair);
+    follow_instead(&c, &pair.b);
+    c.start();
+    pair.b.sql("create database copied template second strategy file_copy");
+    let lsn = pair.b.lsn();
+    c.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
+    pair.a.stop("fast");
+    let pki = Pki::new(pair.home.path());
+    let server = Server::start(&c, &pki);
+    let insist = || Rewind::new(&pair.a, &server, &pki).args(["--strategy", "fork"]);
+    insist().refuse(7, "run CHECKPOINT on the source, then use --strategy latest or auto");
+    c.sql("checkpoint");
+    drop(server);
+    let ended = rewind(&pair, &pair.a, &c, &["--strategy", "latest"]);
+    assert_eq!(ended.field("strategy"), "latest", "{}", ended.text);
+    oracle::verify(&pair.a, &c);
+}
+
 #[test]
 fn the_report_says_how_long_the_source_keeps_what_is_needed_next() {
     let pair = Pair::with(15, Shape { segment_mb: 1, ..Shape::default() }, "wal_keep_size = 0");
