@@ -4,13 +4,44 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::limits::DEFAULT_PORT;
+use proto::limits::{CONNECTIONS_CLIENT_MAX, CONNECTIONS_DEFAULT, DEFAULT_PORT};
 use proto::tls::TlsFiles;
 use rustls::pki_types::ServerName;
 
 use crate::cli::{ConfigFilesArg, ExtraFilesArg, OutputArg, RewindArgs, StrategyArg, YesNo};
 use crate::error::{Class, RewindError};
-use crate::fetch::adapt::Connections;
+
+/// From this round trip on twice as many are opened at first: each begins slowly, and with the buffers
+/// a kernel has by default none carries more than some 100 Mbit/s (performance A.4).
+const LONG: Duration = Duration::from_millis(50);
+
+/// What the operator asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connections {
+    /// So many.
+    Fixed(usize),
+    /// As many as bring something.
+    Adaptive,
+}
+
+impl Connections {
+    /// How many are opened at first on a link with this round trip.
+    pub fn first(self, round_trip: Duration) -> usize {
+        match self {
+            Self::Fixed(number) => number.max(1),
+            Self::Adaptive if round_trip >= LONG => CONNECTIONS_DEFAULT * 2,
+            Self::Adaptive => CONNECTIONS_DEFAULT,
+        }
+    }
+
+    /// How many there may be.
+    pub fn most(self) -> usize {
+        match self {
+            Self::Fixed(number) => number.max(1),
+            Self::Adaptive => CONNECTIONS_CLIENT_MAX,
+        }
+    }
+}
 
 /// Where the server is and who it must be.
 #[derive(Debug, Clone)]

@@ -1,8 +1,7 @@
 //! What went wrong, and which exit code says so.
 
 use std::error::Error;
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
 use data_dir::OpenError;
 use data_dir::control::ControlError;

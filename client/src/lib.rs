@@ -1,47 +1,26 @@
 //! Rewinds a PostgreSQL node onto the history of another, over the network.
 //!
-//! [`rewind::rewind`] is the pipeline and reads like its list of steps; the other modules are the
-//! rooms it walks through. ARCHITECTURE.md has the map.
+//! [`commands::rewind`] is the list of the steps; ARCHITECTURE.md has the map of the modules. They are in layers: each
+//! may use only what stands before it in ARCHITECTURE.md's list.
 
-pub mod analysis;
 pub mod apply;
-pub mod choose;
 pub mod cli;
-pub mod compat;
+pub mod commands;
 pub mod config;
+pub mod divergence;
 pub mod error;
-pub mod fetch;
-pub mod future_wal;
-mod hint_logging;
-pub mod inspect;
 pub mod monitor;
 pub mod outcome;
 pub mod plan;
-pub mod recovered;
-pub mod recovery;
-pub mod rewind;
-pub mod stage;
-pub mod start;
-pub mod unfinished;
-
-mod agenda;
-mod ahead;
-mod changes;
-mod continued;
-mod covered;
-mod no_rewind;
-mod own_wal;
-mod priced;
-mod proof;
-mod seal;
-mod sealed;
-mod source_checks;
-mod steps;
+pub mod prepare;
+pub mod source;
+pub mod source_checks;
+pub mod staging;
+pub mod strategy;
+pub mod target;
+pub mod task;
 #[cfg(test)]
 mod test_values;
-mod timeline_ends;
-mod unstarted;
-mod way_back;
 
 pub use config::Config;
 pub use error::{Class, RewindError};

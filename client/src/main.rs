@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use clap::Parser as _;
-use client::apply::change::Signals;
 use client::cli::{Cli, Command, OutputArg};
+use client::commands::{recover, rewind, status};
 use client::monitor::json::Json;
 use client::monitor::lines::Lines;
 use client::monitor::terminal::Terminal;
 use client::monitor::{Monitor, print_err, print_out};
-use client::rewind::{self, Stop};
-use client::unfinished;
+use client::task::{Signals, Stop};
 use client::{Class, Config, RewindError};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -70,10 +69,10 @@ fn run(command: Command) -> Result<(), (RewindError, u8)> {
                 print_out(outcome.text().trim_end());
             }
         }
-        Command::Resume(args) => end(stop, args.target_pgdata, unfinished::resume)?,
-        Command::Rollback(args) => end(stop, args.target_pgdata, unfinished::rollback)?,
+        Command::Resume(args) => end(stop, args.target_pgdata, recover::resume)?,
+        Command::Rollback(args) => end(stop, args.target_pgdata, recover::rollback)?,
         Command::Status(args) => {
-            print_out(&unfinished::status(&args.target_pgdata).map_err(plain)?);
+            print_out(&status::status(&args.target_pgdata).map_err(plain)?);
         }
     }
     Ok(())

@@ -2,12 +2,13 @@
 
 pub mod json;
 pub mod lines;
+pub mod steps;
 pub mod terminal;
 
 use std::fmt;
 use std::io::Write as _;
 
-use crate::plan::report::Change;
+use crate::plan::summary::Change;
 
 /// The steps of a rewind, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

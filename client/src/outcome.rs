@@ -10,8 +10,8 @@ use time::macros::format_description;
 
 use crate::monitor::Step;
 use crate::plan::Strategy;
-use crate::plan::price::{Price, Prices};
-use crate::plan::report::Totals;
+use crate::plan::cost::{Price, Prices};
+use crate::plan::summary::Totals;
 
 /// The time as `backup_label` and messages show it.
 pub fn utc_now() -> String {

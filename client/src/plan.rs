@@ -1,13 +1,15 @@
 //! Decides what to do. Pure: values in, values out, no I/O; a dry run is "stop after the plan".
 
-pub mod cut;
-pub mod decide;
+pub mod before_images;
+pub mod cost;
+pub mod file_actions;
 pub mod input;
-pub mod price;
-pub mod replay;
-pub mod report;
-pub mod undo;
-pub mod wal;
+pub mod pg_wal;
+pub mod replay_hazards;
+pub mod replayed_blocks;
+pub mod short_segments;
+pub mod summary;
+pub mod units;
 
-pub use decide::{FileAction, Plan, PlannedFile};
+pub use file_actions::{FileAction, Plan, PlannedFile};
 pub use input::{Differences, SourceFiles, Strategy, TargetFiles};

@@ -10,10 +10,10 @@ use pg_format::{
 };
 use proto::model::{Description, FileEntry, Sealed};
 
-use crate::apply::manifest::Manifest;
 use crate::error::{Class, RewindError};
 use crate::plan::input::file_bytes;
 use crate::plan::{Plan, SourceFiles, TargetFiles};
+use crate::staging::manifest::Manifest;
 
 /// Largest segment file of a relation; those of transaction status are smaller.
 const SEGMENT_BYTES_MAX: u64 = RELATION_SEGMENT_BLOCKS as u64 * BLOCK_BYTES;
@@ -423,7 +423,7 @@ mod tests {
 
     #[test]
     fn versions_and_relation_maps_are_judged_by_their_content() {
-        use crate::plan::decide::BytesWanted;
+        use crate::plan::file_actions::BytesWanted;
         let major = Major::new(15).unwrap();
         let file = |name: &str| PlannedFile {
             path: path(name),

@@ -3,7 +3,8 @@
 use pg_format::{ControlFile, Lsn, TimelineId};
 use proto::model::{Description, Node, Role};
 
-use crate::apply::manifest::{Manifest, WalChanges};
+use crate::plan::pg_wal::WalChanges;
+use crate::staging::manifest::Manifest;
 
 /// The least of a `pg_control` that can be read.
 pub(crate) fn control_bytes() -> Vec<u8> {

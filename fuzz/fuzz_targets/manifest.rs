@@ -1,8 +1,8 @@
 //! The manifest of a sealed rewind: damaged on disk it is an error, and what is read writes the same.
 #![no_main]
 
-use client::apply::header;
-use client::apply::manifest::Manifest;
+use client::staging::header;
+use client::staging::manifest::Manifest;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

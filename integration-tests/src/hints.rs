@@ -5,7 +5,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use client::inspect::wal_context;
+use client::target::wal_context;
 use data_dir::DataDir;
 use data_dir::wal::{LocalWal, scan};
 use pg_format::page::Page;

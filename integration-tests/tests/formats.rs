@@ -6,7 +6,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::process::Command;
 
-use client::inspect::wal_context;
+use client::target::wal_context;
 use data_dir::DataDir;
 use data_dir::runs::Runs;
 use data_dir::wal::{LocalWal, Scanned, scan};

@@ -3,47 +3,19 @@
 //! that one stopped.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use data_dir::DataDir;
 use pg_format::DataPath;
 
-use super::disk::Disk;
-use super::manifest::Manifest;
-use super::pg_wal::PgWal;
-use super::state;
+use crate::apply::pg_wal::PgWal;
 use crate::error::{Class, RewindError};
 use crate::monitor::Monitor;
-
-/// How often the operator has asked for an end.
-///
-/// The first time ends work that has changed nothing. While the target is changed that goes on to its end, which
-/// is near: half changed a node cannot be started. The second time ends that too.
-#[derive(Debug, Default)]
-pub struct Signals(AtomicUsize);
-
-impl Signals {
-    /// As if so many had come.
-    pub fn received(count: usize) -> Self {
-        Self(AtomicUsize::new(count))
-    }
-
-    /// One more has come.
-    pub fn receive(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Whether work that has changed nothing ends.
-    pub fn stop(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
-    }
-
-    /// Whether work that has begun to change the target ends.
-    pub fn stop_at_once(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 1
-    }
-}
+use crate::staging::disk::Disk;
+use crate::staging::manifest::Manifest;
+use crate::staging::marks;
+use crate::task::Signals;
 
 /// See the module.
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +34,7 @@ pub struct Change<'a> {
 
 impl<'a> Change<'a> {
     /// Whether the operator insists on an end.
-    pub(super) fn go_on(&self) -> Result<(), RewindError> {
+    pub(crate) fn go_on(&self) -> Result<(), RewindError> {
         if self.signals.stop_at_once() {
             let message = "stopped by a second signal while the target was being changed: run pgrejoin \
                            resume or pgrejoin rollback, do not start PostgreSQL";
@@ -73,36 +45,36 @@ impl<'a> Change<'a> {
 
     /// Locks PostgreSQL out again, whatever an interrupted run or somebody else left of the locks. A `pg_control`
     /// that a server has changed is evidence and stays.
-    pub(super) fn lock_again(&self) -> Result<(), RewindError> {
+    pub(crate) fn lock_again(&self) -> Result<(), RewindError> {
         let locked = || {
             let live = DataPath::new("global/pg_control").map_err(io::Error::other)?;
             if self.disk.is_directory(&live)?.is_some() {
                 let mut bytes = Vec::new();
                 io::Read::read_to_end(&mut self.disk.open(&live)?, &mut bytes)?;
-                if state::is_of_a_server(&bytes, self.manifest) {
+                if marks::is_of_a_server(&bytes, self.manifest) {
                     return Err(io::Error::other("PostgreSQL has changed global/pg_control"));
                 }
             }
-            state::hide_again(self.disk)
+            marks::hide_again(self.disk)
         };
         locked().map_err(failed("could not lock the target"))
     }
 
     /// The part of it in `pg_wal`.
-    pub(super) fn pg_wal(&self) -> PgWal<'a> {
+    pub(crate) fn pg_wal(&self) -> PgWal<'a> {
         let Self { manifest, disk, directory, .. } = *self;
         PgWal { changes: &manifest.wal, disk, directory }
     }
 }
 
 /// What is left when both ways are blocked.
-pub(super) const NO_WAY_OUT: &str = ", and the other way is closed too: make the files in .pgrejoin \
+pub(crate) const NO_WAY_OUT: &str = ", and the other way is closed too: make the files in .pgrejoin \
                                      or the staging directory readable again, or make a new base \
                                      backup";
 
 /// Works on all `items` in so many threads at most. After the first error, which is returned, no item is
 /// begun, and the work on others can see that there was one.
-pub(super) fn in_parallel<T: Sync>(
+pub(crate) fn in_parallel<T: Sync>(
     items: &[T],
     threads: usize,
     work: &(dyn Fn(&T, &AtomicBool) -> Result<(), RewindError> + Sync),
@@ -129,13 +101,13 @@ pub(super) fn in_parallel<T: Sync>(
 }
 
 /// An error while the target is being changed.
-pub(super) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RewindError {
+pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RewindError {
     let what = what.into();
     move |error| RewindError::because(Class::Unfinished, what, error)
 }
 
 /// Makes names durable in all of `directories`.
-pub(super) fn sync_directories(
+pub(crate) fn sync_directories(
     disk: &dyn Disk,
     directories: impl IntoIterator<Item = Option<DataPath>>,
 ) -> Result<(), RewindError> {

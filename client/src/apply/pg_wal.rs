@@ -6,10 +6,11 @@ use std::io;
 use data_dir::DataDir;
 use pg_format::DataPath;
 
-use super::disk::{Disk, beside, replace_file};
-use super::manifest::{PackDigest, WalChanges};
-use super::redo::move_away;
-use super::state;
+use crate::apply::redo::move_away;
+use crate::plan::pg_wal::WalChanges;
+use crate::staging::disk::{Disk, beside, replace_file};
+use crate::staging::layout;
+use crate::staging::manifest::PackDigest;
 
 /// See the module.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +29,7 @@ fn wal_path(name: &str) -> io::Result<DataPath> {
 
 /// What staged segments are, for the seal and for whoever relies on it.
 pub fn digest(disk: &dyn Disk, name: &str) -> io::Result<PackDigest> {
-    let mut file = disk.open(&state::staged_wal(name))?;
+    let mut file = disk.open(&layout::staged_wal(name))?;
     let mut buffer = vec![0; 1 << 20];
     let (mut bytes, mut crc) = (0, 0);
     loop {
@@ -48,7 +49,7 @@ impl PgWal<'_> {
 
     /// Whether a segment waits to be put in place.
     pub fn is_staged(&self, name: &str) -> bool {
-        self.is_file(&state::staged_wal(name)).unwrap_or(false)
+        self.is_file(&layout::staged_wal(name)).unwrap_or(false)
     }
 
     /// Whether a file of that name is in place.
@@ -96,7 +97,7 @@ impl PgWal<'_> {
         let mut all = Vec::new();
         for name in &self.changes.diverged {
             let aside = match &self.changes.keep_as {
-                Some(fork) => state::diverged(self.directory, fork, name),
+                Some(fork) => layout::diverged(self.directory, fork, name),
                 None => self.trash(name)?,
             };
             all.push((wal_path(name)?, aside));
@@ -108,7 +109,7 @@ impl PgWal<'_> {
     }
 
     fn trash(&self, name: &str) -> io::Result<DataPath> {
-        let trash = state::trash(self.directory, &wal_path("x")?, 0);
+        let trash = layout::trash(self.directory, &wal_path("x")?, 0);
         let parent = trash.parent().map_or_else(String::new, |path| path.to_string());
         DataPath::new(format!("{parent}/trash-wal-{name}")).map_err(io::Error::other)
     }
@@ -116,7 +117,7 @@ impl PgWal<'_> {
     /// Directories for what is kept, the innermost first.
     fn kept(&self) -> Vec<DataPath> {
         let place = self.changes.keep_as.as_ref();
-        let place = place.map(|fork| state::diverged(self.directory, fork, "x"));
+        let place = place.map(|fork| layout::diverged(self.directory, fork, "x"));
         let inner = place.and_then(|place| place.parent());
         let outer = inner.as_ref().and_then(DataPath::parent);
         inner.into_iter().chain(outer).collect()
@@ -149,7 +150,7 @@ impl PgWal<'_> {
             directories.push(directory);
         }
         let trash = self.trash("x")?.parent();
-        let staged = state::staged_wal("x").parent();
+        let staged = layout::staged_wal("x").parent();
         directories.extend(trash.into_iter().chain(staged));
         for name in ["summaries", "archive_status"] {
             directories.push(wal_path(name)?);
@@ -165,7 +166,7 @@ impl PgWal<'_> {
 
     /// Puts a staged segment in place: by renaming, or by a durable copy where that cannot be.
     fn place(&self, name: &str) -> io::Result<()> {
-        let (from, to) = (state::staged_wal(name), wal_path(name)?);
+        let (from, to) = (layout::staged_wal(name), wal_path(name)?);
         if !self.is_file(&from)? {
             // An earlier run put it in place.
             return match self.is_file(&to)? {
@@ -197,7 +198,7 @@ impl PgWal<'_> {
     /// Takes a segment of ours out of `pg_wal`, back to where it was staged. A file that was to go
     /// and was not moved aside yet is the target's own.
     fn unplace(&self, name: &str, aside: &[(DataPath, DataPath)]) -> io::Result<()> {
-        let (from, to) = (state::staged_wal(name), wal_path(name)?);
+        let (from, to) = (layout::staged_wal(name), wal_path(name)?);
         let half = beside(&to)?;
         if self.is_file(&half)? {
             self.disk.remove_file(&half)?;

@@ -11,19 +11,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pg_format::{BLOCK_BYTES, DataPath, FileClass};
 use proto::fetch::{Item, ItemBody, PageContent};
 
-use super::change::{Change, failed, in_parallel, sync_directories};
-use super::disk::{Disk, beside, remove_tree, replace_file};
-use super::manifest::PackDigest;
-use super::{pack, pg_wal, reserve, state, void, warning};
+use crate::apply::change::{Change, failed, in_parallel, sync_directories};
+use crate::apply::{pg_wal, plan_validity};
 use crate::error::{Class, RewindError};
 use crate::monitor::Step;
 use crate::plan::FileAction;
+use crate::plan::units::file_of_unit;
+use crate::staging::disk::{Disk, beside, remove_tree, replace_file};
+use crate::staging::manifest::{self, PackDigest};
+use crate::staging::{layout, marks, pack, reserve, state_directory, warning};
 
 /// Threads that wait for the disk; one file after the other would leave it idle.
 const SYNC_THREADS: usize = 8;
 
 /// Moves `path` to `to`, unless an earlier run did.
-pub(super) fn move_away(disk: &dyn Disk, path: &DataPath, to: &DataPath) -> io::Result<()> {
+pub(crate) fn move_away(disk: &dyn Disk, path: &DataPath, to: &DataPath) -> io::Result<()> {
     if disk.is_directory(to)?.is_some() || disk.is_directory(path)?.is_none() {
         return Ok(());
     }
@@ -50,7 +52,7 @@ impl Change<'_> {
         } else {
             self.refuse_a_changed_target()?;
             self.go_on_before_the_change()?;
-            state::hide(self.disk).map_err(|error| self.not_hidden(error))?;
+            marks::hide(self.disk).map_err(|error| self.not_hidden(error))?;
         }
         self.change_all().map_err(|error| self.with_bytes_needed(error))
     }
@@ -58,7 +60,7 @@ impl Change<'_> {
     /// Whether an earlier run has begun to change the target.
     fn has_begun(&self) -> Result<bool, RewindError> {
         let has_control = self.has("global/pg_control");
-        let begun = has_control.and_then(|has| Ok(!has || state::has_begun(self.disk)?));
+        let begun = has_control.and_then(|has| Ok(!has || marks::has_begun(self.disk)?));
         begun.map_err(failed("could not look at the target's state"))
     }
 
@@ -91,7 +93,7 @@ impl Change<'_> {
         }
         // New tablespaces are reached through their links: everything is opened anew.
         let reopen = failed("could not open the target again");
-        let directory = state::reopen(self.directory, self.manifest);
+        let directory = manifest::reopen(self.directory, self.manifest);
         let directory = Arc::new(directory.map_err(reopen)?);
         let reopen = failed("could not open the target again");
         let disk = self.disk.reopen(&directory).map_err(reopen)?;
@@ -100,7 +102,7 @@ impl Change<'_> {
 
     /// Nobody may have been at work here since the plan was made.
     fn refuse_a_changed_target(&self) -> Result<(), RewindError> {
-        let void = void::reason(self.disk, self.manifest).map_err(|error| {
+        let void = plan_validity::reason(self.disk, self.manifest).map_err(|error| {
             RewindError::because(Class::Other, "could not look at the target's files", error)
         })?;
         void.map_or(Ok(()), |why| {
@@ -136,8 +138,8 @@ impl Change<'_> {
     }
 
     fn change(&self) -> Result<(), RewindError> {
-        state::begin_redo(self.disk).map_err(failed("could not mark the target"))?;
-        for path in state::state_directories(self.directory) {
+        marks::begin_redo(self.disk).map_err(failed("could not mark the target"))?;
+        for path in layout::state_directories(self.directory) {
             let made = self.disk.create_directory(&path);
             made.map_err(failed(format!("could not make {path}")))?;
         }
@@ -153,7 +155,7 @@ impl Change<'_> {
         reserve::give_back_for_marks(self.disk)
             .and_then(|()| self.settings())
             .map_err(failed("could not write the recovery settings"))?;
-        state::commit(self.disk, &self.manifest.new_control)
+        marks::commit(self.disk, &self.manifest.new_control)
             .map_err(failed("could not put pg_control in place"))?;
         self.clean_up()
     }
@@ -168,9 +170,9 @@ impl Change<'_> {
 
     /// Removes everything the rewind needed, after the commit.
     pub fn clean_up(&self) -> Result<(), RewindError> {
-        state::mark_committed(self.disk).map_err(Self::left("the mark that says so is missing"))?;
-        super::hold::release(self.disk)
-            .and_then(|()| state::discard(self.disk, self.directory))
+        marks::mark_committed(self.disk).map_err(Self::left("the mark that says so is missing"))?;
+        crate::staging::pid_file::release(self.disk)
+            .and_then(|()| state_directory::discard(self.disk, self.directory))
             .map_err(Self::left("temporary files in .pgrejoin are left"))
     }
 
@@ -195,9 +197,9 @@ impl Change<'_> {
     }
 
     /// Whether everything the way on needs can be read back; what cannot, and why.
-    pub(super) fn staged(&self) -> Result<(), (DataPath, pack::PackError)> {
+    pub(crate) fn staged(&self) -> Result<(), (DataPath, pack::PackError)> {
         for digest in &self.manifest.packs {
-            let name = state::pack(&digest.name);
+            let name = layout::pack(&digest.name);
             let file = self.disk.open(&name).map_err(pack::PackError::Io);
             file.and_then(|file| pack::check(file, digest, &|| self.not_stopped()))
                 .map_err(|error| (name, error))?;
@@ -220,15 +222,15 @@ impl Change<'_> {
                 Ok(_) => pack::PackError::Damaged("its content changed since the seal".to_owned()),
                 Err(error) => pack::PackError::Io(error),
             };
-            return Err((state::staged_wal(name), why));
+            return Err((layout::staged_wal(name), why));
         }
         Ok(())
     }
 
     /// The same of what the way back needs, if there is one.
-    pub(super) fn images(&self) -> Result<(), (DataPath, pack::PackError)> {
+    pub(crate) fn images(&self) -> Result<(), (DataPath, pack::PackError)> {
         for digest in self.manifest.undo.iter().flat_map(|undo| &undo.images) {
-            let name = state::undo(&digest.name);
+            let name = layout::undo(&digest.name);
             let file = self.disk.open(&name).map_err(pack::PackError::Io);
             file.and_then(|file| pack::check(file, digest, &|| self.not_stopped()))
                 .map_err(|error| (name, error))?;
@@ -246,7 +248,7 @@ impl Change<'_> {
         let way_out = match self.is_changing() {
             false => "",
             true if can_go_back() => ": run pgrejoin rollback",
-            true => super::change::NO_WAY_OUT,
+            true => crate::apply::change::NO_WAY_OUT,
         };
         let message = format!("what was staged is damaged on this node's disk ({name}){way_out}");
         RewindError::because(Class::Other, message, error)
@@ -254,7 +256,7 @@ impl Change<'_> {
 
     fn is_changing(&self) -> bool {
         !self.has("global/pg_control").unwrap_or(true)
-            || state::has_begun(self.disk).unwrap_or(true)
+            || marks::has_begun(self.disk).unwrap_or(true)
     }
 
     fn go_on_before_the_change(&self) -> Result<(), RewindError> {
@@ -269,7 +271,7 @@ impl Change<'_> {
 
     fn temporary(&self, index: usize) -> Option<DataPath> {
         let file = self.manifest.files.get(index)?;
-        Some(state::temporary(self.directory, &file.path, index))
+        Some(layout::temporary(self.directory, &file.path, index))
     }
 
     fn remove(&self) -> Result<(), RewindError> {
@@ -277,7 +279,7 @@ impl Change<'_> {
             self.go_on()?;
             let goes = matches!(file.action, FileAction::Remove | FileAction::RemoveTree);
             if goes || self.manifest.is_gone(index) {
-                let trash = state::trash(self.directory, &file.path, index);
+                let trash = layout::trash(self.directory, &file.path, index);
                 move_away(self.disk, &file.path, &trash)
                     .map_err(failed(format!("could not remove {}", file.path)))?;
             }
@@ -327,7 +329,7 @@ impl Change<'_> {
         digest: &PackDigest,
         others_failed: &AtomicBool,
     ) -> Result<(), RewindError> {
-        let name = state::pack(&digest.name);
+        let name = layout::pack(&digest.name);
         let unreadable = failed(format!("could not read {name}"));
         let file = self.disk.open(&name).map_err(unreadable)?;
         let signer = pack::Signer::new(self.disk, &digest.name);
@@ -354,7 +356,7 @@ impl Change<'_> {
             return Ok(());
         };
         let path = match file.action {
-            FileAction::Replace { .. } => state::temporary(self.directory, &file.path, index),
+            FileAction::Replace { .. } => layout::temporary(self.directory, &file.path, index),
             FileAction::Patch { .. } => file.path.clone(),
             FileAction::Remove | FileAction::RemoveTree | FileAction::MakeDirectory { .. } => {
                 return Ok(());
@@ -391,7 +393,7 @@ impl Change<'_> {
             let length = |bytes: u64| self.manifest.final_bytes(index, bytes);
             let (path, bytes) = match file.action {
                 FileAction::Replace { bytes } => {
-                    (state::temporary(self.directory, &file.path, index), bytes.map(length))
+                    (layout::temporary(self.directory, &file.path, index), bytes.map(length))
                 }
                 FileAction::Patch { bytes } => (file.path.clone(), Some(length(bytes))),
                 FileAction::Remove | FileAction::RemoveTree | FileAction::MakeDirectory { .. } => {
@@ -418,7 +420,7 @@ impl Change<'_> {
                 directories.insert(Some(file.path.clone()));
             }
         }
-        directories.extend(state::state_directories(self.directory).into_iter().map(Some));
+        directories.extend(layout::state_directories(self.directory).into_iter().map(Some));
         sync_directories(self.disk, directories)
     }
 
@@ -433,7 +435,7 @@ impl Change<'_> {
         for (index, file) in self.manifest.files.iter().enumerate() {
             let replaced = matches!(file.action, FileAction::Replace { .. });
             if replaced && self.manifest.before(index).is_some() {
-                let trash = state::trash(self.directory, &file.path, index);
+                let trash = layout::trash(self.directory, &file.path, index);
                 let kept = match self.disk.is_directory(&trash) {
                     Ok(None) => self.disk.link(&file.path, &trash),
                     other => other.map(|_| ()),
@@ -447,7 +449,7 @@ impl Change<'_> {
 
     /// Renames a new file to its place; one that it replaces hands its mode on.
     fn put_in_place(&self, path: &DataPath, index: usize) -> io::Result<()> {
-        let from = state::temporary(self.directory, path, index);
+        let from = layout::temporary(self.directory, path, index);
         if let Some(before) = self.manifest.before(index) {
             self.disk.set_mode(&from, before.mode)?;
         }
@@ -455,7 +457,7 @@ impl Change<'_> {
     }
 
     /// Makes files durable, and what was written to others before.
-    pub(super) fn sync_files(&self, paths: &[DataPath]) -> Result<(), RewindError> {
+    pub(crate) fn sync_files(&self, paths: &[DataPath]) -> Result<(), RewindError> {
         let synced = in_parallel(paths, SYNC_THREADS, &|path, _| {
             self.go_on()?;
             let synced = self.disk.sync_file(path);
@@ -484,9 +486,4 @@ impl Change<'_> {
         self.disk.sync_directory(None)?;
         warning::replace(self.disk, &self.manifest.backup_label)
     }
-}
-
-/// The planned file a unit belongs to: the high half of its number.
-pub fn file_of_unit(unit: u64) -> usize {
-    usize::try_from(unit >> 32).unwrap_or(usize::MAX)
 }

@@ -8,13 +8,14 @@ use std::io;
 
 use pg_format::DataPath;
 
-use super::change::{Change, NO_WAY_OUT, failed, sync_directories};
-use super::disk::{beside, remove_tree, replace_file};
-use super::manifest::Undo;
-use super::{hold, reserve, state, undo};
+use crate::apply::before_images;
+use crate::apply::change::{Change, NO_WAY_OUT, failed, sync_directories};
 use crate::error::{Class, RewindError};
 use crate::monitor::Step;
 use crate::plan::FileAction;
+use crate::staging::disk::{beside, remove_tree, replace_file};
+use crate::staging::manifest::Undo;
+use crate::staging::{layout, marks, pid_file, reserve, state_directory};
 
 impl Change<'_> {
     /// Puts everything back where it was, `pg_control` last, and cleans up.
@@ -29,7 +30,7 @@ impl Change<'_> {
         self.check_way_back()?;
         self.lock_again()?;
         self.drop_temporaries().map_err(failed("could not take new files away"))?;
-        state::begin_undo(self.disk).map_err(failed("could not mark the target"))?;
+        marks::begin_undo(self.disk).map_err(failed("could not mark the target"))?;
         self.monitor.step(Step::Rollback);
         self.take_away().map_err(failed("could not take new files away"))?;
         self.bring_back()?;
@@ -41,7 +42,7 @@ impl Change<'_> {
             .map_err(failed("could not put settings back"))?;
         self.go_on()?;
         self.sync_back()?;
-        state::put_back(self.disk, &self.manifest.old_control)
+        marks::put_back(self.disk, &self.manifest.old_control)
             .map_err(failed("could not put pg_control back"))?;
         self.clean_up_back()
     }
@@ -53,9 +54,9 @@ impl Change<'_> {
                            pgrejoin rollback again";
             RewindError::because(Class::Other, message, error)
         };
-        state::mark_rolled_back(self.disk).map_err(left)?;
-        hold::restore(self.disk).map_err(left)?;
-        state::discard(self.disk, self.directory).map_err(left)
+        marks::mark_rolled_back(self.disk).map_err(left)?;
+        pid_file::restore(self.disk).map_err(left)?;
+        state_directory::discard(self.disk, self.directory).map_err(left)
     }
 
     /// Images that cannot be read back must be found while the rewind can still be finished.
@@ -80,7 +81,7 @@ impl Change<'_> {
     fn drop_temporaries(&self) -> io::Result<()> {
         for (index, file) in self.manifest.files.iter().enumerate() {
             if let FileAction::Replace { .. } = file.action {
-                let path = state::temporary(self.directory, &file.path, index);
+                let path = layout::temporary(self.directory, &file.path, index);
                 if self.disk.is_directory(&path)?.is_some() {
                     self.disk.remove_file(&path)?;
                 }
@@ -114,7 +115,7 @@ impl Change<'_> {
         if self.disk.is_directory(path)?.is_none() {
             return Ok(());
         }
-        for own in state::state_directories(self.directory) {
+        for own in layout::state_directories(self.directory) {
             if own.parent().as_ref() == Some(path) {
                 remove_tree(self.disk, &own)?;
                 self.disk.sync_directory(Some(path))?;
@@ -127,7 +128,7 @@ impl Change<'_> {
     fn bring_back(&self) -> Result<(), RewindError> {
         for (index, file) in self.manifest.files.iter().enumerate() {
             self.go_on()?;
-            let trash = state::trash(self.directory, &file.path, index);
+            let trash = layout::trash(self.directory, &file.path, index);
             let back = match self.disk.is_directory(&trash) {
                 Ok(None) => Ok(()),
                 Ok(Some(_)) => self.disk.rename(&trash, &file.path),
@@ -143,11 +144,11 @@ impl Change<'_> {
         let total: u64 = way_back.images.iter().map(|digest| digest.bytes).sum();
         let mut done = 0;
         for digest in &way_back.images {
-            let name = state::undo(&digest.name);
-            let file = self.disk.open(&name).map_err(super::pack::PackError::Io);
+            let name = layout::undo(&digest.name);
+            let file = self.disk.open(&name).map_err(crate::staging::pack::PackError::Io);
             let read = file.and_then(|file| {
-                let signer = super::pack::Signer::new(self.disk, &digest.name);
-                undo::read(file, (digest, signer), &mut |index, offset, bytes| {
+                let signer = crate::staging::pack::Signer::new(self.disk, &digest.name);
+                before_images::read(file, (digest, signer), &mut |index, offset, bytes| {
                     if self.signals.stop_at_once() {
                         return Err(io::ErrorKind::Interrupted.into());
                     }
@@ -210,7 +211,7 @@ impl Change<'_> {
         let files = self.manifest.files.iter().map(|file| file.path.parent());
         let small = self.manifest.undo.iter().flat_map(|undo| &undo.small);
         let small = small.map(|old| old.path.parent());
-        let own = state::state_directories(self.directory).into_iter().map(Some);
+        let own = layout::state_directories(self.directory).into_iter().map(Some);
         let all: BTreeSet<_> = files.chain(small).chain(own).collect();
         sync_directories(self.disk, all)
     }

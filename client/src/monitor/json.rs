@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{Monitor, Step, print_out};
-use crate::plan::report::Change;
+use crate::monitor::{Monitor, Step, print_out};
+use crate::plan::summary::Change;
 
 /// Progress lines come no closer together.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Monitor, Step, print_err};
-use crate::plan::report::Change;
+use crate::monitor::{Monitor, Step, print_err};
+use crate::plan::summary::Change;
 
 /// Progress lines come no closer together: a log is read by people.
 const INTERVAL: Duration = Duration::from_secs(5);

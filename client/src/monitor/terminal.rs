@@ -2,9 +2,9 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::lines::Lines;
-use super::{Monitor, Step};
-use crate::plan::report::Change;
+use crate::monitor::lines::Lines;
+use crate::monitor::{Monitor, Step};
+use crate::plan::summary::Change;
 
 /// See the module.
 #[derive(Debug)]

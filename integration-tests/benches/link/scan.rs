@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use client::inspect::wal_context;
+use client::target::wal_context;
 use data_dir::DataDir;
 use data_dir::wal::{LocalWal, scan};
 use data_dir::window_scan::scan_window;

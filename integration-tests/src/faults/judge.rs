@@ -6,10 +6,11 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use client::apply::change::Signals;
-use client::apply::manifest::Manifest;
+use client::Class;
+use client::commands::{recover, status};
 use client::outcome::Result as Ended;
-use client::{Class, unfinished};
+use client::staging::manifest::Manifest;
+use client::task::Signals;
 use tempfile::TempDir;
 
 use super::recorder::Op;
@@ -179,12 +180,12 @@ impl<'a> Judge<'a> {
 
     fn resume(&self, state: &State, control: Control) -> Result<(), String> {
         let root = self.make(state);
-        let status = unfinished::status(&root).map_err(|error| error.chain())?;
+        let status = status::status(&root).map_err(|error| error.chain())?;
         let must_not_start = status.contains("Do not start PostgreSQL");
         if must_not_start != (control == Control::None) {
             return Err(format!("status says: {status}"));
         }
-        let ended = unfinished::resume(&root, &Silent, &Signals::default());
+        let ended = recover::resume(&root, &Silent, &Signals::default());
         let found = State::read(&root);
         match (control, ended) {
             (Control::Old, Err(error)) if error.class() == Class::Target => {
@@ -201,7 +202,7 @@ impl<'a> Judge<'a> {
 
     fn rollback(&self, state: &State, control: Control) -> Result<(), String> {
         let root = self.make(state);
-        let ended = unfinished::rollback(&root, &Silent, &Signals::default());
+        let ended = recover::rollback(&root, &Silent, &Signals::default());
         let found = State::read(&root);
         match (control, ended) {
             (Control::New, Ok(outcome)) if outcome.result == Ended::NothingToDo => {
@@ -216,7 +217,7 @@ impl<'a> Judge<'a> {
                     return Err(error.chain());
                 }
                 // Refused, and it can be finished all the same.
-                let ended = unfinished::resume(&root, &Silent, &Signals::default());
+                let ended = recover::resume(&root, &Silent, &Signals::default());
                 ended.map_err(|error| error.chain())?;
                 self.small.is_rewound(&State::read(&root))
             }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use client::apply::disk::{Disk, FileStat};
+use client::staging::disk::{Disk, FileStat};
 use data_dir::DataDir;
 use pg_format::DataPath;
 

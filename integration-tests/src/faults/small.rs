@@ -7,20 +7,21 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use client::RewindError;
-use client::apply::change::{Change as Work, Signals};
-use client::apply::disk::{Disk, FileStat, RealDisk};
-use client::apply::manifest::{Manifest, OldFile, SmallFile, Undo, WalChanges};
-use client::apply::pack::PackWriter;
+use client::apply::before_images::{Gate, save};
+use client::apply::change::Change as Work;
 use client::apply::pg_wal::digest;
-use client::apply::undo::{Gate, Image, save};
-use client::apply::{hold, reserve, state};
 use client::monitor::{Monitor, Step};
-use client::plan::cut::{Read, final_lengths};
-use client::plan::decide::PagesWanted;
-use client::plan::report::Change;
-use client::plan::undo::{cut_images, images};
-use client::plan::wal::{WalFacts, changes};
+use client::plan::before_images::{Image, cut_images, images};
+use client::plan::file_actions::PagesWanted;
+use client::plan::pg_wal::{SmallFile, WalChanges, WalFacts, changes};
+use client::plan::short_segments::{Read, final_lengths};
+use client::plan::summary::Change;
 use client::plan::{FileAction, Plan, PlannedFile, SourceFiles, TargetFiles};
+use client::staging::disk::{Disk, FileStat, RealDisk};
+use client::staging::manifest::{Manifest, OldFile, Undo};
+use client::staging::pack::PackWriter;
+use client::staging::{layout, marks, pid_file, reserve, state_directory};
+use client::task::Signals;
 use data_dir::DataDir;
 use pg_format::control_file::control_file_for_recovery;
 use pg_format::wal::SegmentName;
@@ -454,8 +455,8 @@ impl Small {
             target.insert(entry.path.clone(), entry);
             Ok(())
         })?;
-        state::prepare(&**disk, directory, None)?;
-        hold::take(&**disk, root).map_err(std::io::Error::other)?;
+        state_directory::prepare(&**disk, directory, None)?;
+        pid_file::take(&**disk, root).map_err(std::io::Error::other)?;
         let mut pack = PackWriter::create(Arc::clone(disk), "1-0000".to_owned())?;
         for items in self.items.chunks(3) {
             let mut encoder = FrameEncoder::new();
@@ -464,7 +465,7 @@ impl Small {
         }
         let packs = vec![pack.finish()?];
         for (name, bytes) in &self.staged_wal {
-            let path = state::staged_wal(name);
+            let path = layout::staged_wal(name);
             disk.create_file(&path)?;
             disk.write_at(&path, 0, bytes)?;
             disk.sync_file(&path)?;
@@ -504,7 +505,7 @@ impl Small {
         manifest.undo = self.undo.then(|| Undo { images, small: self.old_files(&manifest.wal) });
         reserve::take(&**disk, directory, &manifest)?;
         let sealed = manifest.encode().map_err(std::io::Error::other)?;
-        state::seal(&**disk, &sealed)?;
+        marks::seal(&**disk, &sealed)?;
         Ok(manifest)
     }
 
@@ -560,14 +561,14 @@ impl Ending {
     ) -> Result<(), RewindError> {
         let directory = Arc::new(DataDir::open(root).expect("a data directory"));
         let disk = door(Arc::new(RealDisk::new(Arc::clone(&directory), None, true).expect("disk")));
-        let state = state::load(&*disk).expect("the state can be told");
-        let (state::State::Hidden(manifest)
-        | state::State::Exposed(manifest)
-        | state::State::Undoing(manifest)) = state
+        let state = marks::load(&*disk).expect("the state can be told");
+        let (marks::State::Hidden(manifest)
+        | marks::State::Exposed(manifest)
+        | marks::State::Undoing(manifest)) = state
         else {
             panic!("the target is not being changed: {state:?}");
         };
-        hold::take(&*disk, root)?;
+        pid_file::take(&*disk, root)?;
         let (manifest, disk, directory) = (&*manifest, &*disk, &*directory);
         let work = Work { manifest, disk, directory, signals, monitor: &Silent };
         match self {

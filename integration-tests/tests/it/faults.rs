@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use client::apply::change::Signals;
-use client::apply::disk::Disk;
+use client::Class;
+use client::commands::recover;
 use client::monitor::Monitor;
-use client::{Class, unfinished};
+use client::staging::disk::Disk;
+use client::task::Signals;
 use integration_tests::cluster::write;
 use integration_tests::faults::judge::{Choices, Judge, as_if_untouched};
 use integration_tests::faults::recorder::{Fault, Op, Recorder};
@@ -167,10 +168,10 @@ fn room_for_the_ways_out_is_kept_until_the_target_changes() {
     let room = real.root().join(".pgrejoin/reserve");
     assert!(room.exists(), "no room was taken");
     // Stopped by a signal right before it changes anything.
-    let stopped = unfinished::resume(&real.root(), &Silent, &Signals::received(1));
+    let stopped = recover::resume(&real.root(), &Silent, &Signals::received(1));
     assert_eq!(stopped.expect_err("it was stopped").class(), Class::Interrupted);
     assert!(room.exists(), "the room was given back");
-    unfinished::resume(&real.root(), &Silent, &Signals::default()).expect("resumed");
+    recover::resume(&real.root(), &Silent, &Signals::default()).expect("resumed");
     small.is_rewound(&State::read(&real.root())).expect("the right bytes");
 }
 
@@ -414,7 +415,7 @@ fn a_bad_byte_in_the_state_directory_makes_no_wrong_node() {
         bytes[at] ^= 1 << choices.below(8);
         write(path, bytes);
         let ending: fn(&Path, &dyn Monitor, &Signals) -> _ =
-            if choices.below(2) == 0 { unfinished::resume } else { unfinished::rollback };
+            if choices.below(2) == 0 { recover::resume } else { recover::rollback };
         let ended = ending(&real.root(), &Silent, &Signals::default());
         let found = State::read(&real.root());
         match small.control_in(&found) {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-use client::apply::pack;
+use client::staging::pack;
 use integration_tests::client::{Rewind, state_command, state_directory};
 use integration_tests::cluster::Node;
 use integration_tests::oracle;

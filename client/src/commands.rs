@@ -1,0 +1,6 @@
+//! The subcommands of `pgrejoin`.
+
+pub mod follow;
+pub mod recover;
+pub mod rewind;
+pub mod status;

@@ -1,0 +1,329 @@
+//! What an earlier run left behind: finished, cleared away, or told about.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use data_dir::DataDir;
+
+use super::status::{SPOILED, UNSTARTED, by_marks, describe_state};
+use crate::apply::change::Change;
+use crate::apply::plan_validity;
+use crate::config::Config;
+use crate::error::{Class, RewindError};
+use crate::monitor::{Monitor, Step};
+use crate::outcome::{Outcome, Result as Ended};
+use crate::staging::disk::{Disk, RealDisk};
+use crate::staging::external::Staging;
+use crate::staging::manifest::{self, Manifest};
+use crate::staging::marks::{self, State};
+use crate::staging::saved_plan::SavedPlan;
+use crate::staging::{pid_file, reserve, state_directory, state_error};
+use crate::target;
+use crate::target::unstarted::is_unstarted;
+use crate::task::{Signals, Stop, blocking};
+
+/// Deals with what an earlier run left: finishes it if it had begun to change the target, clears it
+/// away if it had not. A dry run only says so.
+pub(crate) async fn earlier(
+    directory: &Arc<DataDir>,
+    config: &Config,
+    monitor: &Arc<dyn Monitor>,
+    stop: &Stop,
+) -> Result<Option<Outcome>, RewindError> {
+    let Found { directory, disk, state } = open_state(directory)?;
+    if config.dry_run {
+        let outcome = || Outcome::new(Ended::WouldRewind, describe_state(&state));
+        return Ok(ends_there(&directory, &state).then(outcome));
+    }
+    let wanted = config.staging_dir.clone();
+    let (monitor, signals) = (Arc::clone(monitor), Arc::clone(&stop.signals));
+    blocking(move || {
+        let (monitor, signals) = (&*monitor, &*signals);
+        let work = Work { directory: &directory, disk: &*disk, monitor, signals };
+        match state {
+            State::None => Ok(None),
+            State::Preparing | State::Sealed(_) => {
+                let stored = SavedPlan::read(&*disk).map_err(state_error)?;
+                if state.manifest().is_some() {
+                    monitor.note(
+                        "an earlier rewind is prepared and has changed nothing yet: pgrejoin resume \
+                         would finish it without the source",
+                    );
+                }
+                let left = match stored.is_some_and(|stored| staging_is(stored.staging.as_ref(), wanted.as_deref())) {
+                    // Its plan may still hold, and then all that is staged is of use. Until the source
+                    // says that it does, a complete set stays complete.
+                    true => pid_file::restore(&*disk),
+                    false => clear_away(&*disk, &directory),
+                };
+                left.map_err(state_error)?;
+                Ok(None)
+            }
+            // If the node has run since, it is looked at like any other.
+            State::Committed(manifest) => {
+                let never_started = never_started(&directory, &manifest);
+                let outcome = work.clean_up(&manifest)?;
+                Ok(never_started.then_some(outcome))
+            }
+            State::Cleaning => {
+                let never_started = directory.has("backup_label");
+                state_directory::discard(&*disk, &directory).map_err(state_error)?;
+                Ok(never_started.then(|| Outcome::new(Ended::Resumed, "the target is rewound")))
+            }
+            State::Hidden(manifest) | State::Exposed(manifest) => {
+                monitor.note(
+                    "an earlier rewind was interrupted while it changed the target: finishing it",
+                );
+                work.finish(&manifest).map(Some)
+            }
+            State::Spoiled(_) => Err(spoiled()),
+            State::Undoing(manifest) => {
+                monitor.note("a rollback was interrupted: finishing it before anything else");
+                work.take_back(&manifest).map(|_| None)
+            }
+            State::RolledBack(manifest) => {
+                work.change(&manifest).clean_up_back()?;
+                Ok(None)
+            }
+            State::CleaningBack => {
+                state_directory::discard(&*disk, &directory).map_err(state_error)?;
+                Ok(None)
+            }
+        }
+    })
+    .await
+}
+
+/// Whether what is staged lies where this run stages, too.
+fn staging_is(staging: Option<&Staging>, wanted: Option<&Path>) -> bool {
+    staging.map(|staging| staging.directory.as_path()) == wanted
+}
+
+/// Whether a rewind of what an earlier one left would end with finishing that.
+fn ends_there(directory: &DataDir, state: &State) -> bool {
+    match state {
+        State::None
+        | State::Preparing
+        | State::Sealed(_)
+        | State::RolledBack(_)
+        | State::CleaningBack => false,
+        State::Committed(manifest) => never_started(directory, manifest),
+        State::Cleaning => directory.has("backup_label"),
+        State::Hidden(_) | State::Exposed(_) | State::Spoiled(_) | State::Undoing(_) => true,
+    }
+}
+
+/// Whether PostgreSQL has not run on a rewound target.
+fn never_started(directory: &DataDir, manifest: &Manifest) -> bool {
+    directory.control().is_ok_and(|control| control.bytes == manifest.new_control)
+}
+
+/// Leaves a target that was not changed as it was found.
+pub(crate) fn clear_away(disk: &dyn Disk, directory: &DataDir) -> std::io::Result<()> {
+    marks::unseal(disk)?;
+    pid_file::restore(disk)?;
+    state_directory::discard(disk, directory)
+}
+
+fn spoiled() -> RewindError {
+    RewindError::new(Class::Unfinished, SPOILED)
+}
+
+fn nothing(reason: &str) -> Result<Outcome, RewindError> {
+    Ok(Outcome::new(Ended::NothingToDo, reason))
+}
+
+/// What it takes to finish an interrupted run, without the source.
+struct Work<'a> {
+    directory: &'a DataDir,
+    disk: &'a dyn Disk,
+    monitor: &'a dyn Monitor,
+    signals: &'a Signals,
+}
+
+impl Work<'_> {
+    fn change<'m>(&'m self, manifest: &'m Manifest) -> Change<'m> {
+        let Self { directory, disk, monitor, signals } = *self;
+        Change { manifest, disk, directory, signals, monitor }
+    }
+
+    /// Changes the target as the manifest says; what was done before is done again.
+    fn finish(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
+        self.give_back_room()?;
+        pid_file::take(self.disk, self.directory.path())?;
+        target::running::refuse_running(self.directory)?;
+        self.monitor.step(Step::Apply);
+        if let Err(error) = self.change(manifest).redo() {
+            if !marks::is_being_changed(self.directory.path()) && error.class() != Class::Rewound {
+                // Nothing was changed: the next server must not find our number.
+                pid_file::restore(self.disk).map_err(state_error)?;
+            }
+            return Err(error);
+        }
+        Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
+    }
+
+    /// The first thing that either way out does: also the file that keeps servers away takes room. Before the target
+    /// is changed there is nothing to get out of, and the room stays.
+    fn give_back_room(&self) -> Result<(), RewindError> {
+        if !marks::is_being_changed(self.directory.path()) {
+            return Ok(());
+        }
+        reserve::give_back(self.disk, self.directory).map_err(state_error)
+    }
+
+    fn clear_away(&self) -> Result<(), RewindError> {
+        clear_away(self.disk, self.directory).map_err(state_error)
+    }
+
+    /// Makes the target what it was before the rewind.
+    fn take_back(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
+        self.give_back_room()?;
+        pid_file::take(self.disk, self.directory.path())?;
+        target::running::refuse_running(self.directory)?;
+        self.change(manifest).roll_back()?;
+        Ok(Outcome::new(Ended::RolledBack, "the target is as it was before the rewind"))
+    }
+
+    /// Only removes what is left over.
+    fn clean_up(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
+        self.change(manifest).clean_up()?;
+        Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
+    }
+}
+
+/// Locks a target and ends what is unfinished there, in one way or the other.
+fn end(
+    target: &Path,
+    (monitor, signals): (&dyn Monitor, &Signals),
+    ending: impl FnOnce(&Work<'_>, State) -> Result<Outcome, RewindError>,
+) -> Result<Outcome, RewindError> {
+    let locked = || {
+        let held = Arc::new(target::lock_only(target)?);
+        let Found { directory, disk, state } = open_state(&held)?;
+        if !state.is_over() {
+            target::running::refuse_running(&directory)?;
+        }
+        ending(&Work { directory: &directory, disk: &*disk, monitor, signals }, state)
+    };
+    by_marks(target, locked())
+}
+
+/// `pgrejoin resume`
+pub fn resume(
+    target: &Path,
+    monitor: &dyn Monitor,
+    signals: &Signals,
+) -> Result<Outcome, RewindError> {
+    end(target, (monitor, signals), |work, state| match state {
+        State::None if is_unstarted(work.directory)? => {
+            Ok(Outcome::new(Ended::AlreadyRewound, UNSTARTED))
+        }
+        State::None => nothing("no rewind is unfinished here: the target is as it was"),
+        State::Preparing if SavedPlan::read(work.disk).map_err(state_error)?.is_some() => nothing(
+            "not all of it was fetched: the target is as it was. Run pgrejoin rewind to go on, or \
+             pgrejoin rollback to clear away what was fetched",
+        ),
+        State::Preparing => {
+            work.clear_away()?;
+            nothing("nothing was fetched yet: it is cleared away, the target is as it was")
+        }
+        State::Sealed(manifest) => {
+            match plan_validity::reason(work.disk, &manifest).map_err(state_error)? {
+                None => work.finish(&manifest),
+                Some(why) => {
+                    work.clear_away()?;
+                    nothing(&format!(
+                        "{why}: what was prepared is discarded, the target was not changed by it"
+                    ))
+                }
+            }
+        }
+        State::Hidden(manifest) | State::Exposed(manifest) | State::Undoing(manifest) => {
+            work.finish(&manifest)
+        }
+        State::Spoiled(_) => Err(spoiled()),
+        State::Committed(manifest) => work.clean_up(&manifest),
+        State::Cleaning => {
+            state_directory::discard(work.disk, work.directory).map_err(state_error)?;
+            nothing("the target is rewound, and the last temporary files are gone")
+        }
+        State::RolledBack(_) | State::CleaningBack => Err(RewindError::new(
+            Class::Target,
+            "the rewind was taken back and the target is as it was: there is nothing to resume; \
+             run pgrejoin rollback to remove what is left, or pgrejoin rewind",
+        )),
+    })
+}
+
+/// `pgrejoin rollback`
+pub fn rollback(
+    target: &Path,
+    monitor: &dyn Monitor,
+    signals: &Signals,
+) -> Result<Outcome, RewindError> {
+    end(target, (monitor, signals), |work, state| match state {
+        State::None => nothing("no rewind is unfinished here: there is nothing to take back"),
+        State::Preparing | State::Sealed(_) => {
+            work.clear_away()?;
+            nothing("the target had not been changed yet: what was prepared is cleared away")
+        }
+        State::Hidden(manifest) | State::Exposed(manifest) | State::Undoing(manifest) => {
+            work.take_back(&manifest)
+        }
+        State::Spoiled(_) => Err(spoiled()),
+        State::Committed(_) | State::Cleaning => Err(RewindError::new(
+            Class::Target,
+            "the target is rewound and PostgreSQL may have run on it: that cannot be taken back",
+        )),
+        State::RolledBack(manifest) => {
+            work.change(&manifest).clean_up_back()?;
+            nothing("the target is as it was, and the last temporary files are gone")
+        }
+        State::CleaningBack => {
+            state_directory::discard(work.disk, work.directory).map_err(state_error)?;
+            nothing("the target is as it was, and the last temporary files are gone")
+        }
+    })
+}
+
+/// A locked target, the door to it, and what an earlier run left.
+struct Found {
+    /// The directory with every tablespace there was, also one whose link has gone.
+    directory: Arc<DataDir>,
+    disk: Arc<dyn Disk>,
+    state: State,
+}
+
+fn open_state(locked: &Arc<DataDir>) -> Result<Found, RewindError> {
+    let plain = RealDisk::new(Arc::clone(locked), None, true).map_err(state_error)?;
+    let state = marks::load(&plain).map_err(state_error)?;
+    let (staging, sync) = match (state.manifest(), &state) {
+        (Some(manifest), _) => (manifest.staging.clone(), manifest.sync),
+        (None, State::Preparing) => {
+            let sync = SavedPlan::read(&plain).map_err(state_error)?.is_none_or(|plan| plan.sync);
+            (state_directory::staging(&plain).map_err(state_error)?, sync)
+        }
+        (None, _) => (None, true),
+    };
+    let directory = match state.manifest() {
+        Some(manifest) => Arc::new(manifest::reopen(locked, manifest).map_err(state_error)?),
+        None => Arc::clone(locked),
+    };
+    // What is over needs nothing that was staged: a staging directory that has gone took it along.
+    let gone = |staging: &Staging| state.is_over() && !staging.directory.exists();
+    let staging = staging.filter(|staging| !gone(staging));
+    let place = staging.as_ref().map(|staging| staging.directory.display().to_string());
+    let disk = RealDisk::new(Arc::clone(&directory), staging, sync);
+    let disk = disk.map_err(|error| match place {
+        Some(place) => {
+            let message = format!(
+                "the staging directory {place}, where this rewind keeps what it fetched, cannot be \
+                 opened: make it reachable again"
+            );
+            RewindError::because(Class::Other, message, error)
+        }
+        None => state_error(error),
+    })?;
+    Ok(Found { directory, disk: Arc::new(disk), state })
+}

@@ -1,0 +1,118 @@
+//! Can these two nodes be made one history at all? (R9, R12, R17)
+
+use pg_format::control_file::WalLevel;
+use proto::model::{Description, Role};
+
+use crate::error::{Class, RewindError};
+use crate::monitor::Monitor;
+use crate::target::Target;
+
+/// Refuses nodes that are not of one cluster or were built differently.
+pub fn check(target: &Target, source: &Description) -> Result<(), RewindError> {
+    let (ours, theirs) = (&target.control.file, &source.node.control);
+    let refuse = |message: String| Err(RewindError::new(Class::Target, message));
+    let here = target.directory.identity().map_err(|error| {
+        RewindError::because(Class::Target, "could not look at the target's directory", error)
+    })?;
+    if here == source.node.directory {
+        return refuse(
+            "the source is this data directory itself: --source leads back to this node (a virtual address that \
+             still points here?); give the address of the node to follow"
+                .to_owned(),
+        );
+    }
+    if ours.system_identifier != theirs.system_identifier {
+        return refuse(format!(
+            "target and source are of different clusters: system identifier {} here, {} there",
+            ours.system_identifier, theirs.system_identifier
+        ));
+    }
+    if ours.control_version != theirs.control_version
+        || ours.catalog_version != theirs.catalog_version
+    {
+        return refuse(format!(
+            "target and source are of different PostgreSQL versions: {} (catalog {}) here, {} \
+             (catalog {}) there",
+            ours.major, ours.catalog_version, theirs.major, theirs.catalog_version
+        ));
+    }
+    if ours.wal_segment_size != theirs.wal_segment_size {
+        return refuse(format!(
+            "target and source have different WAL segment sizes: {} bytes here, {} there",
+            ours.wal_segment_size.bytes(),
+            theirs.wal_segment_size.bytes()
+        ));
+    }
+    // From 19 on there are states between on and off: pages made in one do not fit the other.
+    if ours.data_checksum_version != theirs.data_checksum_version {
+        return refuse(format!(
+            "target and source have different data checksum settings: {} here, {} there",
+            checksum_state(ours.data_checksum_version),
+            checksum_state(theirs.data_checksum_version)
+        ));
+    }
+    check_source(source)
+}
+
+/// The states of `storage/checksum.h`.
+fn checksum_state(state: u32) -> &'static str {
+    match state {
+        0 => "off",
+        1 => "on",
+        2 => "being switched off",
+        3 => "being switched on",
+        _ => "unknown",
+    }
+}
+
+fn check_source(source: &Description) -> Result<(), RewindError> {
+    let control = &source.node.control;
+    let refuse = |message: &str| Err(RewindError::new(Class::Preflight, message));
+    // A stopped source's pages are not being written: none of them is torn.
+    if source.node.role != Role::Stopped && !control.checkpoint_copy.full_page_writes {
+        return refuse(
+            "full_page_writes is off on the source: pages read while they are being written could \
+             not be repaired; switch it on, run CHECKPOINT there and try again",
+        );
+    }
+    if control.wal_level == WalLevel::Minimal {
+        return refuse(
+            "wal_level is minimal on the source: a standby cannot follow it; raise it and restart \
+             the source",
+        );
+    }
+    Ok(())
+}
+
+/// Settings with which PostgreSQL would refuse to start the rewound node. `max_*` values are read
+/// from the target's configuration where it sets them, else from its `pg_control`.
+pub fn check_settings(
+    target: &Target,
+    source: &Description,
+    start: bool,
+    monitor: &dyn Monitor,
+) -> Result<(), RewindError> {
+    let ours = target.control.file.required_settings.named();
+    let theirs = source.node.control.required_settings.named();
+    for ((name, recorded), (_, needed)) in ours.into_iter().zip(theirs) {
+        let configured = target.settings.get(name).and_then(|value| value.parse().ok());
+        let value = configured.unwrap_or(recorded);
+        if value < needed {
+            let message = format!(
+                "{name} is {value} on the target and {needed} on the source: PostgreSQL will not \
+                 start as a standby until it is raised to {needed}"
+            );
+            if start {
+                return Err(RewindError::new(Class::Preflight, message));
+            }
+            monitor.warning(&message);
+        }
+    }
+    if let Some(slot) = target.settings.get("primary_slot_name") {
+        monitor.warning(&format!(
+            "the target's primary_slot_name is \"{slot}\": streaming will not start unless the \
+             source has that slot"
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! Whether the target's WAL names every page whose hints it set, and from where on.
+//!
+//! A hint (what became of a row's transaction, or that an index entry leads nowhere) is logged only where
+//! `wal_log_hints` or checksums are on, and then only by the first change of a page that is clean
+//! (`MarkBufferDirtyHint`). In recovery it is never logged, and yet reaches the disk with a page that replay has
+//! already changed. docs/RULES.md, R1 and R10.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use data_dir::dir::read_at;
+use data_dir::window::{Checkpoint, Window};
+use data_dir::window_scan::checkpoints_before;
+use data_dir::{Entry, EntryKind};
+use pg_format::control_file::WalLevel;
+use pg_format::page::Page;
+use pg_format::wal::SegmentName;
+use pg_format::{
+    BLOCK_BYTES, BLOCK_SIZE, ClusterState, ControlFile, FileClass, Fork, Lsn, TimelineHistory,
+};
+
+use crate::error::{Class, RewindError};
+use crate::plan::TargetFiles;
+use crate::target::Target;
+use crate::target::wal_archive::TargetWal;
+
+/// How far the last write of `pg_control` may lie from that of the newest WAL of a server that was shut down
+/// cleanly: it writes the one right after the other.
+const CLEAN_STOP: Duration = Duration::from_secs(3);
+/// So many pages at most are read to find one with an old checksum.
+const OLD_PAGES_MAX: usize = 64;
+
+/// Why the target's WAL does not tell which pages may differ: those strategies that go by it are not possible.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotRewindable(String);
+
+impl NotRewindable {
+    /// For this reason, in words.
+    pub fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+}
+
+impl std::fmt::Display for NotRewindable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What the target has been since replay's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Past {
+    /// It replayed another node's WAL at some time since: hints of that time were not logged.
+    pub(crate) was_standby: bool,
+    /// Where it was promoted last, if it was.
+    pub(crate) promoted_at: Option<Lsn>,
+}
+
+impl Past {
+    /// Told by its state, by its WAL from replay's start on, and by its history. A standby without its signal file
+    /// ends recovery with a shutdown checkpoint on the same timeline (`PerformRecoveryXLogAction`), as crash
+    /// recovery does: whoever has one behind the fork that is not its last word may have been a standby.
+    pub(crate) fn since(
+        start: Lsn,
+        fork: Lsn,
+        control: &ControlFile,
+        window: &Window,
+        history: &TimelineHistory,
+    ) -> Self {
+        let ends = window.promotions.iter().copied();
+        let timelines = history.spans().iter().map(|span| span.begin);
+        let promoted_at = ends.chain(timelines).filter(|at| *at > start).max();
+        let in_recovery = matches!(
+            control.state,
+            ClusterState::InArchiveRecovery
+                | ClusterState::ShutDownInRecovery
+                | ClusterState::InCrashRecovery
+        );
+        let recovered = shutdowns_within(window, control).any(|lsn| lsn >= fork);
+        Self { was_standby: in_recovery || recovered || promoted_at.is_some(), promoted_at }
+    }
+}
+
+/// Shutdown checkpoints behind the window's start after which the node ran again. They are written when it stops and when recovery ends.
+fn shutdowns_within<'w>(
+    window: &'w Window,
+    control: &'w ControlFile,
+) -> impl Iterator<Item = Lsn> + 'w {
+    let shutdowns = window.checkpoints.iter().filter(|checkpoint| checkpoint.shutdown);
+    let last = control.checkpoint;
+    let is_stopped = control.state == ClusterState::ShutDown;
+    let lsns = shutdowns.map(|checkpoint| checkpoint.lsn).filter(|lsn| *lsn > window.start);
+    lsns.filter(move |lsn| !is_stopped || *lsn != last)
+}
+
+/// Where the WAL must be read from so that every page with hints of a lost transaction is named: the redo
+/// position of a checkpoint before which no transaction began that was still open at `last`, where replay
+/// begins.
+pub(crate) fn before_open_transactions(
+    wal: &TargetWal<'_>,
+    last: Checkpoint,
+) -> Result<Result<Lsn, NotRewindable>, RewindError> {
+    let mut oldest_active = None;
+    let mut found = None;
+    let mut search = |checkpoint: &Checkpoint| {
+        match oldest_active {
+            None => {
+                // A shutdown checkpoint does not say which transactions were open.
+                oldest_active = checkpoint.oldest_active();
+                if oldest_active == Some(checkpoint.checkpoint.next_xid) {
+                    found = Some(checkpoint.checkpoint.redo);
+                }
+            }
+            Some(oldest) if checkpoint.checkpoint.next_xid <= oldest => {
+                found = Some(checkpoint.checkpoint.redo);
+            }
+            Some(_) => {}
+        }
+        if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    if search(&last).is_continue() {
+        checkpoints_before(wal, wal.local().context, last.lsn, &mut search)?;
+    }
+    Ok(found.ok_or_else(|| {
+        NotRewindable::new(format!(
+            "the target was a standby after the fork, and its WAL does not reach back to a checkpoint before \
+             the transactions that were open at {}",
+            last.lsn
+        ))
+    }))
+}
+
+/// Until the first checkpoint of a promoted node has ended, index pages that replay had changed may get marks
+/// of rows that a lost transaction deleted, without WAL.
+pub(crate) fn check_promotion(past: Past, window: &Window) -> Result<(), NotRewindable> {
+    let (Some(promoted), Some(commit)) = (past.promoted_at, window.first_commit) else {
+        return Ok(());
+    };
+    let own = window.checkpoints.iter().find(|checkpoint| checkpoint.lsn > promoted);
+    let flushed = own.map_or(Lsn::MAX, |checkpoint| checkpoint.lsn);
+    if commit >= flushed {
+        return Ok(());
+    }
+    Err(NotRewindable::new(format!(
+        "the target was promoted at {promoted}, and a transaction was committed at {commit}, before its first \
+         own checkpoint ended: marks in index pages may not have been logged"
+    )))
+}
+
+/// Whether hints were logged throughout a window, and `wal_level` was high enough.
+pub(crate) fn check_window(
+    window: &Window,
+    target: &Target,
+) -> Result<Result<(), NotRewindable>, RewindError> {
+    let control = &target.control.file;
+    let not_rewindable = |why: String| Ok(Err(NotRewindable::new(why)));
+    if !control.logs_hints() {
+        return not_rewindable(
+            "the target has neither checksums nor wal_log_hints: its WAL does not name every page it changed"
+                .to_owned(),
+        );
+    }
+    if !control.wal_log_hints || window.settings_changed_at.is_some() {
+        if let Some(at) = window.settings_changed_at.filter(|_| !control.writes_checksums()) {
+            return not_rewindable(format!(
+                "settings changed on the target at {at}, wal_log_hints may have been off before"
+            ));
+        }
+        if let Err(why) = check_checksums(window, target)? {
+            return Ok(Err(why));
+        }
+    }
+    if control.wal_level == WalLevel::Minimal {
+        return not_rewindable(
+            "wal_level is minimal on the target: its WAL does not name every page".to_owned(),
+        );
+    }
+    if let Some(at) = window.minimal_at {
+        return not_rewindable(format!("wal_level was minimal on the target at {at}"));
+    }
+    if let Some(at) = window.checksums_changed_at {
+        return not_rewindable(format!("checksums were switched on the target at {at}"));
+    }
+    if let Some(at) = window.extension_at {
+        return not_rewindable(format!(
+            "the target's WAL has a record of an extension's own resource manager at {at}: what it changes is \
+             known to the extension alone (files the extension keeps in the data directory are not touched \
+             without --extra-files mirror)"
+        ));
+    }
+    Ok(match window.unknown_at {
+        Some(at) => Err(NotRewindable::new(format!(
+            "the target's WAL has a record of unknown effect at {at}"
+        ))),
+        None => Ok(()),
+    })
+}
+
+/// Where hints are logged because of checksums alone, those must have been on throughout. `pg_checksums` works on
+/// a stopped node and writes pages and `pg_control`, but no WAL. It writes each page that has no checksum yet:
+/// where it was at work no file with one is older.
+fn check_checksums(
+    window: &Window,
+    target: &Target,
+) -> Result<Result<(), NotRewindable>, RewindError> {
+    let control = &target.control.file;
+    // What was written in the second of a running node's checkpoint may have been written after it.
+    let times = window.checkpoints.iter().map(|checkpoint| {
+        checkpoint.checkpoint.time.saturating_add(i64::from(checkpoint.shutdown))
+    });
+    if let Some(first) = times.min()
+        && has_checksum_from_before(target, first)?
+    {
+        return Ok(Ok(()));
+    }
+    if let Some(at) = shutdowns_within(window, control).next() {
+        return Ok(Err(not_known(&format!("it was stopped at {at} and started again"))));
+    }
+    Ok(match control.state {
+        ClusterState::InArchiveRecovery | ClusterState::ShutDownInRecovery => {
+            Err(not_known("a standby writes no WAL that tells when it was stopped"))
+        }
+        ClusterState::ShutDown => check_last_stop(control, &target.files),
+        _ => Ok(()),
+    })
+}
+
+fn not_known(why: &str) -> NotRewindable {
+    NotRewindable::new(format!(
+        "it is not known whether hints were logged on the target: {why} (pg_checksums may have been at work, or \
+         a copy did not keep the times of files)"
+    ))
+}
+
+/// Whether there is a page with a right checksum in a file that was written last before `time`, in seconds since
+/// 1970.
+fn has_checksum_from_before(target: &Target, time: i64) -> Result<bool, RewindError> {
+    let old = target.files.values().filter(|entry| entry.modified.0 < time);
+    let mut read = 0;
+    for entry in old {
+        let (FileClass::Relation(segment), EntryKind::File { bytes }) =
+            (FileClass::of(&entry.path), &entry.kind)
+        else {
+            continue;
+        };
+        if segment.fork != Fork::Main || *bytes < BLOCK_BYTES {
+            continue;
+        }
+        let mut page = vec![0; BLOCK_SIZE];
+        let file = target.directory.open_file(&entry.path);
+        let got = file.and_then(|file| read_at(&file, &mut page, 0)).map_err(|error| {
+            RewindError::because(Class::Target, format!("could not read {}", entry.path), error)
+        })?;
+        let page = Page::new(&page).filter(|page| got == BLOCK_SIZE && !page.is_new());
+        if page.is_some_and(|page| page.checksum_fits(segment.first_block())) {
+            return Ok(true);
+        }
+        read += 1;
+        if read == OLD_PAGES_MAX {
+            break;
+        }
+    }
+    Ok(false)
+}
+
+/// A primary that stops writes its newest WAL last but for `pg_control` and statistics, so files that were written
+/// later tell of somebody else.
+fn check_last_stop(control: &ControlFile, files: &TargetFiles) -> Result<(), NotRewindable> {
+    let newest = |wanted: &dyn Fn(&Entry) -> bool| {
+        let written = files.values().filter(|entry| matches!(entry.kind, EntryKind::File { .. }));
+        written.filter(|entry| wanted(entry)).map(|entry| entry.modified).max()
+    };
+    let Some(last) = newest(&|entry| is_segment(entry, control)) else {
+        return Err(not_known("there is no WAL to tell when it was stopped"));
+    };
+    let apart = control.time.abs_diff(last.0);
+    if Duration::from_secs(apart) > CLEAN_STOP {
+        return Err(not_known("pg_control was not written when its newest WAL was"));
+    }
+    let is_data = |entry: &Entry| matches!(FileClass::of(&entry.path), FileClass::Relation(_));
+    if newest(&is_data).is_some_and(|data| data > last) {
+        return Err(not_known("pages were written after its newest WAL"));
+    }
+    Ok(())
+}
+
+fn is_segment(entry: &Entry, control: &ControlFile) -> bool {
+    let name = entry.path.as_str().strip_prefix("pg_wal/");
+    name.is_some_and(|name| SegmentName::parse(name, control.wal_segment_size).is_some())
+}

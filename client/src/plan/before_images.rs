@@ -1,0 +1,116 @@
+//! Which bytes of the target's files a plan overwrites or cuts. Pure.
+
+use std::ops::Range;
+
+use pg_format::{BLOCK_BYTES, DataPath};
+
+use crate::plan::file_actions::{FileAction, Plan};
+use crate::plan::input::{TargetFiles, file_bytes};
+use crate::staging::manifest::Manifest;
+
+/// What is saved of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Index of the file in the plan.
+    pub file: usize,
+    /// Where it is.
+    pub path: DataPath,
+    /// Bytes that will be overwritten or cut, in order.
+    pub ranges: Vec<Range<u64>>,
+}
+
+/// What must be saved of the files a plan changes in place.
+pub fn images(plan: &Plan, target: &TargetFiles) -> Vec<Image> {
+    let mut blocks: Vec<Vec<Range<u64>>> = vec![Vec::new(); plan.files.len()];
+    for wanted in &plan.pages {
+        if let Some(blocks) = blocks.get_mut(wanted.file) {
+            blocks.extend(wanted.blocks.ranges(wanted.end, u32::MAX).iter().map(|range| {
+                let start = u64::from(range.first) * BLOCK_BYTES;
+                start..start + u64::from(range.count) * BLOCK_BYTES
+            }));
+        }
+    }
+    let mut images = Vec::new();
+    for (index, (file, mut ranges)) in plan.files.iter().zip(blocks).enumerate() {
+        let FileAction::Patch { bytes: end } = file.action else {
+            continue;
+        };
+        let Some(length) = target.get(&file.path).and_then(file_bytes) else {
+            continue;
+        };
+        ranges.push(end..length);
+        for range in &mut ranges {
+            range.end = range.end.min(length);
+        }
+        ranges.retain(|range| range.start < range.end);
+        if !ranges.is_empty() {
+            images.push(Image { file: index, path: file.path.clone(), ranges });
+        }
+    }
+    images
+}
+
+/// What must be saved besides: whatever is cut that [`images`] of the first `planned` files, as they
+/// were planned, did not have. Those are files that came shorter, and files that must be emptied.
+pub fn cut_images(manifest: &Manifest, planned: usize) -> Vec<Image> {
+    let mut images = Vec::new();
+    for (index, file) in manifest.files.iter().enumerate() {
+        let (FileAction::Patch { bytes }, Some(before)) = (&file.action, manifest.before(index))
+        else {
+            continue;
+        };
+        let end = manifest.final_bytes(index, *bytes);
+        let saved = index < planned && end == *bytes;
+        if !saved && end < before.bytes {
+            let ranges = std::iter::once(end..before.bytes).collect();
+            images.push(Image { file: index, path: file.path.clone(), ranges });
+        }
+    }
+    images
+}
+
+/// Bytes in them.
+pub fn bytes_of(images: &[Image]) -> u64 {
+    images.iter().flat_map(|image| &image.ranges).map(|range| range.end - range.start).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use data_dir::{Entry, EntryKind};
+
+    use pg_format::BlockSet;
+
+    use super::*;
+    use crate::plan::PlannedFile;
+    use crate::plan::file_actions::PagesWanted;
+
+    fn image(ours: u64, theirs: u64, blocks: &[u32]) -> Vec<(u64, u64)> {
+        let path = DataPath::new("base/5/10").unwrap();
+        let kind = EntryKind::File { bytes: ours };
+        let entry = Entry { path: path.clone(), kind, mode: 0o600, inode: 1, modified: (0, 0) };
+        let mut wanted = BlockSet::default();
+        blocks.iter().for_each(|block| wanted.insert(*block));
+        let end = u32::try_from(theirs / BLOCK_BYTES).unwrap();
+        let plan = Plan {
+            files: vec![PlannedFile {
+                path: path.clone(),
+                action: FileAction::Patch { bytes: theirs },
+            }],
+            pages: vec![PagesWanted { file: 0, blocks: wanted, end, known: 0 }],
+            ..Plan::default()
+        };
+        let images = images(&plan, &TargetFiles::from([(path, entry)]));
+        let ranges = images.into_iter().flat_map(|image| image.ranges);
+        ranges.map(|range| (range.start, range.end)).collect()
+    }
+
+    #[test]
+    fn what_is_overwritten_and_what_is_cut_is_saved() {
+        let page = BLOCK_BYTES;
+        assert_eq!(image(4 * page, 4 * page, &[1, 2]), [(page, 3 * page)]);
+        assert_eq!(image(4 * page, 2 * page, &[0]), [(0, page), (2 * page, 4 * page)]);
+        // What is not there yet needs no image, and a last page may be cut short.
+        assert_eq!(image(page + 100, 3 * page, &[1, 2]), [(page, page + 100)]);
+        assert_eq!(image(page, 3 * page, &[1, 2]), []);
+    }
+}

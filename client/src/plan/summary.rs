@@ -1,0 +1,93 @@
+//! What a plan amounts to, for dry runs, space checks and the summary.
+
+use pg_format::{BLOCK_BYTES, DataPath};
+use proto::fetch::BlockRange;
+
+use crate::plan::file_actions::{FileAction, Plan};
+
+/// What a plan does to one path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change<'a> {
+    /// The path.
+    pub path: &'a DataPath,
+    /// The action, in one word.
+    pub action: &'static str,
+    /// Pages to fetch.
+    pub blocks: Vec<BlockRange>,
+    /// Bytes to fetch, of pages or of a whole file, before compression.
+    pub bytes: u64,
+}
+
+/// Every change of a plan, in the order of its files.
+pub fn changes(plan: &Plan) -> Vec<Change<'_>> {
+    let mut changes: Vec<Change<'_>> = plan
+        .files
+        .iter()
+        .map(|file| Change {
+            path: &file.path,
+            action: match file.action {
+                FileAction::RemoveTree | FileAction::Remove => "remove",
+                FileAction::MakeDirectory { .. } => "create",
+                FileAction::Replace { .. } => "replace",
+                FileAction::Patch { .. } => "patch",
+            },
+            blocks: Vec::new(),
+            bytes: 0,
+        })
+        .collect();
+    for wanted in &plan.pages {
+        if let Some(change) = changes.get_mut(wanted.file) {
+            change.blocks = wanted.blocks.ranges(wanted.end, u32::MAX);
+            change.bytes = change.blocks.iter().map(|r| u64::from(r.count) * BLOCK_BYTES).sum();
+        }
+    }
+    for wanted in &plan.whole {
+        if let Some(change) = changes.get_mut(wanted.file) {
+            change.bytes = wanted.bytes;
+        }
+    }
+    changes
+}
+
+/// Totals of a plan.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Pages to fetch.
+    pub pages: u64,
+    /// Bytes of whole files to fetch.
+    pub whole_bytes: u64,
+    /// Files that change in place.
+    pub patched: usize,
+    /// Files that are replaced or new.
+    pub replaced: usize,
+    /// Files and directories that go.
+    pub removed: usize,
+    /// Directories that are made.
+    pub directories: usize,
+}
+
+impl Totals {
+    /// The totals of `plan`.
+    pub fn of(plan: &Plan) -> Self {
+        let count = |wanted: fn(&FileAction) -> bool| {
+            plan.files.iter().filter(|file| wanted(&file.action)).count()
+        };
+        Self {
+            pages: plan
+                .pages
+                .iter()
+                .map(|wanted| wanted.blocks.iter().take_while(|b| *b < wanted.end).count() as u64)
+                .sum(),
+            whole_bytes: plan.whole.iter().map(|wanted| wanted.bytes).sum(),
+            patched: count(|action| matches!(action, FileAction::Patch { .. })),
+            replaced: count(|action| matches!(action, FileAction::Replace { .. })),
+            removed: count(|action| matches!(action, FileAction::Remove | FileAction::RemoveTree)),
+            directories: count(|action| matches!(action, FileAction::MakeDirectory { .. })),
+        }
+    }
+
+    /// Bytes before compression.
+    pub fn bytes(&self) -> u64 {
+        self.pages * BLOCK_BYTES + self.whole_bytes
+    }
+}

@@ -1,0 +1,138 @@
+//! WAL that the source has announced, fetched over all connections like everything else and written
+//! to its place in staging in any order.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use pg_format::WalSegmentSize;
+use pg_format::wal::SegmentName;
+use proto::fetch::{Item, ItemBody, Unit, UnitKind};
+use proto::frame::Frame;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Class, RewindError};
+use crate::staging::disk::Disk;
+use crate::staging::layout;
+
+/// Marks the units of WAL among those of a plan, whose numbers begin with that of a file.
+const WAL: u64 = 1 << 63;
+
+/// Whether a reply belongs to a unit of WAL.
+pub fn is_wal(item: &Item) -> bool {
+    item.unit & WAL != 0
+}
+
+/// A range of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// The segment.
+    pub name: SegmentName,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct WalUnits {
+    disk: Arc<dyn Disk>,
+    size: WalSegmentSize,
+    /// Segment and bytes that are still to come, by unit.
+    left: Mutex<HashMap<u64, (SegmentName, u64)>>,
+    /// Whether nothing more is written: the files may be those of another attempt by then.
+    closed: RwLock<bool>,
+    complete: CancellationToken,
+    payload_bytes: AtomicU64,
+}
+
+impl WalUnits {
+    /// Units for these pieces, whose files exist, and what takes the replies.
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        size: WalSegmentSize,
+        pieces: &[Piece],
+    ) -> (Vec<Unit>, Arc<Self>) {
+        let mut left = HashMap::new();
+        let mut units = Vec::new();
+        for (piece, index) in pieces.iter().zip(0..) {
+            let Piece { name, offset, length } = *piece;
+            let SegmentName { timeline, number } = name;
+            let id = WAL | index;
+            left.insert(id, (name, length));
+            units.push(Unit { id, kind: UnitKind::Wal { timeline, number, offset, length } });
+        }
+        let complete = CancellationToken::new();
+        if left.is_empty() {
+            complete.cancel();
+        }
+        let closed = RwLock::new(false);
+        let (left, payload_bytes) = (Mutex::new(left), AtomicU64::new(0));
+        (units, Arc::new(Self { disk, size, left, closed, complete, payload_bytes }))
+    }
+
+    /// Waits until all of it has arrived.
+    pub async fn complete(&self) {
+        self.complete.cancelled().await;
+    }
+
+    /// Nothing is written after this returns, whatever threads still have.
+    pub fn close(&self) {
+        *self.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Bytes that arrived, as they travelled.
+    pub fn payload_bytes(&self) -> u64 {
+        self.payload_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Takes a frame that holds nothing but WAL.
+    pub fn receive(&self, frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
+        self.payload_bytes.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
+        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        if *closed {
+            return Err(RewindError::new(Class::Interrupted, "the attempt is over"));
+        }
+        for item in items {
+            let known = self.left().get(&item.unit).copied();
+            let (Some((name, missing)), true) = (known, is_wal(item)) else {
+                let message = "the source mixes WAL with other things in one frame";
+                return Err(RewindError::new(Class::Other, message));
+            };
+            let left = match &item.body {
+                ItemBody::Chunk(chunk) => {
+                    let path = layout::staged_wal(&name.file_name(self.size));
+                    let written = self.disk.write_at(&path, chunk.offset(), chunk.data());
+                    written.map_err(|error| {
+                        let message = format!("could not write {path}");
+                        RewindError::because(Class::Preflight, message, error)
+                    })?;
+                    missing.saturating_sub(chunk.data().len() as u64)
+                }
+                ItemBody::End { vanished: true, .. } if missing > 0 => {
+                    let name = name.file_name(self.size);
+                    let message =
+                        format!("the source no longer has WAL segment {name}, which replay needs");
+                    return Err(RewindError::new(Class::WalUnavailable, message));
+                }
+                // What did not come is seen when it is decoded.
+                _ => 0,
+            };
+            self.note(item.unit, (name, left));
+        }
+        Ok(())
+    }
+
+    fn left(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (SegmentName, u64)>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, unit: u64, (name, left): (SegmentName, u64)) {
+        let mut all = self.left();
+        all.insert(unit, (name, left));
+        if all.values().all(|(_, left)| *left == 0) {
+            self.complete.cancel();
+        }
+    }
+}

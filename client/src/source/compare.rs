@@ -1,0 +1,203 @@
+//! Compares page hashes of the two nodes and notes which pages differ.
+//!
+//! Each question brings a hash of every run of this node's pages, so that equal runs cost the link next
+//! to nothing, and the hashes of single pages come at once where a run differs. Both nodes read at the
+//! same time.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use data_dir::DataDir;
+use data_dir::dir::{is_hole, read_at};
+use pg_format::{BLOCK_BYTES, BLOCK_SIZE, BlockSet, DataPath};
+use proto::PageHash;
+use proto::fetch::{BlockRange, Item, ItemBody, Unit, UnitKind};
+use proto::frame::Frame;
+use proto::hash::run_hash;
+use proto::limits::{RUN_PAGES, UNIT_HASHES_MAX};
+
+use crate::error::{Class, RewindError};
+use crate::monitor::Monitor;
+use crate::plan::Differences;
+use crate::plan::file_actions::Comparison;
+use crate::source::Session;
+use crate::source::pool::{self, Carried, Sink, Start, Work};
+use crate::source::requests::{Announce, Prepare};
+
+/// Compares all of `comparisons`; every file of them has an entry in the result.
+pub async fn compare(
+    session: &Session,
+    directory: Arc<DataDir>,
+    comparisons: &[Comparison],
+    monitor: Arc<dyn Monitor>,
+) -> Result<(Differences, Carried), RewindError> {
+    let mut units = Vec::new();
+    let mut differences = Differences::new();
+    for Comparison { path, blocks } in comparisons {
+        differences.insert(path.clone(), BlockSet::default());
+        let mut first = 0;
+        while first < *blocks {
+            let range = BlockRange { first, count: UNIT_HASHES_MAX.min(blocks - first) };
+            let kind = UnitKind::Hashes { path: path.clone(), range, own: Vec::new() };
+            units.push(Unit { id: units.len() as u64, kind });
+            first += range.count;
+        }
+    }
+    let own = Arc::new(OwnPages { directory, asked: Arc::default() });
+    let differences = Arc::new(Mutex::new(differences));
+    let prepare = Arc::clone(&own) as Arc<dyn Prepare>;
+    let carried = pool::run(
+        session,
+        Work { units, later: None, prepare, start: Start::AsTheyCome },
+        |_| {
+            let (own, differences) = (Arc::clone(&own), Arc::clone(&differences));
+            Ok(Box::new(CompareSink { own, differences }))
+        },
+        monitor,
+    )
+    .await?;
+    let found = std::mem::take(&mut *differences.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok((found, carried))
+}
+
+/// What is still to come of a question.
+struct Asked {
+    path: DataPath,
+    range: BlockRange,
+    /// Hashes of this node's pages of that range; fewer where its file ends.
+    own: Vec<PageHash>,
+}
+
+impl Asked {
+    /// Takes the next pages off: their numbers and this node's hashes of them.
+    fn take(&mut self, count: u32) -> impl Iterator<Item = (u32, Option<PageHash>)> + use<> {
+        let count = count.min(self.range.count);
+        let own: Vec<PageHash> = self.own.drain(..(count as usize).min(self.own.len())).collect();
+        let first = self.range.first;
+        self.range.first += count;
+        self.range.count -= count;
+        let own = own.into_iter().map(Some).chain(std::iter::repeat(None));
+        (first..first + count).zip(own)
+    }
+}
+
+/// Cost of one full question: the next is hashed while the source works on it.
+const COST_AT_ONCE: u64 = 2 << 20;
+
+/// Questions by the number of their unit.
+type AllAsked = Arc<Mutex<HashMap<u64, Asked>>>;
+
+/// Hashes this node's pages for the questions, and keeps the hashes until they are answered.
+struct OwnPages {
+    directory: Arc<DataDir>,
+    asked: AllAsked,
+}
+
+impl OwnPages {
+    fn hashes(&self, path: &DataPath, range: BlockRange) -> io::Result<Vec<PageHash>> {
+        let file = self.directory.open_file(path)?;
+        let mut buffer = vec![0; RUN_PAGES as usize * BLOCK_SIZE];
+        let mut hashes = Vec::with_capacity(range.count as usize);
+        let end = range.first + range.count;
+        let mut first = range.first;
+        while first < end {
+            let count = RUN_PAGES.min(end - first);
+            let (offset, bytes) = (u64::from(first) * BLOCK_BYTES, count as usize * BLOCK_SIZE);
+            first += count;
+            if is_hole(&file, offset, bytes as u64) {
+                let zeros = PageHash::of(&[0; BLOCK_SIZE]);
+                hashes.extend(std::iter::repeat_n(zeros, count as usize));
+                continue;
+            }
+            let wanted = buffer.get_mut(..bytes).unwrap_or_default();
+            let read = read_at(&file, wanted, offset)?;
+            let pages = wanted.get(..read).unwrap_or_default().chunks_exact(BLOCK_SIZE);
+            hashes.extend(pages.map(PageHash::of));
+            if read < bytes {
+                break;
+            }
+        }
+        Ok(hashes)
+    }
+}
+
+impl Prepare for OwnPages {
+    fn prepare(&self, unit: &mut Unit) -> Result<Announce, RewindError> {
+        let UnitKind::Hashes { path, range, own } = &mut unit.kind else {
+            return Ok(Box::new(|| {}));
+        };
+        let hashes = self.hashes(path, *range).map_err(|error| {
+            RewindError::because(Class::Target, format!("could not read {path}"), error)
+        })?;
+        *own = hashes.chunks(RUN_PAGES as usize).map(run_hash).collect();
+        // Pages that went away are like none the source has.
+        own.resize(range.count.div_ceil(RUN_PAGES) as usize, run_hash(&[]));
+        let asked = Asked { path: path.clone(), range: *range, own: hashes };
+        let (all, id) = (Arc::clone(&self.asked), unit.id);
+        Ok(Box::new(move || {
+            all.lock().unwrap_or_else(PoisonError::into_inner).insert(id, asked);
+        }))
+    }
+
+    fn cost_at_once(&self) -> u64 {
+        COST_AT_ONCE
+    }
+}
+
+struct CompareSink {
+    own: Arc<OwnPages>,
+    differences: Arc<Mutex<Differences>>,
+}
+
+impl CompareSink {
+    /// Pages that a reply shows to differ, and their file.
+    fn differing(&self, item: &Item) -> Option<(DataPath, Vec<u32>)> {
+        let mut all = self.own.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = all.get_mut(&item.unit)?;
+        let different = match &item.body {
+            // Not what was asked last: nothing is known of these pages.
+            ItemBody::PageHashes { first, hashes } if *first != asked.range.first => {
+                let count = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
+                (*first..first.saturating_add(count)).collect()
+            }
+            ItemBody::PageHashes { hashes, .. } => {
+                let pages = asked.take(u32::try_from(hashes.len()).unwrap_or(u32::MAX)).zip(hashes);
+                pages
+                    .filter(|((_, own), theirs)| *own != Some(**theirs))
+                    .map(|((block, _), _)| block)
+                    .collect()
+            }
+            ItemBody::Same { count, .. } => {
+                drop(asked.take(*count));
+                Vec::new()
+            }
+            // Gone, or shorter than it was listed: what did not come is not the same.
+            ItemBody::End { .. } => {
+                let asked = all.remove(&item.unit)?;
+                let range = asked.range;
+                return Some((asked.path, (range.first..range.first + range.count).collect()));
+            }
+            _ => Vec::new(),
+        };
+        Some((asked.path.clone(), different))
+    }
+}
+
+impl Sink for CompareSink {
+    fn receive(&mut self, _frame: &Frame, items: &[Item]) -> Result<Vec<Unit>, RewindError> {
+        for item in items {
+            let Some((path, different)) = self.differing(item) else {
+                continue;
+            };
+            let mut all = self.differences.lock().unwrap_or_else(PoisonError::into_inner);
+            let set = all.entry(path).or_default();
+            different.into_iter().for_each(|block| set.insert(block));
+        }
+        Ok(Vec::new())
+    }
+
+    fn finish(&mut self) -> Result<(), RewindError> {
+        Ok(())
+    }
+}

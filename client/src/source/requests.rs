@@ -1,0 +1,147 @@
+//! Asks for the units of one connection: as many as its window holds, each completed just before.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use proto::fetch::Unit;
+use proto::limits::UNITS_PER_MESSAGE_MAX;
+use tokio::sync::mpsc;
+
+use crate::error::{Class, RewindError};
+use crate::source::in_flight::cost;
+use crate::source::pool::{Shared, SharedOutstanding, lock};
+
+/// Makes known what a completed unit says, at the moment it is asked for.
+pub type Announce = Box<dyn FnOnce() + Send>;
+
+/// Completes units before they are sent, on a blocking thread.
+pub trait Prepare: Send + Sync {
+    /// A unit that may be one that was sent before and did not come to its end. Nothing may be changed
+    /// for others but by what comes back: the connection may be gone by the time this ends, and the
+    /// unit asked for on another.
+    fn prepare(&self, unit: &mut Unit) -> Result<Announce, RewindError>;
+
+    /// Cost of the units that are completed before the first of them is sent.
+    fn cost_at_once(&self) -> u64;
+}
+
+/// Nothing to complete.
+#[derive(Debug)]
+pub struct AsTheyAre;
+
+impl Prepare for AsTheyAre {
+    fn prepare(&self, _unit: &mut Unit) -> Result<Announce, RewindError> {
+        Ok(Box::new(|| {}))
+    }
+
+    fn cost_at_once(&self) -> u64 {
+        u64::MAX
+    }
+}
+
+/// When something was asked for last: before that the source owes nothing.
+#[derive(Debug)]
+pub(crate) struct Asked(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    at: Instant,
+    completing: bool,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self(Mutex::new(State { at: Instant::now(), completing: false }))
+    }
+}
+
+impl Asked {
+    fn note(&self, completing: bool) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
+            State { at: Instant::now(), completing };
+    }
+
+    /// How long the source has been asked for nothing more; no time at all while this node itself
+    /// works on the next question.
+    pub(crate) fn silent_for(&self) -> Duration {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.completing { Duration::ZERO } else { state.at.elapsed() }
+    }
+}
+
+/// Keeps `window` bytes asked for until no unit is waiting, or the connection is one too many; then
+/// the stream's requests end.
+pub(crate) async fn ask(
+    (shared, asked): (Arc<Shared>, Arc<Asked>),
+    outstanding: SharedOutstanding,
+    requests: mpsc::Sender<Vec<Unit>>,
+    (number, window): (usize, u64),
+) {
+    /// How often the window is looked at when it is full; short beside the time it holds.
+    const PAUSE: Duration = Duration::from_millis(5);
+    loop {
+        if number >= shared.limit.load(Ordering::Relaxed) {
+            return;
+        }
+        // Room for the message first: a unit that was taken is always sent.
+        let Ok(permit) = requests.reserve().await else {
+            return;
+        };
+        let batch = {
+            let mut waiting = shared.waiting();
+            let mut outstanding = lock(&outstanding);
+            let mut room =
+                window.saturating_sub(outstanding.cost()).min(shared.prepare.cost_at_once());
+            let mut batch = Vec::new();
+            while batch.len() < UNITS_PER_MESSAGE_MAX && room > 0 {
+                let Some(unit) = waiting.pop_front() else {
+                    break;
+                };
+                room = room.saturating_sub(cost(&unit.kind));
+                outstanding.insert(unit.clone());
+                batch.push(unit);
+            }
+            if batch.is_empty() && waiting.is_empty() && !shared.is_pending(&waiting) {
+                return;
+            }
+            batch
+        };
+        if batch.is_empty() {
+            drop(permit);
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        asked.note(true);
+        match complete(&shared, batch).await {
+            // No wait from here on: whoever ends this task ends it before or after all of it.
+            Ok((batch, announce)) => {
+                announce.into_iter().for_each(|announce| announce());
+                lock(&outstanding).update(&batch);
+                permit.send(batch);
+                asked.note(false);
+            }
+            Err(error) => {
+                *shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                asked.note(false);
+                return;
+            }
+        }
+    }
+}
+
+async fn complete(
+    shared: &Arc<Shared>,
+    batch: Vec<Unit>,
+) -> Result<(Vec<Unit>, Vec<Announce>), RewindError> {
+    let prepare = Arc::clone(&shared.prepare);
+    let completed = tokio::task::spawn_blocking(move || {
+        let mut batch = batch;
+        let announce: Result<Vec<_>, _> =
+            batch.iter_mut().map(|unit| prepare.prepare(unit)).collect();
+        announce.map(|announce| (batch, announce))
+    });
+    completed
+        .await
+        .map_err(|error| RewindError::because(Class::Other, "a preparing thread failed", error))?
+}

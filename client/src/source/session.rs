@@ -1,0 +1,458 @@
+//! A session with one source: its connections, and patience with them.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use pg_format::Lsn;
+use proto::fetch::{Item, Unit};
+use proto::limits::{LIST_ENTRIES_MAX, RECEIVE_BUDGET_BYTES};
+use proto::model::{Description, FileEntry, Node, Sealed};
+use proto::rate::RateLimit;
+use proto::status::CallError;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::config::{Connections, SourceAddress};
+use crate::error::{Class, RewindError};
+use crate::plan::SourceFiles;
+use crate::source::connect::{Connection, connect, reach};
+use crate::source::in_flight::{Outstanding, Unexpected};
+use crate::source_checks::check_list;
+
+/// Longest time the first call may take: a source that does not answer this is stalled.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pauses between attempts to get a connection back grow from the first to the second.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// See [`BACKOFF_MIN`].
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// How the link to the source is used.
+#[derive(Debug, Clone, Copy)]
+pub struct Link {
+    /// How many data connections there may be.
+    pub connections: Connections,
+    /// How long the source may be silent.
+    pub patience: Duration,
+    /// Bytes a second that are received at most.
+    pub max_rate: Option<u64>,
+    /// What may be on its way or wait to be worked on.
+    pub buffers: Buffers,
+}
+
+/// Bounds of what waits somewhere between the source's disk and ours.
+#[derive(Debug, Clone, Copy)]
+pub struct Buffers {
+    /// Bytes on their way to us, over all connections.
+    pub receive_bytes: u32,
+    /// Frames of each connection that were received and not looked at. With the one in work and 2 MiB
+    /// at most in each, sixteen connections have the receive budget once more in memory.
+    pub frames: usize,
+    /// Messages with requests of each connection that were made and not sent.
+    pub requests: usize,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { receive_bytes: RECEIVE_BUDGET_BYTES, frames: 2, requests: 4 }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Session {
+    source: Arc<SourceAddress>,
+    link: Link,
+    /// The link's round trip, as the first connection met it: how many connections there are and what
+    /// each may receive follows from it and must not change.
+    round_trip: Duration,
+    control: Connection,
+    rate: Option<Arc<RateLimit>>,
+    /// What the source was at first; every connection must reach the same life of the same node.
+    first: Arc<Node>,
+    /// The file list, asked for together with what the source is.
+    early: Arc<Mutex<Option<Listing>>>,
+    spare: Arc<Mutex<Spare>>,
+    waits: Arc<AtomicU32>,
+}
+
+/// Round trips from the first packet to the answer of the first call: TCP, TLS, the call.
+const WAITS_TO_BEGIN: u32 = 3;
+
+/// Data connections nobody uses just now.
+#[derive(Debug, Default)]
+struct Spare {
+    open: Vec<Connection>,
+    opening: Vec<JoinHandle<Result<(Connection, Node), RewindError>>>,
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        self.opening.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Session {
+    /// Connects and asks the source what it is. Fails at the first error: whoever starts a rewind
+    /// against a source that is not there wants to know at once.
+    pub async fn open(
+        source: SourceAddress,
+        link: Link,
+    ) -> Result<(Self, Description), RewindError> {
+        let Link { connections, patience, max_rate, .. } = link;
+        // Which window it gets is decided before its round trip is known; it asks questions alone.
+        let share = window(link, (0, connections.first(Duration::MAX)));
+        let reached = reach(&source).await?;
+        let source = Arc::new(source);
+        // The others begin as soon as it is known how many there are to be.
+        let number = connections.first(reached.round_trip);
+        let opening = (0..number).map(|n| {
+            let (source, share) = (Arc::clone(&source), window(link, (n, number)));
+            tokio::spawn(async move { open(&source, share, patience).await })
+        });
+        let spare = Spare { open: Vec::new(), opening: opening.collect() };
+        let mut control = reached.secure(&source, share, patience).await?;
+        let early = AbortOnDropHandle::new(tokio::spawn(listed(control.clone(), patience)));
+        let description = control.describe(DESCRIBE_TIMEOUT.min(patience)).await?;
+        let early = Arc::new(Mutex::new(Some(early)));
+        let first = Arc::new(description.node.clone());
+        let rate = max_rate.map(|rate| Arc::new(RateLimit::new(rate)));
+        let spare = Arc::new(Mutex::new(spare));
+        let waits = Arc::new(AtomicU32::new(WAITS_TO_BEGIN));
+        let round_trip = control.round_trip;
+        let session = Self { source, link, round_trip, control, rate, first, early, spare, waits };
+        Ok((session, description))
+    }
+
+    /// The same for a run that has begun: a source between two roles is waited for.
+    pub async fn open_again(
+        source: &SourceAddress,
+        link: Link,
+    ) -> Result<(Self, Description), RewindError> {
+        let (since, patience) = (Instant::now(), link.patience);
+        loop {
+            let opened = Self::open(source.clone(), link).await;
+            match opened {
+                Err(error) if error.class() == Class::Transient && since.elapsed() < patience => {
+                    tracing::debug!(error = %error.chain(), "source not ready, trying again");
+                    tokio::time::sleep(BACKOFF_MIN).await;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// How many data connections there may be.
+    pub fn connections(&self) -> Connections {
+        self.link.connections
+    }
+
+    /// Bounds of what waits.
+    pub fn buffers(&self) -> Buffers {
+        self.link.buffers
+    }
+
+    /// The link's round trip, as the first connection met it.
+    pub fn round_trip(&self) -> Duration {
+        self.round_trip
+    }
+
+    /// Notes that nothing else was done while an answer was on its way.
+    pub fn waited(&self) {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Round trips that were waited for so far.
+    pub fn waits(&self) -> u32 {
+        self.waits.load(Ordering::Relaxed)
+    }
+
+    fn spare(&self) -> std::sync::MutexGuard<'_, Spare> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many data connections there are at first.
+    pub fn first_connections(&self) -> usize {
+        self.link.connections.first(self.round_trip())
+    }
+
+    /// A data connection: one that is open already, or a new one.
+    pub async fn take(&self, number: usize) -> Result<Connection, RewindError> {
+        match self.take_spare(number).await? {
+            Some(open) => Ok(open),
+            None => self.reconnect(number).await,
+        }
+    }
+
+    /// The same for a connection that would only make the run faster: tried once.
+    pub async fn try_take(&self, number: usize) -> Result<Option<Connection>, RewindError> {
+        if let Some(open) = self.take_spare(number).await? {
+            return Ok(Some(open));
+        }
+        match self.connect_once(number).await {
+            Ok(connection) => Ok(Some(connection)),
+            Err(error) if error.class() == Class::Changed => Err(error),
+            Err(error) => {
+                tracing::debug!(error = %error.chain(), "one more connection is not to be had");
+                Ok(None)
+            }
+        }
+    }
+
+    /// One that is open or being opened. Those have the windows of the first ones, and are for them:
+    /// the receive budget is shared out by number.
+    async fn take_spare(&self, number: usize) -> Result<Option<Connection>, RewindError> {
+        if number >= self.first_connections() {
+            return Ok(None);
+        }
+        let (open, opening) = {
+            let mut spare = self.spare();
+            let open = spare.open.pop();
+            let opening = if open.is_none() { spare.opening.pop() } else { None };
+            (open, opening)
+        };
+        // What went wrong with one that was opened ahead shows again, or it was of a moment.
+        match (open, opening) {
+            (None, Some(opening)) => match opening.await {
+                Ok(Ok((open, node))) => self.check(&node).map(|()| Some(open)),
+                _ => Ok(None),
+            },
+            (open, _) => Ok(open),
+        }
+    }
+
+    /// Gives a connection back that works and is not needed any more: the next will not have to begin
+    /// slowly.
+    pub fn give(&self, number: usize, connection: Connection) {
+        if number < self.first_connections() {
+            self.spare().open.push(connection);
+        }
+    }
+
+    /// The limit on received bytes, if there is one.
+    pub fn rate(&self) -> Option<&Arc<RateLimit>> {
+        self.rate.as_ref()
+    }
+
+    /// How long the source may be silent.
+    pub fn patience(&self) -> Duration {
+        self.link.patience
+    }
+
+    /// A new connection, tried for as long as the source may be silent.
+    pub async fn reconnect(&self, number: usize) -> Result<Connection, RewindError> {
+        let since = Instant::now();
+        let mut pause = BACKOFF_MIN;
+        loop {
+            let error = match self.connect_once(number).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => error,
+            };
+            if error.class() != Class::Transient || since.elapsed() + pause > self.link.patience {
+                return Err(error);
+            }
+            tracing::debug!(error = %error.chain(), "source not reachable, trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    async fn connect_once(&self, number: usize) -> Result<Connection, RewindError> {
+        let share = window(self.link, (number, self.first_connections()));
+        let (connection, node) = open(&self.source, share, self.link.patience).await?;
+        self.check(&node)?;
+        Ok(connection)
+    }
+
+    /// Whether a connection reaches what the first one did.
+    fn check(&self, node: &Node) -> Result<(), RewindError> {
+        let first = &self.first;
+        // Behind one address there may be several nodes.
+        if node.control.system_identifier != first.control.system_identifier
+            || !node.same_life(first)
+        {
+            let message = "the source was restarted, promoted or stopped while it was read, or \
+                           another node answers at its address";
+            return Err(RewindError::new(Class::Changed, message));
+        }
+        Ok(())
+    }
+
+    /// Makes a call on the control connection; a broken connection is replaced and the call made
+    /// again. Only for calls that change nothing.
+    async fn call<T, F>(&mut self, make: impl Fn(Connection) -> F) -> Result<T, RewindError>
+    where
+        F: Future<Output = Result<T, CallError>>,
+    {
+        let since = Instant::now();
+        loop {
+            let error = match make(self.control.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            // Broken, or between two roles: a source that was restarted is back in a moment.
+            if !error.is_transient() || since.elapsed() > self.link.patience {
+                return Err(error.into());
+            }
+            tracing::debug!(%error, "control connection lost");
+            tokio::time::sleep(BACKOFF_MIN).await;
+            self.control = self.reconnect(0).await?;
+        }
+    }
+
+    /// What the source is now.
+    pub async fn describe(&mut self) -> Result<Description, RewindError> {
+        let limit = DESCRIBE_TIMEOUT.min(self.link.patience);
+        self.call(|mut connection| async move { connection.client.describe(limit).await }).await
+    }
+
+    /// Where replay must end for everything fetched so far.
+    pub async fn seal(&mut self) -> Result<Sealed, RewindError> {
+        self.call(|mut connection| async move { connection.client.seal().await }).await
+    }
+
+    /// Everything the source serves.
+    pub async fn list(&mut self) -> Result<SourceFiles, RewindError> {
+        let listed = match self.listed_early().await {
+            Some(listed) => listed,
+            None => {
+                let patience = self.link.patience;
+                self.call(|connection| listed(connection, patience)).await?
+            }
+        };
+        check_list(listed.entries, &self.first.control)
+    }
+
+    /// The list that was asked for first, if it is not older than the checkpoint that replay may begin
+    /// at. Whatever went wrong with it shows when it is asked for again.
+    async fn listed_early(&self) -> Option<Listed> {
+        let early = self.early.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let listed = early?.await.ok()?.ok()?;
+        (listed.redo == self.first.control.checkpoint_copy.redo).then_some(listed)
+    }
+
+    /// All replies to a few units, on the control connection; nothing else is done meanwhile.
+    pub async fn collect(&mut self, units: Vec<Unit>) -> Result<Vec<Item>, RewindError> {
+        self.waited();
+        self.ask(units).await.map(|answer| answer.items)
+    }
+
+    /// The same beside other things.
+    pub async fn ask(&mut self, units: Vec<Unit>) -> Result<Answer, RewindError> {
+        let keep = |items: &mut Vec<Item>, item| {
+            items.push(item);
+            Ok(())
+        };
+        let (items, payload_bytes) = self.fold(units, keep).await?;
+        Ok(Answer { items, payload_bytes })
+    }
+
+    /// The same of an answer that may be too long to be kept: `take` is shown each reply once. Begins anew
+    /// on another connection if this one is lost. Also tells in how many bytes the replies travelled.
+    pub async fn fold<T: Default>(
+        &mut self,
+        units: Vec<Unit>,
+        take: impl Fn(&mut T, Item) -> Result<(), Unexpected>,
+    ) -> Result<(T, u64), RewindError> {
+        let patience = self.link.patience;
+        let rate = self.rate.clone();
+        let take = &take;
+        self.call(move |connection| fold(connection, units.clone(), (patience, rate.clone()), take))
+            .await
+    }
+}
+
+/// A file list that is being received.
+type Listing = AbortOnDropHandle<Result<Listed, CallError>>;
+
+/// A file list as it came.
+#[derive(Debug)]
+struct Listed {
+    entries: Vec<FileEntry>,
+    /// Redo position of the source's newest checkpoint when the listing began.
+    redo: Lsn,
+}
+
+async fn listed(mut connection: Connection, patience: Duration) -> Result<Listed, CallError> {
+    let mut list = connection.client.list_files().await?;
+    let mut entries = Vec::new();
+    while let Some(batch) = within(patience, list.next()).await? {
+        entries.extend(batch);
+        if entries.len() > LIST_ENTRIES_MAX {
+            let message = format!("it lists more than {LIST_ENTRIES_MAX} files");
+            return Err(CallError::InvalidReply(message));
+        }
+    }
+    Ok(Listed { entries, redo: list.redo().unwrap_or(Lsn::INVALID) })
+}
+
+/// What came of a few questions.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// The replies.
+    pub items: Vec<Item>,
+    /// Bytes they travelled in.
+    pub payload_bytes: u64,
+}
+
+/// Opens a connection and asks what is at its other end.
+async fn open(
+    source: &SourceAddress,
+    window: u32,
+    patience: Duration,
+) -> Result<(Connection, Node), RewindError> {
+    let mut connection = connect(source, window, patience).await?;
+    let node = connection.describe(DESCRIBE_TIMEOUT.min(patience)).await?.node;
+    Ok((connection, node))
+}
+
+/// Bytes the data connection of this number may have on their way. The sum over all there may be, and
+/// the one that asks questions, is the receive budget: it does not change when some are added.
+fn window(link: Link, (number, first): (usize, usize)) -> u32 {
+    let budget = link.buffers.receive_bytes;
+    let share = |budget: u32, number: usize| budget / u32::try_from(number).unwrap_or(u32::MAX);
+    match link.connections.most() - first {
+        0 => share(budget, first + 1),
+        // Half for those that are there from the beginning and the one that asks.
+        more if number >= first => share(budget / 2, more),
+        _ => share(budget / 2, first + 1),
+    }
+}
+
+/// A part of a stream that must come in time.
+async fn within<T>(
+    limit: Duration,
+    part: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
+    let stalled = |_| CallError::Broken("the source has stalled".to_owned());
+    tokio::time::timeout(limit, part).await.map_err(stalled)?
+}
+
+async fn fold<T: Default>(
+    mut connection: Connection,
+    units: Vec<Unit>,
+    (patience, rate): (Duration, Option<Arc<RateLimit>>),
+    take: impl Fn(&mut T, Item) -> Result<(), Unexpected>,
+) -> Result<(T, u64), CallError> {
+    let mut outstanding = Outstanding::default();
+    units.iter().cloned().for_each(|unit| outstanding.insert(unit));
+    let (requests, queue) = mpsc::channel(1);
+    // The only message: the channel has room for it.
+    drop(requests.try_send(units));
+    let mut frames = connection.client.fetch(queue).await?;
+    let (mut value, mut payload_bytes) = (T::default(), 0);
+    while !outstanding.is_empty() {
+        let frame = within(patience, frames.next()).await?;
+        let frame = frame.ok_or_else(|| CallError::Broken("the stream ended early".to_owned()))?;
+        payload_bytes += frame.payload.len() as u64;
+        if let Some(rate) = &rate {
+            tokio::time::sleep(rate.reserve(frame.payload.len())).await;
+        }
+        for item in frame.items().map_err(|e| CallError::InvalidReply(e.to_string()))? {
+            outstanding.receive(&item).map_err(|e| CallError::InvalidReply(e.to_string()))?;
+            take(&mut value, item).map_err(|e| CallError::InvalidReply(e.to_string()))?;
+        }
+    }
+    Ok((value, payload_bytes))
+}

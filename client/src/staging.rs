@@ -1,0 +1,58 @@
+//! The state directory `.pgrejoin`: what is fetched for a rewind, what finishes it and what takes it back.
+//!
+//! Every change of the target and of this directory goes through [`disk::Disk`].
+
+pub mod disk;
+pub mod external;
+pub mod header;
+pub mod layout;
+pub mod manifest;
+pub mod marks;
+pub mod notes;
+pub mod pack;
+pub mod partial_fetch;
+pub mod pid_file;
+pub mod reserve;
+pub mod saved_plan;
+pub mod staged_bytes;
+pub mod state_directory;
+pub(crate) mod warning;
+
+use crate::error::{Class, RewindError, io_kind};
+
+pub(crate) fn state_error(
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> RewindError {
+    use std::io::ErrorKind;
+    let error = error.into();
+    let class = match io_kind(&*error) {
+        // What the operator can mend and what a check before the first change is there for.
+        Some(
+            ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::StorageFull
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::PermissionDenied,
+        ) => Class::Preflight,
+        _ => Class::Other,
+    };
+    RewindError::because(class, "the target's .pgrejoin directory is not usable", error)
+}
+
+pub(crate) fn staging(error: std::io::Error) -> RewindError {
+    RewindError::because(Class::Preflight, "could not write to staging", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_takes_nothing_is_for_the_operator_to_mend() {
+        use rustix::io::Errno;
+        for errno in [Errno::ROFS, Errno::NOSPC, Errno::DQUOT, Errno::ACCESS] {
+            let error = std::io::Error::from(errno);
+            assert_eq!(state_error(error).class(), Class::Preflight, "{errno}");
+        }
+        assert_eq!(state_error(std::io::Error::from(Errno::IO)).class(), Class::Other);
+    }
+}

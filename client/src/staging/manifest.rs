@@ -1,0 +1,139 @@
+//! Everything that is needed to finish a rewind or to take it back, in one checked file.
+
+use std::io;
+
+use data_dir::DataDir;
+use pg_format::DataPath;
+use pg_format::relation::is_oid;
+use serde::{Deserialize, Serialize};
+
+use crate::plan::pg_wal::{SmallFile, WalChanges};
+use crate::plan::{FileAction, PlannedFile};
+use crate::staging::disk::FileStat;
+use crate::staging::external::Staging;
+use crate::staging::header::{self, HeaderError};
+use crate::staging::layout::trash;
+
+/// A staged file as it was when it was sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackDigest {
+    /// Its name.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// CRC-32C of its content.
+    pub crc: u32,
+}
+
+/// A small file as it was before it was written or removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OldFile {
+    /// Where it is.
+    pub path: DataPath,
+    /// Its content and permission bits; `None` if there was none.
+    pub content: Option<(Vec<u8>, u32)>,
+}
+
+/// The way back, but for what lies in the trash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undo {
+    /// Images of what is overwritten or cut.
+    pub images: Vec<PackDigest>,
+    /// Small files that are written or removed.
+    pub small: Vec<OldFile>,
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Program that wrote it.
+    pub program_version: String,
+    /// The target's `pg_control` when the plan was made: if another is found, somebody started the
+    /// server and the plan is void.
+    pub old_control: Vec<u8>,
+    /// The `pg_control` that makes it a rewound node.
+    pub new_control: Vec<u8>,
+    /// The target's files.
+    pub files: Vec<PlannedFile>,
+    /// Each of them as it was when the plan was made; `None` if there was no such file.
+    pub before: Vec<Option<FileStat>>,
+    /// The packs.
+    pub packs: Vec<PackDigest>,
+    /// The staged WAL segments.
+    pub segments: Vec<PackDigest>,
+    /// Where packs and WAL are staged, if not in the state directory.
+    pub staging: Option<Staging>,
+    /// Files that were shorter on the source when they were read than when they were listed: index
+    /// and bytes.
+    pub shorter: Vec<(usize, u64)>,
+    /// Files that were gone when they were read.
+    pub vanished: Vec<usize>,
+    /// Changes in `pg_wal`.
+    pub wal: WalChanges,
+    /// Settings and signal files, in the order they are written.
+    pub settings: Vec<SmallFile>,
+    /// Top-level files that go.
+    pub remove: Vec<DataPath>,
+    /// Replay begins here; written last before `pg_control`.
+    pub backup_label: Vec<u8>,
+    /// The way back; `None` if it was given up.
+    pub undo: Option<Undo>,
+    /// Whether the disk is waited for.
+    pub sync: bool,
+    /// What the operator is told at the end.
+    pub summary: String,
+}
+
+/// Why a manifest cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// It is damaged, or another release wrote it.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// It cannot be encoded or decoded.
+    #[error("its content makes no sense")]
+    Content(#[from] postcard::Error),
+}
+
+impl Manifest {
+    /// The file's content.
+    pub fn encode(&self) -> Result<Vec<u8>, ManifestError> {
+        Ok(header::seal(&postcard::to_stdvec(self)?))
+    }
+
+    /// Reads and checks the file.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
+        Ok(postcard::from_bytes(header::open(bytes)?)?)
+    }
+
+    /// The length a planned file has at the end.
+    pub fn final_bytes(&self, index: usize, planned: u64) -> u64 {
+        let shorter = self.shorter.iter().find(|(of, _)| *of == index);
+        shorter.map_or(planned, |(_, shorter)| planned.min(*shorter))
+    }
+
+    /// A planned file as it was; `None` if there was no such file.
+    pub fn before(&self, index: usize) -> Option<&FileStat> {
+        self.before.get(index).and_then(Option::as_ref)
+    }
+
+    /// Whether a planned file was gone on the source when it was read.
+    pub fn is_gone(&self, index: usize) -> bool {
+        self.vanished.contains(&index)
+    }
+}
+
+/// Opens a target anew whose links have changed. A tablespace that goes is reached through its link in
+/// the trash, so that what lies there comes back or goes with it.
+pub fn reopen(directory: &DataDir, manifest: &Manifest) -> io::Result<DataDir> {
+    let mut opened = DataDir::open(directory.path()).map_err(io::Error::other)?;
+    for (index, file) in manifest.files.iter().enumerate() {
+        let oid = file.path.as_str().strip_prefix("pg_tblspc/").filter(|oid| is_oid(oid));
+        let Some(oid) = oid.filter(|_| file.action == FileAction::Remove) else {
+            continue;
+        };
+        let trash = trash(directory, &file.path, index);
+        opened.adopt_tablespace(oid, &trash)?;
+    }
+    Ok(opened)
+}

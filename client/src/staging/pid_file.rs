@@ -1,0 +1,85 @@
+//! Holds `postmaster.pid`, so that no server starts while the target is worked on.
+//!
+//! The number in it is our process id made negative, as PostgreSQL's single-user mode writes its
+//! own: a server refuses to start, and `pg_ctl` does not take us for one and signal us.
+
+use std::io;
+
+use pg_format::DataPath;
+
+use crate::error::{Class, RewindError};
+use crate::staging::disk::Disk;
+
+const PID_FILE: &str = "postmaster.pid";
+/// A stale file that was found, kept to be put back if the target stays as it was.
+const STALE: &str = ".pgrejoin/postmaster.pid.stale";
+
+/// Ours before it has its name.
+const NEW: &str = ".pgrejoin/postmaster.pid.new";
+
+#[expect(clippy::expect_used, reason = "the names are constants of ours")]
+fn path(name: &str) -> DataPath {
+    DataPath::new(name).expect("our own paths are plain")
+}
+
+/// Takes the file. The state directory must exist.
+pub fn take(disk: &dyn Disk, pgdata: &std::path::Path) -> Result<(), RewindError> {
+    let failed = |error: io::Error| {
+        RewindError::because(Class::Preflight, "could not take the target's postmaster.pid", error)
+    };
+    let (pid_file, stale) = (path(PID_FILE), path(STALE));
+    if disk.is_directory(&pid_file).map_err(failed)?.is_some() {
+        if is_ours(disk).map_err(failed)? {
+            disk.remove_file(&pid_file).map_err(failed)?;
+        } else {
+            disk.rename(&pid_file, &stale).map_err(failed)?;
+        }
+    }
+    let us = rustix::process::getpid().as_raw_nonzero().get();
+    let started = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+    let text = format!("-{us}\n{}\n{}\n", pgdata.display(), started.unwrap_or_default().as_secs());
+    // It appears whole or not at all: an empty one would keep the server from starting for ever.
+    let new = path(NEW);
+    disk.create_file(&new)
+        .and_then(|()| disk.write_at(&new, 0, text.as_bytes()))
+        .and_then(|()| disk.sync_file(&new))
+        .map_err(failed)?;
+    let taken = disk.link(&new, &pid_file);
+    disk.remove_file(&new).map_err(failed)?;
+    match taken {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(RewindError::new(
+            Class::Target,
+            "a server is just starting in the target's data directory: stop it first",
+        )),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Whether the file is one a rewind left: a negative number. A single-user server's process would
+/// have been found working in the directory.
+fn is_ours(disk: &dyn Disk) -> io::Result<bool> {
+    let mut text = String::new();
+    io::Read::read_to_string(&mut disk.open(&path(PID_FILE))?, &mut text)?;
+    Ok(text.starts_with('-'))
+}
+
+/// Gives the file back after the target was rewound.
+pub fn release(disk: &dyn Disk) -> io::Result<()> {
+    if disk.is_directory(&path(PID_FILE))?.is_some() && is_ours(disk)? {
+        disk.remove_file(&path(PID_FILE))?;
+        // After a power cut its number may be that of another process.
+        disk.sync_directory(None)?;
+    }
+    Ok(())
+}
+
+/// Gives the file back and puts a stale one where it was: the target was not changed.
+pub fn restore(disk: &dyn Disk) -> io::Result<()> {
+    release(disk)?;
+    let stale = path(STALE);
+    if disk.is_directory(&stale)?.is_some() && disk.is_directory(&path(PID_FILE))?.is_none() {
+        disk.rename(&stale, &path(PID_FILE))?;
+    }
+    Ok(())
+}

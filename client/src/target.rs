@@ -1,0 +1,197 @@
+//! A read-only look at the target: is it stopped, ours and sound, and what is in it?
+
+pub mod places;
+pub mod recovery_conf;
+pub mod running;
+pub mod settings;
+pub mod start;
+pub mod unstarted;
+pub mod wal_archive;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use data_dir::control::Control;
+use data_dir::dir::read_at;
+use data_dir::secret::{holds_private_key, is_key_name};
+use data_dir::wal::LocalWal;
+use data_dir::{DataDir, Entry};
+use pg_format::relation::tablespace_version_directory;
+use pg_format::wal::WalContext;
+use pg_format::{
+    BLOCK_BYTES, ControlFile, DataPath, FileClass, Fork, RelationPath, TimelineHistory,
+};
+use rustix::fs::FlockOperation;
+
+use crate::config::Config;
+use crate::error::{Class, RewindError};
+use crate::plan::input::file_bytes;
+use crate::staging::disk::Disk;
+use crate::target::unstarted::is_unstarted;
+use settings::Settings;
+
+/// Directories of `pg_wal` with something in them that a rewind changes.
+const WAL_DIRECTORIES: [&str; 3] = ["pg_wal", "pg_wal/archive_status", "pg_wal/summaries"];
+
+/// The target, locked: nobody else rewinds it as long as this value lives.
+#[derive(Debug)]
+pub struct Target {
+    /// Its data directory; the lock is on its handle.
+    pub directory: Arc<DataDir>,
+    /// Its `pg_control`.
+    pub control: Control,
+    /// The history of its timeline.
+    pub history: TimelineHistory,
+    /// Its settings.
+    pub settings: Settings,
+    /// Everything in it.
+    pub files: BTreeMap<DataPath, Entry>,
+    /// Whether it was rewound before and not started since: its pages are right only once its WAL was replayed.
+    pub unstarted: bool,
+}
+
+/// Opens and locks a data directory that is ours and in which no server runs.
+pub fn lock(path: &Path) -> Result<DataDir, RewindError> {
+    let directory = lock_only(path)?;
+    running::refuse_running(&directory)?;
+    Ok(directory)
+}
+
+/// The same, whatever runs there.
+pub fn lock_only(path: &Path) -> Result<DataDir, RewindError> {
+    let directory = DataDir::open(path)?;
+    let target = |message: String| RewindError::new(Class::Target, message);
+    let io = |error| {
+        RewindError::because(Class::Target, format!("could not look at {}", path.display()), error)
+    };
+    let (owner, _) = directory.owner_and_mode().map_err(io)?;
+    let us = rustix::process::geteuid().as_raw();
+    if owner != us {
+        return Err(target(format!(
+            "data directory {} belongs to user id {owner}, this program runs as {us}: run it as \
+             the owner",
+            path.display()
+        )));
+    }
+    let operation = FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::flock(directory.root(), operation).map_err(|_| {
+        target(format!("another pgrejoin is working on {}: let it finish", path.display()))
+    })?;
+    Ok(directory)
+}
+
+/// Looks at a locked target and refuses one that cannot be rewound.
+pub fn inspect(
+    directory: &Arc<DataDir>,
+    disk: &dyn Disk,
+    config: &Config,
+) -> Result<Target, RewindError> {
+    let refuse = |message: String| Err(RewindError::new(Class::Target, message));
+    // R16: what a killed server left in the kernel's cache must survive before it is built on.
+    disk.sync_all().map_err(|error| {
+        let message = "could not make the target's files durable";
+        RewindError::because(Class::Target, message, error)
+    })?;
+    let control = directory.control()?;
+    let backup = control.file.backup_start_point;
+    let unstarted = is_unstarted(directory)?;
+    if !unstarted && (directory.has("backup_label") || backup.is_valid()) {
+        return refuse(format!(
+            "target {} is a base backup whose recovery has not finished (backup_label or backup \
+             start point {backup}): start it once or take a new base backup",
+            directory.path().display()
+        ));
+    }
+    let settings = settings::read(directory, config.config_file.as_deref())?;
+    settings.refuse_recovery_target()?;
+    let history = directory.history(control.file.timeline())?;
+    let mut files = BTreeMap::new();
+    let version_directory =
+        tablespace_version_directory(control.file.major, control.file.catalog_version);
+    // What is kept as it is need not be looked into, and may not even be ours to read.
+    let enter = |path: &DataPath| match FileClass::of(path) {
+        FileClass::Log => false,
+        FileClass::Wal => WAL_DIRECTORIES.contains(&path.as_str()),
+        _ => true,
+    };
+    let walked = directory.walk(&version_directory, &enter, &mut |entry| {
+        files.insert(entry.path.clone(), entry);
+        Ok(())
+    });
+    walked.map_err(|error| {
+        RewindError::because(Class::Target, "could not list the target's files", error)
+    })?;
+    let directory = Arc::clone(directory);
+    Ok(Target { directory, control, history, settings, files, unstarted })
+}
+
+/// Files of the target that are private keys, among those PostgreSQL does not know.
+pub fn private_keys(target: &Target) -> BTreeSet<DataPath> {
+    let configured = target.settings.get("ssl_key_file").and_then(|file| file.rsplit('/').next());
+    let mut keys = BTreeSet::new();
+    for path in target.files.keys() {
+        if FileClass::of(path) != FileClass::Unknown {
+            continue;
+        }
+        let name = path.file_name();
+        let known = is_key_name(name) || configured == Some(name);
+        let held = match target.directory.open_file(path) {
+            Ok(file) => holds_private_key(file).unwrap_or(true),
+            Err(_) => false,
+        };
+        if known || held {
+            keys.insert(path.clone());
+        }
+    }
+    keys
+}
+
+/// Bytes before a page's content (`SizeOfPageHeaderData`).
+const PAGE_HEADER_BYTES: u64 = 24;
+/// First bytes of the content of an `SP-GiST` index's first page (`SPGIST_MAGIC_NUMBER`).
+const SPGIST_MAGIC: [u8; 4] = 0xBA0B_ABEE_u32.to_le_bytes();
+
+/// Relations whose first page PostgreSQL changes without WAL, found by what that page holds: the first page of
+/// an `SP-GiST` index remembers pages with room (`SpGistUpdateMetaPage`). docs/RULES.md, R1a.
+pub fn changed_without_wal(target: &Target) -> Result<Vec<RelationPath>, RewindError> {
+    let mut found = Vec::new();
+    for (path, entry) in &target.files {
+        let FileClass::Relation(segment) = FileClass::of(path) else {
+            continue;
+        };
+        let first = segment.fork == Fork::Main && segment.segment == 0;
+        if !first || file_bytes(entry).is_none_or(|bytes| bytes < BLOCK_BYTES) {
+            continue;
+        }
+        let mut magic = [0; 4];
+        let read = target
+            .directory
+            .open_file(path)
+            .and_then(|file| read_at(&file, &mut magic, PAGE_HEADER_BYTES));
+        let bytes = read.map_err(|error| {
+            RewindError::because(Class::Target, format!("could not read {path}"), error)
+        })?;
+        if bytes == magic.len() && magic == SPGIST_MAGIC {
+            found.push(segment.relation);
+        }
+    }
+    Ok(found)
+}
+
+/// How a node's WAL is read.
+pub fn wal_context(control: &ControlFile) -> WalContext {
+    WalContext {
+        format: control.major.wal_format(),
+        system_identifier: control.system_identifier,
+        segment_size: control.wal_segment_size,
+    }
+}
+
+pub(crate) fn local_wal(target: &Target) -> LocalWal<'_> {
+    LocalWal {
+        directory: &target.directory,
+        history: &target.history,
+        context: wal_context(&target.control.file),
+    }
+}
