@@ -5,7 +5,7 @@ MINUTES ?= 10
 KILLS ?= 250
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test check faults torture kills mutants fuzz bench bench-quick postgres bins
+.PHONY: demo test test-fast check faults torture kills mutants fuzz bench bench-quick postgres bins
 
 postgres:
 	scripts/get-postgres.sh
@@ -20,19 +20,26 @@ demo: bins
 
 # Programs and tests are built in one go: apart, cargo would build what they share twice.
 test: postgres
-	scripts/need-nextest.sh
+	scripts/need-cargo-tool.sh nextest 0.9.148
 	scripts/need-strace.sh
 	cargo build --workspace --bins --tests
 	cargo nextest run --workspace
 	cargo test --workspace --doc
+
+# Unit tests, and whole rewinds on PostgreSQL 15 alone: what one runs between two edits.
+test-fast:
+	scripts/get-postgres.sh 15
+	scripts/need-cargo-tool.sh nextest 0.9.148
+	cargo build --workspace --bins --tests
+	cargo nextest run --workspace -E '(kind(lib) | kind(bin)) | test(/^basic::pg15/) | test(/^refusals::/) | binary(tidy)'
 
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
 	cargo test --workspace --test tidy
-	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
-	else echo "cargo-deny is not installed: licences, bans and sources were NOT checked"; fi
+	scripts/need-cargo-tool.sh deny 0.20.2
+	scripts/check-dependencies.sh
 
 # Every state in which a disk can be left, where an ordinary test run tries a part of them.
 faults:
@@ -52,7 +59,7 @@ kills: postgres
 
 # Switches rules of correctness off, one after the other: a test must fail each time.
 mutants: postgres
-	scripts/need-nextest.sh
+	scripts/need-cargo-tool.sh nextest 0.9.148
 	scripts/mutants.sh
 
 # Every reader of bytes from a disk or a peer, FUZZ_SECONDS each, from the seeds in fuzz/corpus.

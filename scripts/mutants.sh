@@ -10,8 +10,15 @@ for patch in integration-tests/mutants/${1:-*}.patch; do
     tests=$(sed -n 's/^# tests: //p' "$patch")
     trap 'git apply -R "$patch"' EXIT
     git apply "$patch"
-    cargo build --workspace --bins --tests 2>&1 | grep -E '^error' && { echo "mutants: $name does not build" >&2; exit 1; }
-    if cargo nextest run --workspace --no-fail-fast -E "$tests" >/tmp/pgrejoin-mutant.log 2>&1; then
+    # Unit tests of one package need nothing else to be built.
+    package=$(sed -n 's/^# package: //p' "$patch")
+    if [ -n "$package" ]; then
+        built=(--package "$package" --tests) run=(--package "$package")
+    else
+        built=(--workspace --bins --tests) run=(--workspace)
+    fi
+    cargo build "${built[@]}" 2>&1 | grep -E '^error' && { echo "mutants: $name does not build" >&2; exit 1; }
+    if cargo nextest run "${run[@]}" --no-fail-fast -E "$tests" >/tmp/pgrejoin-mutant.log 2>&1; then
         survived+=("$name")
         echo "$name: NOT NOTICED by $tests"
     else

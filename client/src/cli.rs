@@ -6,15 +6,20 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use proto::limits::CONNECTIONS_CLIENT_MAX;
 
-/// Makes a PostgreSQL node that lost its place rejoin its cluster without a new base backup.
-///
-/// Exit codes: 0 done, or nothing to do; 1 other failure; 2 usage; 3 the target cannot be rewound
-/// as it is; 4 authentication; 5 try again later; 6 rebuild the node; 7 a check before the first
-/// change failed; 8 modified but unfinished: run again, do not start PostgreSQL; 9 rewound, but
-/// not started or temporary files are left; 130 and 143
-/// stopped by a signal. After every code but 0, 8 and 9 the target is as it was.
+use crate::error::EXIT_CODES;
+
+/// The exit codes, as `--help` shows them.
+fn exit_codes() -> String {
+    let lines = EXIT_CODES
+        .iter()
+        .map(|exit| format!("  {:<9} {}. The target: {}", exit.code, exit.meaning, exit.target));
+    let lines: Vec<String> = lines.collect();
+    format!("Exit codes:\n{}", lines.join("\n").replace('`', "\""))
+}
+
+/// Rewinds an old PostgreSQL primary so that it can rejoin its cluster as a standby, without a new base backup.
 #[derive(Debug, Parser)]
-#[command(name = "pgrejoin", version)]
+#[command(name = "pgrejoin", version, after_help = exit_codes())]
 pub struct Cli {
     /// What to do
     #[command(subcommand)]
@@ -25,12 +30,16 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Rewind the target onto the source's history
+    #[command(after_help = exit_codes())]
     Rewind(Box<RewindArgs>),
     /// Finish an interrupted rewind from what is on local disk, without the source
+    #[command(after_help = exit_codes())]
     Resume(StateArgs),
     /// Take an interrupted rewind back: the data directory becomes what it was, without the source
+    #[command(after_help = exit_codes())]
     Rollback(StateArgs),
-    /// Say in which state a data directory is and what to do
+    /// Report in which state a data directory is and what to do next
+    #[command(after_help = exit_codes())]
     Status(StateArgs),
 }
 
@@ -42,18 +51,18 @@ pub struct StateArgs {
     pub target_pgdata: PathBuf,
 }
 
-/// How the way is chosen.
+/// Which strategy is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum StrategyArg {
-    /// The cheapest that is right
+    /// The possible strategy with the smallest estimated transfer
     Auto,
-    /// Compare every page by hash; works across any divergence, and also where nothing seems to be
-    /// wrong
+    /// Compare every page by hash; works across any divergence, and compares also where the histories say
+    /// that nothing differs
     Compare,
     /// Replay from the last common checkpoint, as `pg_rewind` does
     Fork,
-    /// Replay from the source's newest checkpoint: carries the blocks that either side changed since the
-    /// fork, and no older WAL
+    /// Replay from the source's newest checkpoint: transfers the blocks that either side changed since the
+    /// fork point, and no older WAL
     Latest,
 }
 
@@ -87,9 +96,9 @@ pub enum ExtraFilesArg {
 /// A choice that reads as an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum YesNo {
-    /// Do
+    /// Yes
     Yes,
-    /// Do not
+    /// No
     No,
 }
 
@@ -103,7 +112,7 @@ pub struct RewindArgs {
     /// Where pgrejoin-server runs beside the node to follow
     #[arg(long, value_name = "https://HOST:PORT", env = "PGREJOIN_SOURCE")]
     pub source: String,
-    /// Change nothing, fetch no data: say what would be done
+    /// Change nothing and fetch no data: report what would be done
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
@@ -120,20 +129,21 @@ pub struct RewindArgs {
     #[arg(long, value_name = "NAME", help_heading = "Identity")]
     pub server_name: Option<String>,
 
-    /// How the way is chosen
+    /// Which strategy is used
     #[arg(long, value_enum, default_value = "auto", help_heading = "Transfer")]
     pub strategy: StrategyArg,
-    /// Wait so long for the source's next checkpoint if most of what would be fetched is WAL since its last
-    /// one: 90s, 5m
+    /// If most of the transfer would be WAL since the source's last checkpoint, wait up to this long for the next
+    /// one (for example 90s, 5m)
     #[arg(long, value_name = "D", value_parser = duration, help_heading = "Transfer")]
     pub wait_checkpoint: Option<Duration>,
-    /// TCP connections, 1 to 16; without it 4, and more where more arrives with them
+    /// Number of data connections (1-16). Default: start with 4 (8 on long links) and add more while throughput
+    /// improves
     #[arg(long, value_name = "N", value_parser = connections, help_heading = "Transfer")]
     pub connections: Option<usize>,
-    /// Bytes a second received on all connections together; k, M and G multiply by 1024
+    /// Limit on the bytes received per second, on all connections together; k, M and G multiply by 1024
     #[arg(long, value_name = "RATE", value_parser = proto::rate::parse_rate, help_heading = "Transfer")]
     pub max_rate: Option<u64>,
-    /// Give up when the source has sent nothing for so long: 90s, 5m, 1h
+    /// Give up when the source has sent nothing for this long (for example 90s, 5m, 1h)
     #[arg(long, value_name = "D", default_value = "5m", value_parser = duration, help_heading = "Transfer")]
     pub timeout: Duration,
 
@@ -235,5 +245,35 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        for bad in ["", "s", "0", "0s", "-1s", "5d", "1.5m", "m5"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn connections_and_mappings_are_bounded_and_absolute() {
+        assert_eq!(connections("16"), Ok(16));
+        assert!(connections("0").is_err() && connections("17").is_err());
+        let both = ("/a".to_owned(), "/b".to_owned());
+        assert_eq!(mapping("/a=/b"), Ok(both));
+        for bad in ["/a", "a=/b", "/a=b", "="] {
+            assert!(mapping(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn help_has_every_exit_code() {
+        let help = Cli::command().render_help().to_string();
+        for exit in EXIT_CODES {
+            assert!(help.contains(exit.code), "{} is not in: {help}", exit.code);
+        }
     }
 }

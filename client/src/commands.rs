@@ -1,5 +1,6 @@
 //! The subcommands of `pgrejoin`.
 
+pub mod attempt;
 pub mod follow;
 pub mod recover;
 pub mod rewind;

@@ -7,12 +7,15 @@ use std::time::Duration;
 use proto::limits::{CONNECTIONS_CLIENT_MAX, CONNECTIONS_DEFAULT, DEFAULT_PORT};
 use proto::tls::TlsFiles;
 use rustls::pki_types::ServerName;
+use serde::{Deserialize, Serialize};
 
 use crate::cli::{ConfigFilesArg, ExtraFilesArg, OutputArg, RewindArgs, StrategyArg, YesNo};
 use crate::error::{Class, RewindError};
+use crate::plan::input::Choices;
+use crate::plan::{Strategy, StrategyChoice};
 
 /// From this round trip on twice as many are opened at first: each begins slowly, and with the buffers
-/// a kernel has by default none carries more than some 100 Mbit/s (performance A.4).
+/// a kernel has by default none carries more than some 100 Mbit/s.
 const LONG: Duration = Duration::from_millis(50);
 
 /// What the operator asked for.
@@ -56,6 +59,44 @@ pub struct SourceAddress {
     pub tls: Arc<rustls::ClientConfig>,
 }
 
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl From<OutputArg> for Output {
+    fn from(argument: OutputArg) -> Self {
+        match argument {
+            OutputArg::Text => Self::Text,
+            OutputArg::Json => Self::Json,
+        }
+    }
+}
+
+impl From<StrategyArg> for StrategyChoice {
+    fn from(argument: StrategyArg) -> Self {
+        match argument {
+            StrategyArg::Auto => Self::Auto,
+            StrategyArg::Compare => Self::Only(Strategy::Compare),
+            StrategyArg::Fork => Self::Only(Strategy::Fork),
+            StrategyArg::Latest => Self::Only(Strategy::Latest),
+        }
+    }
+}
+
+/// A tablespace that is put elsewhere than on the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TablespaceMapping {
+    /// Its place on the source.
+    pub from: String,
+    /// Its place here.
+    pub to: String,
+}
+
 /// What `-R` writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recovery {
@@ -75,8 +116,8 @@ pub struct Config {
     pub source: SourceAddress,
     /// Stop after the plan.
     pub dry_run: bool,
-    /// How the way is chosen.
-    pub strategy: StrategyArg,
+    /// Which strategy is wanted.
+    pub strategy: StrategyChoice,
     /// How long the source's next checkpoint may be waited for, where that pays.
     pub wait_checkpoint: Option<Duration>,
     /// TCP connections.
@@ -88,7 +129,7 @@ pub struct Config {
     /// Whether progress is shown.
     pub progress: bool,
     /// How results are printed.
-    pub output: OutputArg,
+    pub output: Output,
     /// What is written for recovery.
     pub recovery: Recovery,
     /// Overrides the target's own `restore_command`.
@@ -108,7 +149,7 @@ pub struct Config {
     /// Keep the WAL of lost transactions.
     pub keep_diverged: bool,
     /// Places for new tablespaces.
-    pub tablespace_mapping: Vec<(String, String)>,
+    pub tablespace_mapping: Vec<TablespaceMapping>,
     /// Whether the source's configuration files replace the target's.
     pub config_from_source: bool,
     /// Whether unknown files are made equal to the source's.
@@ -157,13 +198,13 @@ impl Config {
             target: args.target_pgdata,
             source: SourceAddress { host, port, server_name, tls: Arc::new(tls) },
             dry_run: args.dry_run,
-            strategy: args.strategy,
+            strategy: args.strategy.into(),
             wait_checkpoint: args.wait_checkpoint,
             connections: args.connections.map_or(Connections::Adaptive, Connections::Fixed),
             max_rate: args.max_rate,
             timeout: args.timeout,
             progress: args.progress,
-            output: args.output,
+            output: args.output.into(),
             recovery,
             restore_command: args.restore_command,
             wal_archive: args.wal_archive,
@@ -173,12 +214,26 @@ impl Config {
             staging_dir,
             undo: !args.no_undo,
             keep_diverged: args.keep_diverged == YesNo::Yes,
-            tablespace_mapping: args.tablespace_mapping,
+            tablespace_mapping: args
+                .tablespace_mapping
+                .into_iter()
+                .map(|(from, to)| TablespaceMapping { from, to })
+                .collect(),
             config_from_source: args.config_files == ConfigFilesArg::Source,
             mirror_extra_files: args.extra_files == ExtraFilesArg::Mirror,
             sync: !args.no_sync,
             accept_shrink: args.accept_shrink,
         })
+    }
+}
+
+impl Config {
+    /// What becomes of files that are not PostgreSQL's data.
+    pub fn file_choices(&self) -> Choices {
+        Choices {
+            config_from_source: self.config_from_source,
+            mirror_extra_files: self.mirror_extra_files,
+        }
     }
 }
 

@@ -8,6 +8,56 @@ use data_dir::control::ControlError;
 use data_dir::wal::WalError;
 use proto::status::{CallError, Reason};
 
+/// An exit code of the program. README and `--help` show all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitCode {
+    /// It, or two of them.
+    pub code: &'static str,
+    /// What happened.
+    pub meaning: &'static str,
+    /// What the target is.
+    pub target: &'static str,
+}
+
+/// All exit codes.
+pub const EXIT_CODES: [ExitCode; 11] = [
+    ExitCode { code: "0", meaning: "done, or nothing to do", target: "rewound, or as it was" },
+    ExitCode { code: "1", meaning: "another failure", target: "as it was" },
+    ExitCode { code: "2", meaning: "usage", target: "as it was" },
+    ExitCode {
+        code: "3",
+        meaning: "the target cannot be rewound as it is (running, damaged, of another cluster)",
+        target: "as it was",
+    },
+    ExitCode { code: "4", meaning: "the two ends do not accept each other", target: "as it was" },
+    ExitCode {
+        code: "5",
+        meaning: "try again later (unreachable, stalled, source between two roles)",
+        target: "as it was; what was fetched may be kept in `.pgrejoin`",
+    },
+    ExitCode {
+        code: "6",
+        meaning: "needed WAL or a common history is gone: rebuild the node",
+        target: "as it was",
+    },
+    ExitCode {
+        code: "7",
+        meaning: "a check before the first change failed (space, permissions, settings)",
+        target: "as it was",
+    },
+    ExitCode {
+        code: "8",
+        meaning: "modified but unfinished: run `pgrejoin resume` or `pgrejoin rollback`, do not start PostgreSQL",
+        target: "refuses to start",
+    },
+    ExitCode {
+        code: "9",
+        meaning: "rewound, but it was not started, or temporary files are left",
+        target: "rewound",
+    },
+    ExitCode { code: "130, 143", meaning: "stopped by SIGINT, SIGTERM", target: "as it was" },
+];
+
 /// Kinds of failure that an operator or a program treats differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -27,10 +77,6 @@ pub enum Class {
     Preflight,
     /// The target was modified and is not finished: run again, do not start PostgreSQL.
     Unfinished,
-    /// The source changed while it was read: a new plan helps.
-    Changed,
-    /// WAL of the source that the plan needs cannot be had: a new plan, or another strategy, helps.
-    WalUnavailable,
     /// The target is rewound, but something after that failed: it was not started, or temporary
     /// files are left.
     Rewound,
@@ -46,7 +92,7 @@ impl Class {
             Self::Usage => 2,
             Self::Target => 3,
             Self::Authentication => 4,
-            Self::Transient | Self::Changed | Self::WalUnavailable => 5,
+            Self::Transient => 5,
             Self::Rebuild => 6,
             Self::Preflight => 7,
             Self::Unfinished => 8,
@@ -56,10 +102,109 @@ impl Class {
     }
 }
 
+/// Why a plan does not hold, and a new one may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replan {
+    /// The source was restarted, promoted or stopped, or its files changed while they were listed and read.
+    SourceChanged,
+    /// WAL of the source that the plan needs cannot be had.
+    WalUnavailable,
+    /// The source has made a checkpoint from which replay can start.
+    NewCheckpoint,
+    /// Replay from the fork turned out to be impossible.
+    ForkImpossible,
+}
+
+/// Why the source does not answer a request, although it can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unanswered {
+    /// It no longer has the WAL.
+    WalMissing,
+    /// It refuses the request, or its answer is not valid.
+    Refused,
+}
+
+/// What the program itself can do about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// Nothing: it is reported.
+    None,
+    /// The same again, in a moment or in a later run: the link broke, or the source is between two roles.
+    Retry,
+    /// A new plan.
+    Replan(Replan),
+    /// Doing without the answer, where that is possible.
+    DoWithout(Unanswered),
+}
+
+/// Why a strategy, or something that it needs, is not possible.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotPossible {
+    why: String,
+    class: Class,
+}
+
+impl NotPossible {
+    /// For this reason. Insisting on it ends with exit code 6: what is missing cannot be had again.
+    pub fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into(), class: Class::Rebuild }
+    }
+
+    /// For this reason, which other options avoid. Insisting on it ends with exit code 7.
+    pub fn as_asked(why: impl Into<String>) -> Self {
+        Self { why: why.into(), class: Class::Preflight }
+    }
+
+    /// The error of an operator's insisting on `strategy`.
+    pub fn insisted_on(&self, strategy: &str) -> RewindError {
+        let why = &self.why;
+        let message =
+            format!("strategy {strategy} is not possible: {why}; use another one, or auto");
+        RewindError::new(self.class, message)
+    }
+}
+
+impl fmt::Display for NotPossible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+/// Why an attempt at a rewind ended before it came to a result.
+#[derive(Debug)]
+pub enum Abort {
+    /// Its plan does not hold: another attempt may come to a result.
+    Replan {
+        /// What a new plan must go by.
+        reason: Replan,
+        /// The same in words.
+        why: String,
+    },
+    /// It failed.
+    Failed(RewindError),
+}
+
+impl Abort {
+    /// A new plan is needed, for this reason.
+    pub fn replan(reason: Replan, why: impl Into<String>) -> Self {
+        Self::Replan { reason, why: why.into() }
+    }
+}
+
+impl From<RewindError> for Abort {
+    fn from(error: RewindError) -> Self {
+        match error.remedy {
+            Remedy::Replan(reason) => Self::Replan { reason, why: error.chain() },
+            Remedy::None | Remedy::Retry | Remedy::DoWithout(_) => Self::Failed(error),
+        }
+    }
+}
+
 /// A failure: what, where, and what to do.
 #[derive(Debug)]
 pub struct RewindError {
     class: Class,
+    remedy: Remedy,
     message: String,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -67,7 +212,13 @@ pub struct RewindError {
 impl RewindError {
     /// A failure with no deeper cause.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), source: None }
+        let remedy = if class == Class::Transient { Remedy::Retry } else { Remedy::None };
+        Self { class, remedy, message: message.into(), source: None }
+    }
+
+    /// A failure that a new plan may avoid. Without one it is worth another run later (exit code 5).
+    pub fn replan(reason: Replan, message: impl Into<String>) -> Self {
+        Self { remedy: Remedy::Replan(reason), ..Self::new(Class::Transient, message) }
     }
 
     /// A failure and its cause.
@@ -76,7 +227,7 @@ impl RewindError {
         message: impl Into<String>,
         source: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
-        Self { class, message: message.into(), source: Some(source.into()) }
+        Self { source: Some(source.into()), ..Self::new(class, message) }
     }
 
     /// Its kind.
@@ -84,9 +235,14 @@ impl RewindError {
         self.class
     }
 
-    /// Whether a plan that is made anew may do without what failed.
-    pub fn needs_new_plan(&self) -> bool {
-        matches!(self.class, Class::Changed | Class::WalUnavailable)
+    /// What the program can do about it.
+    pub fn remedy(&self) -> Remedy {
+        self.remedy
+    }
+
+    /// Whether the target is as it was before.
+    pub fn left_the_target_alone(&self) -> bool {
+        !matches!(self.class, Class::Unfinished | Class::Rewound)
     }
 
     /// Whether a disk was full.
@@ -111,7 +267,7 @@ impl RewindError {
     /// The same failure after the target was modified.
     #[must_use]
     pub fn unfinished(mut self) -> Self {
-        self.class = Class::Unfinished;
+        (self.class, self.remedy) = (Class::Unfinished, Remedy::None);
         self.message = format!(
             "the target is modified and unfinished, do not start PostgreSQL, run pgrejoin resume or \
              pgrejoin rollback: {}",
@@ -123,7 +279,7 @@ impl RewindError {
     /// The same failure after the target was rewound.
     #[must_use]
     pub fn rewound(mut self) -> Self {
-        self.class = Class::Rewound;
+        (self.class, self.remedy) = (Class::Rewound, Remedy::None);
         self
     }
 
@@ -185,20 +341,141 @@ impl From<WalError> for RewindError {
 
 impl From<CallError> for RewindError {
     fn from(error: CallError) -> Self {
-        let class = match &error {
+        let (class, remedy) = match &error {
             CallError::Refused(refusal) => match refusal.reason {
-                Reason::NotAllowed => Class::Authentication,
-                Reason::NotReady | Reason::Overloaded | Reason::ShuttingDown => Class::Transient,
-                Reason::WalMissing => Class::Rebuild,
+                Reason::NotAllowed => (Class::Authentication, Remedy::None),
+                Reason::NotReady | Reason::Overloaded | Reason::ShuttingDown => {
+                    (Class::Transient, Remedy::Retry)
+                }
+                Reason::WalMissing => (Class::Rebuild, Remedy::DoWithout(Unanswered::WalMissing)),
                 Reason::InvalidRequest
                 | Reason::WrongVersion
                 | Reason::Damaged
                 | Reason::NotServed
-                | Reason::Internal => Class::Other,
+                | Reason::Internal => (Class::Other, Remedy::DoWithout(Unanswered::Refused)),
             },
-            CallError::Broken(_) => Class::Transient,
-            CallError::InvalidReply(_) => Class::Other,
+            CallError::Broken(_) => (Class::Transient, Remedy::Retry),
+            CallError::InvalidReply(_) => (Class::Other, Remedy::DoWithout(Unanswered::Refused)),
         };
-        Self::because(class, "the source could not be read", error)
+        Self { remedy, ..Self::because(class, "the source could not be read", error) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::Refusal;
+
+    use super::*;
+
+    fn refused(reason: Reason) -> RewindError {
+        CallError::Refused(Refusal::new(reason, "x")).into()
+    }
+
+    #[test]
+    fn every_class_has_its_documented_code() {
+        let codes = [
+            (Class::Other, 1),
+            (Class::Usage, 2),
+            (Class::Target, 3),
+            (Class::Authentication, 4),
+            (Class::Transient, 5),
+            (Class::Rebuild, 6),
+            (Class::Preflight, 7),
+            (Class::Unfinished, 8),
+            (Class::Rewound, 9),
+            (Class::Interrupted, 130),
+        ];
+        for (class, code) in codes {
+            assert_eq!(class.exit_code(), code, "{class:?}");
+            let text = code.to_string();
+            let listed =
+                EXIT_CODES.iter().any(|exit| exit.code.split(", ").any(|code| code == text));
+            assert!(listed, "{class:?} is not documented");
+            let alone = RewindError::new(class, "x").left_the_target_alone();
+            assert_eq!(alone, !matches!(code, 8 | 9), "{class:?}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_is_away_for_a_moment_is_asked_again() {
+        for reason in [Reason::NotReady, Reason::Overloaded, Reason::ShuttingDown] {
+            let error = refused(reason);
+            assert_eq!((error.remedy(), error.class()), (Remedy::Retry, Class::Transient));
+        }
+        let broken = RewindError::from(CallError::Broken("reset".to_owned()));
+        assert_eq!(broken.remedy(), Remedy::Retry);
+    }
+
+    #[test]
+    fn an_answer_that_a_source_cannot_give_may_be_done_without() {
+        let missing = refused(Reason::WalMissing);
+        assert_eq!(missing.remedy(), Remedy::DoWithout(Unanswered::WalMissing));
+        assert_eq!(missing.class(), Class::Rebuild);
+        let others = [
+            Reason::InvalidRequest,
+            Reason::WrongVersion,
+            Reason::Damaged,
+            Reason::NotServed,
+            Reason::Internal,
+        ];
+        for reason in others {
+            let error = refused(reason);
+            assert_eq!(error.remedy(), Remedy::DoWithout(Unanswered::Refused), "{reason:?}");
+            assert_eq!(error.class(), Class::Other, "{reason:?}");
+        }
+        let invalid = RewindError::from(CallError::InvalidReply("y".to_owned()));
+        assert_eq!(invalid.remedy(), Remedy::DoWithout(Unanswered::Refused));
+    }
+
+    #[test]
+    fn who_is_not_allowed_is_not_helped_by_asking_again() {
+        let error = refused(Reason::NotAllowed);
+        assert_eq!((error.remedy(), error.class()), (Remedy::None, Class::Authentication));
+    }
+
+    #[test]
+    fn only_what_needs_a_new_plan_becomes_one() {
+        let changed = RewindError::replan(Replan::SourceChanged, "it was restarted");
+        assert_eq!(changed.class(), Class::Transient, "if it is the last attempt");
+        match Abort::from(changed) {
+            Abort::Replan { reason, why } => {
+                assert_eq!((reason, &*why), (Replan::SourceChanged, "it was restarted"));
+            }
+            Abort::Failed(error) => panic!("{error}"),
+        }
+        let lost = RewindError::new(Class::Transient, "the link broke");
+        assert!(matches!(Abort::from(lost), Abort::Failed(_)));
+    }
+
+    #[test]
+    fn a_target_that_was_changed_needs_no_other_remedy() {
+        let lost = || RewindError::new(Class::Transient, "the link broke");
+        let unfinished = lost().unfinished();
+        assert_eq!((unfinished.class(), unfinished.remedy()), (Class::Unfinished, Remedy::None));
+        assert!(unfinished.to_string().contains("pgrejoin resume"), "{unfinished}");
+        let rewound = lost().rewound();
+        assert_eq!((rewound.class(), rewound.remedy()), (Class::Rewound, Remedy::None));
+    }
+
+    #[test]
+    fn a_full_disk_is_known_among_the_causes() {
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        let error = RewindError::because(Class::Other, "could not write", full);
+        assert!(error.is_for_want_of_room());
+        assert!(error.chain().starts_with("could not write: "));
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert!(!RewindError::because(Class::Other, "x", denied).is_for_want_of_room());
+        assert!(!RewindError::new(Class::Other, "x").is_for_want_of_room());
+    }
+
+    #[test]
+    fn insisting_names_the_strategy_and_the_reason() {
+        let error = NotPossible::new("its WAL is gone").insisted_on("fork");
+        assert_eq!(
+            error.to_string(),
+            "strategy fork is not possible: its WAL is gone; use another one, or auto"
+        );
+        assert_eq!(error.class(), Class::Rebuild);
+        assert_eq!(NotPossible::as_asked("x").insisted_on("latest").class(), Class::Preflight);
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use clap::Parser as _;
 use client::cli::{Cli, Command, OutputArg};
 use client::commands::{recover, rewind, status};
+use client::config::Output;
 use client::monitor::json::Json;
 use client::monitor::lines::Lines;
 use client::monitor::terminal::Terminal;
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
                     "event": "error",
                     "message": error.chain(),
                     "exit_code": code,
-                    "target_unchanged": !matches!(error.class(), Class::Unfinished | Class::Rewound),
+                    "target_unchanged": error.left_the_target_alone(),
                 });
                 print_out(&line.to_string());
             }
@@ -60,7 +61,7 @@ fn run(command: Command) -> Result<(), (RewindError, u8)> {
     match command {
         Command::Rewind(args) => {
             let config = Config::new(*args).map_err(plain)?;
-            let json = config.output == OutputArg::Json;
+            let json = config.output == Output::Json;
             let monitor = monitor(&config);
             let outcome = until_stopped(stop.clone(), rewind::rewind(config, monitor, stop))?;
             if json {
@@ -95,11 +96,11 @@ fn end(stop: Stop, target: PathBuf, ending: Ending) -> Result<(), (RewindError, 
 
 fn monitor(config: &Config) -> Arc<dyn Monitor> {
     match config.output {
-        OutputArg::Json => Arc::new(Json::default()),
-        OutputArg::Text if config.progress && std::io::stderr().is_terminal() => {
+        Output::Json => Arc::new(Json::default()),
+        Output::Text if config.progress && std::io::stderr().is_terminal() => {
             Arc::new(Terminal::new())
         }
-        OutputArg::Text => Arc::new(Lines::new(config.progress)),
+        Output::Text => Arc::new(Lines::new(config.progress)),
     }
 }
 

@@ -8,7 +8,7 @@ pub mod terminal;
 use std::fmt;
 use std::io::Write as _;
 
-use crate::plan::summary::Change;
+use crate::plan::summary::PlannedChange;
 
 /// The steps of a rewind, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub trait Monitor: fmt::Debug + Send + Sync {
     /// So much of the current step is done, in bytes.
     fn progress(&self, done: u64, total: u64);
     /// What a dry run would do to one path.
-    fn planned(&self, change: &Change<'_>);
+    fn planned(&self, change: &PlannedChange<'_>);
     /// Something the operator should know.
     fn note(&self, message: &str);
     /// Something the operator should worry about.

@@ -8,9 +8,10 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use crate::error::NotPossible;
 use crate::monitor::Step;
 use crate::plan::Strategy;
-use crate::plan::cost::{Price, Prices};
+use crate::plan::cost::{Estimate, Estimates};
 use crate::plan::summary::Totals;
 
 /// The time as `backup_label` and messages show it.
@@ -160,7 +161,7 @@ pub struct Outcome {
     /// The strategy and why.
     pub strategy: Option<(&'static str, String)>,
     /// What each way would carry, told by a dry run.
-    pub prices: Option<Prices>,
+    pub estimates: Option<Estimates>,
     /// The source's newest checkpoint, told by a dry run.
     pub checkpoint: Option<Checkpointed>,
     /// What the plan amounts to.
@@ -185,7 +186,7 @@ impl Outcome {
             reason: reason.into(),
             fork: None,
             strategy: None,
-            prices: None,
+            estimates: None,
             checkpoint: None,
             totals: Totals::default(),
             carriage: Carriage::default(),
@@ -232,7 +233,7 @@ impl Outcome {
                 ),
             );
         }
-        for (label, value) in self.price_lines() {
+        for (label, value) in self.estimate_lines() {
             line(label, value);
         }
         if let Some((start, end)) = self.replay {
@@ -280,10 +281,10 @@ impl Outcome {
         text
     }
 
-    fn price_lines(&self) -> Vec<(&'static str, String)> {
+    fn estimate_lines(&self) -> Vec<(&'static str, String)> {
         let mut lines = Vec::new();
         for strategy in [Strategy::Fork, Strategy::Latest, Strategy::Compare] {
-            let price = self.prices.as_ref().map(|prices| price_or_why(prices, strategy));
+            let price = self.estimates.as_ref().map(|all| bytes_or_why(all, strategy));
             let name = strategy.name();
             lines.extend(price.map(|price| match price {
                 Ok(bytes) => ("price", format!("about {bytes} bytes with {name}")),
@@ -314,7 +315,7 @@ impl Outcome {
             "fork_timeline": self.fork.map(|(_, timeline)| timeline.get()),
             "strategy": self.strategy.as_ref().map(|(name, _)| name),
             "strategy_reason": self.strategy.as_ref().map(|(_, why)| why),
-            "prices": self.prices.as_ref().map(prices_json),
+            "prices": self.estimates.as_ref().map(estimates_json),
             "source_checkpoint": self.checkpoint.map(|checkpoint| json!({
                 "redo": checkpoint.redo.to_string(),
                 "age_seconds": checkpoint.age(),
@@ -350,23 +351,25 @@ impl Outcome {
     }
 }
 
-fn price_or_why(prices: &Prices, strategy: Strategy) -> std::result::Result<u64, &str> {
-    let price = match strategy {
-        Strategy::Fork => prices.fork.as_ref(),
-        Strategy::Latest => prices.latest.as_ref(),
-        Strategy::Compare => Ok(&prices.compare),
-    };
-    price.map(Price::total).map_err(String::as_str)
+fn bytes_or_why(
+    estimates: &Estimates,
+    strategy: Strategy,
+) -> std::result::Result<u64, &NotPossible> {
+    match strategy {
+        Strategy::Fork => estimates.fork.as_ref().map(Estimate::total),
+        Strategy::Latest => estimates.latest.as_ref().map(Estimate::total),
+        Strategy::Compare => Ok(estimates.compare.total()),
+    }
 }
 
 /// Bytes by strategy, or why it is not possible.
-fn prices_json(prices: &Prices) -> serde_json::Value {
+fn estimates_json(estimates: &Estimates) -> serde_json::Value {
     let all = [Strategy::Fork, Strategy::Latest, Strategy::Compare].map(|strategy| {
-        let price = match price_or_why(prices, strategy) {
+        let estimate = match bytes_or_why(estimates, strategy) {
             Ok(bytes) => json!(bytes),
-            Err(why) => json!(why),
+            Err(why) => json!(why.to_string()),
         };
-        (strategy.name().to_owned(), price)
+        (strategy.name().to_owned(), estimate)
     });
     serde_json::Value::Object(all.into_iter().collect())
 }

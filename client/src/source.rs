@@ -6,7 +6,62 @@ pub mod connection_count;
 pub mod in_flight;
 pub mod page_delta;
 pub mod pool;
+pub mod prepare;
 pub mod requests;
 pub mod session;
+pub mod snapshot;
+
+use std::sync::Arc;
+
+use session::{Buffers, Link};
+
+use crate::config::Config;
+use crate::error::{Class, RewindError};
+use crate::source_checks::check_description;
 
 pub use session::Session;
+pub use snapshot::Snapshot;
+
+/// A source that is connected to and has said what it is.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// For requests.
+    pub session: Session,
+    /// What it said of itself.
+    pub snapshot: Arc<Snapshot>,
+}
+
+/// How much patience there is with a source that cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// The first error ends it: whoever begins wants to know at once.
+    None,
+    /// A source between two roles is waited for.
+    UntilTimeout,
+}
+
+impl Source {
+    /// Connects, and asks the source what it is.
+    ///
+    /// # Errors
+    /// The source cannot be reached, does not accept this node, or describes itself in a way that makes no sense.
+    pub async fn connect(config: Config, patience: Patience) -> Result<Self, RewindError> {
+        let link = Link {
+            connections: config.connections,
+            patience: config.timeout,
+            max_rate: config.max_rate,
+            buffers: Buffers::default(),
+        };
+        let opened = match patience {
+            Patience::None => Session::open(config.source, link).await,
+            Patience::UntilTimeout => Session::open_again(&config.source, link).await,
+        };
+        let (session, mut description) = opened?;
+        description.wal_segments.sort_unstable();
+        let history = description.node.history().map_err(|error| {
+            RewindError::because(Class::Transient, "the source's history is not usable", error)
+        })?;
+        check_description(&description, &history)?;
+        Ok(Self { session, snapshot: Arc::new(Snapshot { description, history }) })
+    }
+}

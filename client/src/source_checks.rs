@@ -10,10 +10,9 @@ use pg_format::{
 };
 use proto::model::{Description, FileEntry, Sealed};
 
-use crate::error::{Class, RewindError};
+use crate::error::{Class, Replan, RewindError};
 use crate::plan::input::file_bytes;
-use crate::plan::{Plan, SourceFiles, TargetFiles};
-use crate::staging::manifest::Manifest;
+use crate::plan::{FinalFile, Plan, SourceFiles, TargetFiles};
 
 /// Largest segment file of a relation; those of transaction status are smaller.
 const SEGMENT_BYTES_MAX: u64 = RELATION_SEGMENT_BLOCKS as u64 * BLOCK_BYTES;
@@ -32,7 +31,8 @@ fn nonsense(what: &str) -> RewindError {
 
 /// The source may have been doing something to it while it was asked.
 fn unsettled(what: &str) -> RewindError {
-    RewindError::new(Class::Changed, format!("the source's files do not fit together: {what}"))
+    let message = format!("the source's files do not fit together: {what}");
+    RewindError::replan(Replan::SourceChanged, message)
 }
 
 /// Whether a description fits together.
@@ -67,7 +67,7 @@ pub(crate) fn check_list(
 ) -> Result<SourceFiles, RewindError> {
     let mut files = SourceFiles::new();
     for entry in entries {
-        check_entry(&entry, control).map_err(|what| nonsense(&what))?;
+        check_entry(&entry, control)?;
         let path = entry.path.clone();
         if files.insert(entry.path, entry.bytes).is_some() {
             return Err(nonsense(&format!("it lists {path} twice")));
@@ -198,13 +198,13 @@ fn sizes<'f>(files: impl Iterator<Item = (&'f DataPath, u64)>) -> BTreeMap<u32, 
 }
 
 /// A list as it is when all came: files may have been shorter or gone by then.
-pub(crate) fn what_is_left(listed: &SourceFiles, manifest: &Manifest) -> SourceFiles {
+pub(crate) fn what_is_left(listed: &SourceFiles, files: &[FinalFile<'_>]) -> SourceFiles {
     let mut left = listed.clone();
-    for (index, file) in manifest.files.iter().enumerate() {
-        if manifest.is_gone(index) {
-            left.remove(&file.path);
-        } else if let Some(Some(bytes)) = left.get_mut(&file.path) {
-            *bytes = manifest.final_bytes(index, *bytes);
+    for file in files {
+        if file.is_gone {
+            left.remove(&file.planned.path);
+        } else if let Some(Some(bytes)) = left.get_mut(&file.planned.path) {
+            *bytes = file.bytes(*bytes);
         }
     }
     left
@@ -260,7 +260,7 @@ pub(crate) fn check_seal(source: &Description, sealed: &Sealed) -> Result<(), Re
 }
 
 /// Whether any source serves this.
-fn check_entry(entry: &FileEntry, control: &ControlFile) -> Result<(), String> {
+fn check_entry(entry: &FileEntry, control: &ControlFile) -> Result<(), RewindError> {
     let path = &entry.path;
     let version = tablespace_version_directory(control.major, control.catalog_version);
     let directory = entry.bytes.is_none();
@@ -281,24 +281,27 @@ fn check_entry(entry: &FileEntry, control: &ControlFile) -> Result<(), String> {
         return Ok(());
     }
     let what = entry.bytes.map_or("directory".to_owned(), |bytes| format!("file of {bytes} bytes"));
-    Err(format!("it lists {path} as a {what}, which no source serves"))
+    Err(nonsense(&format!("it lists {path} as a {what}, which no source serves")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Remedy;
     use crate::plan::{FileAction, PlannedFile};
-    use crate::test_values::{control, manifest};
+    use crate::test_values::control;
+
+    const CHANGED: Remedy = Remedy::Replan(Replan::SourceChanged);
 
     #[test]
     fn what_no_source_serves_is_not_believed() {
         let check = |path: &str, bytes: Option<u64>| {
             check_entry(&FileEntry { path: DataPath::new(path).unwrap(), bytes }, &control())
         };
-        assert_eq!(check("base/5/16384", Some(1 << 30)), Ok(()));
-        assert_eq!(check("pg_wal", None), Ok(()));
-        assert_eq!(check("mine/notes", Some(1 << 40)), Ok(()));
-        assert_eq!(check("pg_tblspc/9/PG_15_202209061/5/16384", Some(0)), Ok(()));
+        assert!(check("base/5/16384", Some(1 << 30)).is_ok());
+        assert!(check("pg_wal", None).is_ok());
+        assert!(check("mine/notes", Some(1 << 40)).is_ok());
+        assert!(check("pg_tblspc/9/PG_15_202209061/5/16384", Some(0)).is_ok());
         for (path, bytes) in [
             ("base/5/16384", Some(1 << 45)),
             ("pg_xact/0000", Some((1 << 30) + 1)),
@@ -361,7 +364,7 @@ mod tests {
         let whole = target(&["base/5/PG_VERSION", "base/5/pg_filenode.map", "base/5/1259"]);
         for name in ["base/5/PG_VERSION", "base/5/pg_filenode.map"] {
             let files = without(name).unwrap();
-            assert_eq!(check_databases(&files, &whole).unwrap_err().class(), Class::Changed);
+            assert_eq!(check_databases(&files, &whole).unwrap_err().remedy(), CHANGED);
             // One that the target does not have may be what a server that crashed has left.
             assert!(check_databases(&files, &TargetFiles::new()).is_ok(), "{name}");
         }
@@ -412,11 +415,12 @@ mod tests {
             path: path(name),
             action: FileAction::Patch { bytes: 1 << 30 },
         };
-        let mut manifest = Manifest { files: vec![planned("base/5/16400")], ..manifest() };
-        assert!(check_shrink(&target(1 << 30), &what_is_left(&source(1 << 30), &manifest)).is_ok());
-        manifest.shorter = vec![(0, 0)];
-        let left = what_is_left(&source(1 << 30), &manifest);
-        assert!(check_shrink(&target(1 << 30), &left).is_err());
+        let planned = planned("base/5/16400");
+        let came =
+            |shorter| FinalFile { planned: &planned, bytes_before: None, shorter, is_gone: false };
+        let left = |shorter| what_is_left(&source(1 << 30), &[came(shorter)]);
+        assert!(check_shrink(&target(1 << 30), &left(None)).is_ok());
+        assert!(check_shrink(&target(1 << 30), &left(Some(0))).is_err());
         // A database that the source has not is dropped, which is nothing strange.
         assert!(check_shrink(&target(1 << 30), &SourceFiles::new()).is_ok());
     }
@@ -451,7 +455,7 @@ mod tests {
         assert!(check(b"15\n", &[7; 512], &listed).is_err());
         let mut fewer = listed.clone();
         fewer.remove(&path("global/1262"));
-        assert_eq!(check(b"15\n", &map, &fewer).unwrap_err().class(), Class::Changed);
+        assert_eq!(check(b"15\n", &map, &fewer).unwrap_err().remedy(), CHANGED);
         let gone = check_contents(&plan, &listed, &BTreeMap::new(), &BTreeSet::from([0, 1]), major);
         assert!(gone.is_err(), "what every cluster has cannot be gone");
     }

@@ -38,7 +38,8 @@ pub(crate) fn state_error(
     RewindError::because(class, "the target's .pgrejoin directory is not usable", error)
 }
 
-pub(crate) fn staging(error: std::io::Error) -> RewindError {
+/// What is fetched cannot be kept on this node's disk.
+pub(crate) fn staging_error(error: std::io::Error) -> RewindError {
     RewindError::because(Class::Preflight, "could not write to staging", error)
 }
 

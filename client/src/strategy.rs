@@ -2,4 +2,5 @@
 
 pub mod candidates;
 pub mod estimate;
+pub mod tablespaces;
 pub mod wal_start;

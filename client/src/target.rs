@@ -25,9 +25,11 @@ use pg_format::{
 use rustix::fs::FlockOperation;
 
 use crate::config::Config;
-use crate::error::{Class, RewindError};
+use crate::error::{Class, NotPossible, RewindError};
 use crate::plan::input::file_bytes;
-use crate::staging::disk::Disk;
+use crate::staging::disk::{Disk, RealDisk};
+use crate::staging::external::Staging;
+use crate::staging::state_error;
 use crate::target::unstarted::is_unstarted;
 use settings::Settings;
 
@@ -39,6 +41,10 @@ const WAL_DIRECTORIES: [&str; 3] = ["pg_wal", "pg_wal/archive_status", "pg_wal/s
 pub struct Target {
     /// Its data directory; the lock is on its handle.
     pub directory: Arc<DataDir>,
+    /// Through which it is changed.
+    pub disk: Arc<dyn Disk>,
+    /// Where packs and WAL are staged, if not in the state directory.
+    pub staging: Option<Staging>,
     /// Its `pg_control`.
     pub control: Control,
     /// The history of its timeline.
@@ -84,9 +90,11 @@ pub fn lock_only(path: &Path) -> Result<DataDir, RewindError> {
 /// Looks at a locked target and refuses one that cannot be rewound.
 pub fn inspect(
     directory: &Arc<DataDir>,
-    disk: &dyn Disk,
+    staging: Option<Staging>,
     config: &Config,
 ) -> Result<Target, RewindError> {
+    let disk = RealDisk::new(Arc::clone(directory), staging.clone(), config.sync);
+    let disk: Arc<dyn Disk> = Arc::new(disk.map_err(state_error)?);
     let refuse = |message: String| Err(RewindError::new(Class::Target, message));
     // R16: what a killed server left in the kernel's cache must survive before it is built on.
     disk.sync_all().map_err(|error| {
@@ -123,7 +131,7 @@ pub fn inspect(
         RewindError::because(Class::Target, "could not list the target's files", error)
     })?;
     let directory = Arc::clone(directory);
-    Ok(Target { directory, control, history, settings, files, unstarted })
+    Ok(Target { directory, disk, staging, control, history, settings, files, unstarted })
 }
 
 /// Files of the target that are private keys, among those PostgreSQL does not know.
@@ -154,7 +162,7 @@ const SPGIST_MAGIC: [u8; 4] = 0xBA0B_ABEE_u32.to_le_bytes();
 
 /// Relations whose first page PostgreSQL changes without WAL, found by what that page holds: the first page of
 /// an `SP-GiST` index remembers pages with room (`SpGistUpdateMetaPage`). docs/RULES.md, R1a.
-pub fn changed_without_wal(target: &Target) -> Result<Vec<RelationPath>, RewindError> {
+pub fn changed_without_wal(target: &Target) -> Result<Vec<RelationPath>, NotPossible> {
     let mut found = Vec::new();
     for (path, entry) in &target.files {
         let FileClass::Relation(segment) = FileClass::of(path) else {
@@ -169,9 +177,8 @@ pub fn changed_without_wal(target: &Target) -> Result<Vec<RelationPath>, RewindE
             .directory
             .open_file(path)
             .and_then(|file| read_at(&file, &mut magic, PAGE_HEADER_BYTES));
-        let bytes = read.map_err(|error| {
-            RewindError::because(Class::Target, format!("could not read {path}"), error)
-        })?;
+        let bytes =
+            read.map_err(|error| NotPossible::new(format!("could not read {path}: {error}")))?;
         if bytes == magic.len() && magic == SPGIST_MAGIC {
             found.push(segment.relation);
         }

@@ -7,6 +7,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Class, RewindError};
+use crate::monitor::Monitor;
+use crate::monitor::steps::Steps;
 
 /// How often the operator has asked for an end.
 ///
@@ -35,9 +37,14 @@ impl Signals {
     pub fn stop_at_once(&self) -> bool {
         self.0.load(Ordering::Relaxed) > 1
     }
+
+    /// An error if work that has changed nothing is to end.
+    pub fn check(&self) -> Result<(), RewindError> {
+        if self.stop() { Err(interrupted()) } else { Ok(()) }
+    }
 }
 
-/// What a run may be told while it works.
+/// How a run is told to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     /// Cancelled by the first signal: work that has not changed the target ends at once.
@@ -46,21 +53,101 @@ pub struct Stop {
     pub signals: Arc<Signals>,
 }
 
-/// Runs blocking work and waits for it.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, RewindError> + Send + 'static,
-) -> Result<T, RewindError> {
+impl Stop {
+    /// Does `work` unless a signal has come or comes before its end.
+    pub async fn unless<T, E: From<RewindError>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        tokio::select! {
+            done = work => done,
+            () = self.cancelled.cancelled() => Err(interrupted().into()),
+        }
+    }
+}
+
+/// What every step of a run needs beside its input: where it reports, and whether it is to end.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Where it reports.
+    pub monitor: Arc<dyn Monitor>,
+    /// Times the steps.
+    pub steps: Steps,
+    /// Whether it is to end.
+    pub stop: Stop,
+}
+
+impl Context {
+    /// For a run that reports to `monitor`.
+    pub fn new(monitor: Arc<dyn Monitor>, stop: Stop) -> Self {
+        Self { steps: Steps::new(Arc::clone(&monitor)), monitor, stop }
+    }
+}
+
+/// The error of a run that a signal has ended before it changed the target.
+pub fn interrupted() -> RewindError {
+    RewindError::new(Class::Interrupted, "stopped by a signal; the target is as it was")
+}
+
+/// The answer to a request that was made while other things are done. Dropping it takes the request back.
+pub type Pending<T> = AbortOnDropHandle<Result<T, RewindError>>;
+
+/// Makes a request beside other things.
+pub fn begin<T: Send + 'static>(
+    work: impl Future<Output = Result<T, RewindError>> + Send + 'static,
+) -> Pending<T> {
+    AbortOnDropHandle::new(tokio::spawn(work))
+}
+
+/// Waits for a request that was made before.
+pub async fn joined<T>(pending: Pending<T>) -> Result<T, RewindError> {
+    pending.await.map_err(|error| RewindError::because(Class::Other, "a task failed", error))?
+}
+
+/// Runs blocking work on a thread of its own and waits for it.
+pub async fn blocking<T: Send + 'static, E: From<RewindError> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| RewindError::because(Class::Other, "a worker failed", error))?
 }
 
-/// What a task brought.
-pub(crate) async fn joined<T>(
-    task: impl Future<Output = Result<Result<T, RewindError>, tokio::task::JoinError>>,
-) -> Result<T, RewindError> {
-    task.await.map_err(|error| RewindError::because(Class::Other, "a task failed", error))?
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// What comes of a question that was asked beside others.
-pub(crate) type Asked<T> = AbortOnDropHandle<Result<T, RewindError>>;
+    #[test]
+    fn the_first_signal_ends_what_has_changed_nothing() {
+        let signals = Signals::default();
+        assert!(signals.check().is_ok() && !signals.stop_at_once());
+        signals.receive();
+        assert_eq!(signals.check().unwrap_err().class(), Class::Interrupted);
+        assert!(!signals.stop_at_once(), "what has begun to change the target goes on");
+        signals.receive();
+        assert!(signals.stop_at_once());
+    }
+
+    #[tokio::test]
+    async fn work_ends_at_the_signal_and_not_before() {
+        let stop = Stop::default();
+        let done = stop.unless(async { Ok::<_, RewindError>(5) }).await;
+        assert_eq!(done.unwrap(), 5);
+        stop.cancelled.cancel();
+        let waiting = std::future::pending::<Result<(), RewindError>>();
+        let ended = stop.unless(waiting).await.unwrap_err();
+        assert_eq!(ended.class(), Class::Interrupted);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_nobody_waits_for_any_more_ends() {
+        let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+        let pending: Pending<()> = begin(async move {
+            let _kept = sender;
+            std::future::pending().await
+        });
+        drop(pending);
+        assert!(receiver.await.is_err(), "its sender is gone");
+        assert_eq!(joined(begin(async { Ok(7) })).await.unwrap(), 7);
+    }
+}

@@ -1,10 +1,25 @@
 //! Plain values that tests of decisions begin from.
 
-use pg_format::{ControlFile, Lsn, TimelineId};
-use proto::model::{Description, Node, Role};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use data_dir::DataDir;
+use pg_format::backup_label::ReplayStart;
+use pg_format::{ControlFile, Lsn, TimelineHistory, TimelineId};
+use proto::model::{Description, Node, Role};
+use tempfile::TempDir;
+
+use crate::config::{Config, Connections, Output, Recovery, SourceAddress};
+use crate::monitor::{Monitor, Step};
 use crate::plan::pg_wal::WalChanges;
+use crate::plan::summary::PlannedChange;
+use crate::plan::{Plan, Planned, SourceFiles, Strategy, StrategyChoice, TargetFiles};
+use crate::source::Snapshot;
+use crate::staging::disk::RealDisk;
 use crate::staging::manifest::Manifest;
+use crate::target::Target;
+use crate::target::settings::Settings;
 
 /// The least of a `pg_control` that can be read.
 pub(crate) fn control_bytes() -> Vec<u8> {
@@ -63,6 +78,13 @@ pub(crate) fn described(segments: std::ops::Range<u64>, redo: Lsn, time: i64) ->
     }
 }
 
+/// The same as a snapshot.
+pub(crate) fn snapshot(segments: std::ops::Range<u64>, redo: Lsn) -> Snapshot {
+    let description = described(segments, redo, 0);
+    let history = TimelineHistory::parse(description.node.timeline, b"").expect("a history");
+    Snapshot { description, history }
+}
+
 /// A rewind that changes nothing but `pg_control`.
 pub(crate) fn manifest() -> Manifest {
     Manifest {
@@ -83,5 +105,155 @@ pub(crate) fn manifest() -> Manifest {
         undo: None,
         sync: true,
         summary: String::new(),
+    }
+}
+
+/// A planned rewind by *compare* that changes no file.
+pub(crate) fn planned() -> Planned {
+    let timeline = TimelineId::new(1).expect("a timeline");
+    Planned {
+        strategy: Strategy::Compare,
+        why: String::new(),
+        start: ReplayStart {
+            redo: Lsn::new(0x300_0028),
+            checkpoint: Lsn::new(0x300_0060),
+            timeline,
+        },
+        source_redo: Lsn::new(0x300_0028),
+        fork: None,
+        target_end: None,
+        plan: Plan::default(),
+        listed: SourceFiles::new(),
+        hash_bytes: 0,
+    }
+}
+
+/// A data directory with a `pg_control` and nothing else, as a target that nobody runs on.
+pub(crate) struct EmptyTarget {
+    /// It.
+    pub(crate) target: Arc<Target>,
+    /// Where it lies.
+    pub(crate) home: TempDir,
+}
+
+impl EmptyTarget {
+    pub(crate) fn new() -> Self {
+        let home = tempfile::tempdir().expect("a directory");
+        for directory in ["global", "pg_wal", "base"] {
+            std::fs::create_dir(home.path().join(directory)).expect("made");
+        }
+        for (name, content) in
+            [("PG_VERSION", b"15\n".to_vec()), ("global/pg_control", control_bytes())]
+        {
+            let mut file = std::fs::File::create(home.path().join(name)).expect("made");
+            std::io::Write::write_all(&mut file, &content).expect("written");
+        }
+        let directory = Arc::new(DataDir::open(home.path()).expect("a data directory"));
+        let disk = RealDisk::new(Arc::clone(&directory), None, true).expect("a disk");
+        let control = directory.control().expect("a control file");
+        let target = Target {
+            history: TimelineHistory::first(control.file.timeline()),
+            directory,
+            disk: Arc::new(disk),
+            staging: None,
+            control,
+            settings: Settings::default(),
+            files: TargetFiles::new(),
+            unstarted: false,
+        };
+        Self { target: Arc::new(target), home }
+    }
+
+    /// Every name in it, sorted.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut open = vec![self.home.path().to_owned()];
+        while let Some(directory) = open.pop() {
+            for entry in std::fs::read_dir(directory).expect("readable").flatten() {
+                let path = entry.path();
+                let name = path.strip_prefix(self.home.path()).expect("inside");
+                names.push(name.display().to_string());
+                if path.is_dir() {
+                    open.push(path);
+                }
+            }
+        }
+        names.sort();
+        names
+    }
+}
+
+/// A monitor that keeps what it is told.
+#[derive(Debug, Default)]
+pub(crate) struct Told(Mutex<Vec<String>>);
+
+impl Told {
+    fn note_down(&self, text: String) {
+        self.0.lock().expect("nobody panicked").push(text);
+    }
+
+    /// All of it.
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.0.lock().expect("nobody panicked").clone()
+    }
+}
+
+impl Monitor for Told {
+    fn step(&self, step: Step) {
+        self.note_down(step.to_string());
+    }
+
+    fn progress(&self, _done: u64, _total: u64) {}
+
+    fn planned(&self, _change: &PlannedChange<'_>) {}
+
+    fn note(&self, message: &str) {
+        self.note_down(message.to_owned());
+    }
+
+    fn warning(&self, message: &str) {
+        self.note_down(format!("warning: {message}"));
+    }
+}
+
+/// The operator's choices as they are without options.
+pub(crate) fn config() -> Config {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let server_name = "source.example".try_into().expect("a name");
+    Config {
+        target: PathBuf::from("/data"),
+        source: SourceAddress {
+            host: "source.example".to_owned(),
+            port: 7432,
+            server_name,
+            tls: Arc::new(tls),
+        },
+        dry_run: false,
+        strategy: StrategyChoice::Auto,
+        wait_checkpoint: None,
+        connections: Connections::Adaptive,
+        max_rate: None,
+        timeout: Duration::from_secs(300),
+        progress: false,
+        output: Output::Text,
+        recovery: Recovery::SignalOnly,
+        restore_command: None,
+        wal_archive: None,
+        config_file: None,
+        start: false,
+        pg_ctl: None,
+        staging_dir: None,
+        undo: true,
+        keep_diverged: true,
+        tablespace_mapping: Vec::new(),
+        config_from_source: false,
+        mirror_extra_files: false,
+        sync: true,
+        accept_shrink: false,
     }
 }

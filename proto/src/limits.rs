@@ -6,7 +6,7 @@ use std::time::Duration;
 pub const DEFAULT_PORT: u16 = 7432;
 
 /// A frame's batch is closed when it has this many bytes. Compressed it is a message of 64 to 256
-/// KiB, the range in which HTTP/2 carries most (performance A.4). Each frame is a zstd frame of its
+/// KiB, the range in which HTTP/2 carries most. Each frame is a zstd frame of its
 /// own, so a cut connection loses at most one and the client can store what it received as it is.
 pub const BATCH_BYTES: usize = 512 << 10;
 
@@ -109,5 +109,5 @@ pub const CONNECTIONS_DEFAULT: usize = 4;
 pub const CONNECTIONS_CLIENT_MAX: usize = 16;
 
 /// zstd level of frames: level 1 is faster than the links this is for and packs semi-random rows
-/// better than 3 (performance A.5).
+/// better than 3.
 pub const ZSTD_LEVEL: i32 = 1;

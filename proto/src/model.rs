@@ -1,10 +1,13 @@
 //! What the unary calls say, as domain types.
 
 use pg_format::wal::SegmentName;
-use pg_format::{ControlFile, DataPath, FormatError, TimelineHistory, TimelineId};
+use pg_format::{ClusterState, ControlFile, DataPath, FormatError, TimelineHistory, TimelineId};
+use serde::{Deserialize, Serialize};
+
+use crate::PageHash;
 
 /// What a running or stopped node is to its cluster, proven by its files alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     /// Accepts writes.
     Primary,
@@ -12,6 +15,19 @@ pub enum Role {
     Standby,
     /// Was shut down cleanly.
     Stopped,
+}
+
+/// What tells one life of a node from another, and from every other node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    system_identifier: u64,
+    role: Role,
+    timeline: TimelineId,
+    state: ClusterState,
+    postmaster: Option<(i64, i64)>,
+    directory: [u8; 16],
+    /// Hash of the `pg_control` of a node that does not run.
+    stopped_as: Option<[u8; 16]>,
 }
 
 /// What a node is at one moment.
@@ -47,16 +63,24 @@ impl Node {
         TimelineHistory::parse(self.timeline, text)
     }
 
-    /// Whether this is the same life of the same server as `earlier`: nothing that was read between
-    /// the two moments may be believed otherwise.
+    /// Which life of which node it is: nothing that was read before may be believed in another.
+    pub fn life(&self) -> Life {
+        // A stopped node may have been started and stopped in between.
+        let stopped = (self.role == Role::Stopped).then(|| PageHash::of(&self.control_bytes));
+        Life {
+            system_identifier: self.control.system_identifier,
+            role: self.role,
+            timeline: self.timeline,
+            state: self.control.state,
+            postmaster: self.postmaster,
+            directory: self.directory,
+            stopped_as: stopped.map(|hash| *hash.as_bytes()),
+        }
+    }
+
+    /// Whether it is the same life of the same node as at an earlier moment.
     pub fn same_life(&self, earlier: &Self) -> bool {
-        self.role == earlier.role
-            && self.timeline == earlier.timeline
-            && self.control.state == earlier.control.state
-            && self.postmaster == earlier.postmaster
-            && self.directory == earlier.directory
-            // A stopped node may have been started and stopped in between.
-            && (self.role != Role::Stopped || self.control_bytes == earlier.control_bytes)
+        self.life() == earlier.life()
     }
 }
 

@@ -254,7 +254,7 @@ async fn linger(mut stream: TcpStream) {
     drop(tokio::time::timeout(LINGER, drained).await);
 }
 
-/// Asks for BBR, which keeps a lossy long link full where the others collapse (performance A.7),
+/// Asks for BBR, which keeps a lossy long link full where the others collapse,
 /// and tells what the connection has.
 fn choose_congestion_control(stream: &TcpStream) -> Option<String> {
     let socket = SockRef::from(stream);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proto::limits::ZSTD_LEVEL;
 
-/// Levels of zstd, from fast to good. Better ones do not pay on database pages (performance A.5).
+/// Levels of zstd, from fast to good. Better ones do not pay on database pages.
 const LEVELS: [i32; 4] = [-5, ZSTD_LEVEL, 3, 6];
 /// Where a stream begins.
 const FIRST: usize = 1;

@@ -127,7 +127,8 @@ pub type Give<'g> = dyn FnMut(usize, u64, &[u8]) -> io::Result<()> + 'g;
 /// Hands out all images of a saved file.
 pub fn read(
     file: File,
-    (digest, signer): (&PackDigest, Signer),
+    digest: &PackDigest,
+    signer: Signer,
     give: &mut Give<'_>,
 ) -> Result<(), PackError> {
     let mut records = Records::open(file, signer)?;

@@ -6,9 +6,8 @@ use std::io;
 use data_dir::DataDir;
 use pg_format::DataPath;
 
-use crate::apply::redo::move_away;
 use crate::plan::pg_wal::WalChanges;
-use crate::staging::disk::{Disk, beside, replace_file};
+use crate::staging::disk::{Disk, beside, move_away, replace_file};
 use crate::staging::layout;
 use crate::staging::manifest::PackDigest;
 

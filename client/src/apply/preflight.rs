@@ -186,14 +186,14 @@ pub fn check_permissions(directory: &DataDir, plan: &Plan) -> Result<(), RewindE
             opened.map_err(|error| unwritable(&file.path, error))?;
         } else {
             let replaced = matches!(file.action, FileAction::Replace { .. });
-            refuse_immovable(directory, (&file.path, replaced))?;
+            refuse_immovable(directory, &file.path, replaced)?;
         }
         parents.insert(file.path.parent());
     }
     // What the commit writes or removes.
     for name in ["postgresql.auto.conf", "standby.signal", "recovery.signal", "backup_label"] {
         if let Ok(path) = DataPath::new(name) {
-            refuse_immovable(directory, (&path, false))?;
+            refuse_immovable(directory, &path, false)?;
         }
     }
     parents.insert(None);
@@ -227,7 +227,8 @@ fn is_strange(stat: &Statx) -> bool {
 /// An immutable file cannot even be replaced or removed.
 fn refuse_immovable(
     directory: &DataDir,
-    (path, replaced): (&DataPath, bool),
+    path: &DataPath,
+    replaced: bool,
 ) -> Result<(), RewindError> {
     let (base, rest) = directory.resolve(path);
     let name = if rest.is_empty() { "." } else { rest };

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use pg_format::{BLOCK_BYTES, DataPath, FileClass};
+use pg_format::{BLOCK_BYTES, DataPath};
 use proto::fetch::{Item, ItemBody, PageContent};
 
 use crate::apply::change::{Change, failed, in_parallel, sync_directories};
@@ -17,29 +17,12 @@ use crate::error::{Class, RewindError};
 use crate::monitor::Step;
 use crate::plan::FileAction;
 use crate::plan::units::file_of_unit;
-use crate::staging::disk::{Disk, beside, remove_tree, replace_file};
+use crate::staging::disk::{beside, move_away, replace_file};
 use crate::staging::manifest::{self, PackDigest};
 use crate::staging::{layout, marks, pack, reserve, state_directory, warning};
 
 /// Threads that wait for the disk; one file after the other would leave it idle.
 const SYNC_THREADS: usize = 8;
-
-/// Moves `path` to `to`, unless an earlier run did.
-pub(crate) fn move_away(disk: &dyn Disk, path: &DataPath, to: &DataPath) -> io::Result<()> {
-    if disk.is_directory(to)?.is_some() || disk.is_directory(path)?.is_none() {
-        return Ok(());
-    }
-    match disk.rename(path, to) {
-        // Files PostgreSQL would throw away itself may lie on a mount of their own.
-        Err(error)
-            if error.kind() == io::ErrorKind::CrossesDevices
-                && FileClass::of(path) == FileClass::Discarded =>
-        {
-            remove_tree(disk, path)
-        }
-        result => result,
-    }
-}
 
 impl Change<'_> {
     /// Hides `pg_control`, changes everything, commits, cleans up.
@@ -333,7 +316,7 @@ impl Change<'_> {
         let unreadable = failed(format!("could not read {name}"));
         let file = self.disk.open(&name).map_err(unreadable)?;
         let signer = pack::Signer::new(self.disk, &digest.name);
-        let read = pack::read(file, (digest, signer), &mut |items| {
+        let read = pack::read(file, digest, signer, &mut |items| {
             if self.signals.stop_at_once() {
                 return Err(io::ErrorKind::Interrupted.into());
             }

@@ -148,7 +148,7 @@ impl Change<'_> {
             let file = self.disk.open(&name).map_err(crate::staging::pack::PackError::Io);
             let read = file.and_then(|file| {
                 let signer = crate::staging::pack::Signer::new(self.disk, &digest.name);
-                before_images::read(file, (digest, signer), &mut |index, offset, bytes| {
+                before_images::read(file, digest, signer, &mut |index, offset, bytes| {
                     if self.signals.stop_at_once() {
                         return Err(io::ErrorKind::Interrupted.into());
                     }

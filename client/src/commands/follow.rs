@@ -4,30 +4,19 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use data_dir::proof;
-use data_dir::wal::LocalWal;
 use pg_format::wal::Start;
 use pg_format::{Lsn, TimelineHistory};
 use proto::fetch::{ItemBody, ProofStart, Unit, UnitKind};
-use proto::model::Description;
 
-use crate::cli::StrategyArg;
-use crate::commands::rewind::Run;
-use crate::divergence::common_wal::{Analysis, source_segment};
-use crate::error::{Class, RewindError};
+use crate::config::Config;
+use crate::divergence::Divergence;
+use crate::error::{Remedy, Replan, RewindError, Unanswered};
 use crate::outcome::{Outcome, Result as Ended};
-use crate::source::Session;
+use crate::plan::{Strategy, StrategyChoice};
+use crate::prepare::claim::{Claim, Kept};
+use crate::source::{Snapshot, Source};
 use crate::target::{Target, recovery_conf, wal_context};
-use crate::task::blocking;
-
-/// Whether the source can send its WAL from a position on, as soon as it has more.
-fn has_wal_from(source: &Description, history: &TimelineHistory, from: Lsn) -> bool {
-    let size = source.node.control.wal_segment_size;
-    let number = size.segment_of(from);
-    // WAL that ends with a segment may have no next one yet.
-    let newest = source.wal_segments.iter().map(|name| name.number).max();
-    let is_next = size.offset_of(from) == 0 && newest.is_some_and(|newest| newest + 1 == number);
-    is_next || source_segment(source, history, number).is_some()
-}
+use crate::task::{Context, blocking};
 
 /// The target's own records of a range, and their CRCs.
 fn records(
@@ -37,7 +26,7 @@ fn records(
     end: Lsn,
 ) -> Result<Vec<(Lsn, u32)>, RewindError> {
     let context = wal_context(&target.control.file);
-    let wal = LocalWal { directory: &target.directory, history, context };
+    let wal = data_dir::wal::LocalWal { directory: &target.directory, history, context };
     let mut records = Vec::new();
     proof::records(&wal, context, Start::FirstAfter(start), end, &mut |lsn, crc| {
         records.push((lsn, crc));
@@ -46,149 +35,244 @@ fn records(
     Ok(records)
 }
 
-impl Run {
-    /// A target that has nothing the source lacks needs no rewind, as long as the WAL it needs to
-    /// catch up is still there.
-    pub(crate) fn nothing_to_do(
-        &mut self,
-        analysis: &Analysis,
-        source: &Description,
-        history: &TimelineHistory,
-    ) -> Result<Option<Outcome>, RewindError> {
-        // Whoever asks for a comparison gets one.
-        if self.config.strategy == StrategyArg::Compare {
-            return Ok(None);
-        }
-        let (Some(fork), Some(end)) = (analysis.fork, analysis.target_end) else {
-            return Ok(None);
-        };
-        if end > fork.lsn {
-            return Ok(None);
-        }
-        if let Some(name) = self.foreign_history(source, history)? {
-            self.monitor.note(&format!(
-                "the target has not diverged, but its pg_wal has {name}, which the source does not \
-                 know: resynchronising"
-            ));
-            return Ok(None);
-        }
-        if !has_wal_from(source, history, end) {
-            self.monitor.note(&format!(
-                "the target has not diverged, but the source no longer has the WAL from {end} on: \
-                 resynchronising"
-            ));
-            return Ok(None);
-        }
-        let reason = format!(
-            "no rewind required: the target's WAL ends at {end} and is part of the source's history"
-        );
-        let mut outcome = Outcome::new(Ended::NothingToDo, reason);
-        outcome.fork = Some((fork.lsn, fork.timeline));
-        self.pg_ctl = self.find_pg_ctl()?;
-        self.follow_without_rewind()?;
-        outcome.times = self.steps.end();
-        Ok(Some(outcome))
-    }
+/// Whoever asks for a comparison gets one.
+fn wants_to_compare(config: &Config) -> bool {
+    config.strategy == StrategyChoice::Only(Strategy::Compare)
+}
 
-    /// A target that was rewound before and not started since need not be rewound again, as long as it can follow
-    /// the source from where its replay will end.
-    pub(crate) async fn already_rewound(
-        &mut self,
-        session: &Session,
-        source: &Description,
-        history: &Arc<TimelineHistory>,
-    ) -> Result<Option<Outcome>, RewindError> {
-        if !self.target.unstarted || self.config.strategy == StrategyArg::Compare {
-            return Ok(None);
-        }
-        let control = &self.target.control.file;
-        let end = control.min_recovery_point;
-        let last = Lsn::new(end.as_u64().saturating_sub(1));
-        let same_timeline = source.node.timeline.get() == control.min_recovery_timeline
-            && history.timeline_of(last) == source.node.timeline;
-        let follows = same_timeline
-            && has_wal_from(source, history, end)
-            && self.foreign_history(source, history)?.is_none()
-            && self.ends_alike(session, history, end).await?;
-        if !follows {
-            self.monitor.note(&format!(
-                "the target was rewound before and not started since, but the source is on timeline {} with other \
-                 WAL, or has none from {end} on: rewinding again",
-                source.node.timeline
-            ));
-            return Ok(None);
-        }
-        let reason = format!(
-            "already rewound: replay will end at {end} on timeline {}, and PostgreSQL was not started yet",
-            source.node.timeline
-        );
-        let mut outcome = Outcome::new(Ended::AlreadyRewound, reason);
-        self.pg_ctl = self.find_pg_ctl()?;
-        self.follow_without_rewind()?;
-        outcome.times = self.steps.end();
-        Ok(Some(outcome))
+/// A target that has nothing the source lacks needs no rewind, as long as the WAL it needs to
+/// catch up is still there.
+pub fn nothing_to_do(
+    cx: &Context,
+    config: &Config,
+    target: &Target,
+    source: &Snapshot,
+    divergence: &Divergence,
+) -> Result<Option<Outcome>, RewindError> {
+    let (Some(fork), Some(end)) = (divergence.fork, divergence.target_end) else {
+        return Ok(None);
+    };
+    if wants_to_compare(config) || end > fork.lsn {
+        return Ok(None);
     }
+    if let Some(name) = foreign_history(target, source)? {
+        cx.monitor.note(&format!(
+            "the target has not diverged, but its pg_wal has {name}, which the source does not \
+             know: resynchronising"
+        ));
+        return Ok(None);
+    }
+    if !source.has_wal_from(end) {
+        cx.monitor.note(&format!(
+            "the target has not diverged, but the source no longer has the WAL from {end} on: \
+             resynchronising"
+        ));
+        return Ok(None);
+    }
+    let reason = format!(
+        "no rewind required: the target's WAL ends at {end} and is part of the source's history"
+    );
+    let mut outcome = Outcome::new(Ended::NothingToDo, reason);
+    outcome.fork = Some((fork.lsn, fork.timeline));
+    Ok(Some(outcome))
+}
 
-    /// Whether both nodes have the same records in the segment that replay will end in, and some: an equal timeline
-    /// number proves nothing.
-    async fn ends_alike(
-        &self,
-        session: &Session,
-        history: &Arc<TimelineHistory>,
-        end: Lsn,
-    ) -> Result<bool, RewindError> {
-        let size = self.target.control.file.wal_segment_size;
-        let start = size.start_of(size.segment_of(Lsn::new(end.as_u64().saturating_sub(1))));
-        let unit = UnitKind::Proof { from: ProofStart::Segment(start), to: end, each_record: true };
-        let mut session = session.clone();
-        let answer = match session.ask(vec![Unit { id: 0, kind: unit }]).await {
-            // Removed or unreadable there: nothing is proven.
-            Err(error) if matches!(error.class(), Class::Rebuild | Class::WalUnavailable) => {
+/// A target that was rewound before and not started since need not be rewound again, as long as it can follow
+/// the source from where its replay will end.
+pub async fn already_rewound(
+    cx: &Context,
+    config: &Config,
+    target: &Arc<Target>,
+    source: &Source,
+) -> Result<Option<Outcome>, RewindError> {
+    if !target.unstarted || wants_to_compare(config) {
+        return Ok(None);
+    }
+    let control = &target.control.file;
+    let end = control.min_recovery_point;
+    let last = Lsn::new(end.as_u64().saturating_sub(1));
+    let snapshot = &source.snapshot;
+    let timeline = snapshot.description.node.timeline;
+    let same_timeline = timeline.get() == control.min_recovery_timeline
+        && snapshot.history.timeline_of(last) == timeline;
+    let follows = same_timeline
+        && snapshot.has_wal_from(end)
+        && foreign_history(target, snapshot)?.is_none()
+        && ends_alike(target, source, end).await?;
+    if !follows {
+        cx.monitor.note(&format!(
+            "the target was rewound before and not started since, but the source is on timeline {timeline} with \
+             other WAL, or has none from {end} on: rewinding again"
+        ));
+        return Ok(None);
+    }
+    let reason = format!(
+        "already rewound: replay will end at {end} on timeline {timeline}, and PostgreSQL was not started yet"
+    );
+    Ok(Some(Outcome::new(Ended::AlreadyRewound, reason)))
+}
+
+/// Whether both nodes have the same records in the segment that replay will end in, and some: an equal timeline
+/// number proves nothing.
+async fn ends_alike(target: &Arc<Target>, source: &Source, end: Lsn) -> Result<bool, RewindError> {
+    let size = target.control.file.wal_segment_size;
+    let start = size.start_of(size.segment_of(Lsn::new(end.as_u64().saturating_sub(1))));
+    let unit = UnitKind::Proof { from: ProofStart::Segment(start), to: end, each_record: true };
+    let mut session = source.session.clone();
+    let answer = match session.ask(vec![Unit { id: 0, kind: unit }]).await {
+        Ok(answer) => answer,
+        // Removed there: nothing is proven.
+        Err(error) => match error.remedy() {
+            Remedy::DoWithout(Unanswered::WalMissing) | Remedy::Replan(Replan::WalUnavailable) => {
                 return Ok(false);
             }
-            answer => answer?,
-        };
-        let theirs = answer.items.iter().filter_map(|item| match item.body {
-            ItemBody::RecordCrc { lsn, crc } => Some((lsn, crc)),
-            _ => None,
-        });
-        let theirs: Vec<(Lsn, u32)> = theirs.collect();
-        let (target, history) = (Arc::clone(&self.target), Arc::clone(history));
-        let ours = blocking(move || records(&target, &history, start, end)).await?;
-        Ok(!ours.is_empty() && ours == theirs)
+            _ => return Err(error),
+        },
+    };
+    let theirs = answer.items.iter().filter_map(|item| match item.body {
+        ItemBody::RecordCrc { lsn, crc } => Some((lsn, crc)),
+        _ => None,
+    });
+    let theirs: Vec<(Lsn, u32)> = theirs.collect();
+    let (target, snapshot) = (Arc::clone(target), Arc::clone(&source.snapshot));
+    let ours = blocking(move || records(&target, &snapshot.history, start, end)).await?;
+    Ok(!ours.is_empty() && ours == theirs)
+}
+
+/// A history file of a branch the source is not on: recovery would look for that branch.
+/// Not every node has the files of all its ancestors.
+fn foreign_history(target: &Target, source: &Snapshot) -> Result<Option<String>, RewindError> {
+    let ours = target.directory.history_files()?;
+    let theirs = &source.description.node.histories;
+    let foreign = ours.into_iter().find(|(timeline, text)| {
+        let same = theirs.iter().find(|(other, _)| other == timeline);
+        !source.history.contains(*timeline) || same.is_some_and(|(_, other)| other != text)
+    });
+    Ok(foreign.map(|(timeline, _)| timeline.history_file_name()))
+}
+
+/// Makes a target that lost nothing a standby, if that was asked for.
+pub fn make_standby(cx: &Context, config: &Config, target: &Target) -> Result<(), RewindError> {
+    if config.dry_run {
+        return Ok(());
+    }
+    if recovery_conf::is_wanted(config) {
+        let _claim = Claim::take(target, &cx.monitor, Kept::Nothing, 0)?;
+        recovery_conf::write_alone(config, target, &*target.disk)?;
+    } else if !target.directory.has("standby.signal") {
+        cx.monitor.warning(
+            "the target has no standby.signal: started as it is, it would take writes on its \
+             old timeline; use -R",
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use pg_format::TimelineId;
+
+    use super::*;
+    use crate::error::NotPossible;
+    use crate::plan::ForkPoint;
+    use crate::task::Stop;
+    use crate::test_values::{EmptyTarget, Told, config, snapshot};
+
+    const MB_16: u64 = 16 << 20;
+
+    fn cx() -> (Context, Arc<Told>) {
+        let told = Arc::new(Told::default());
+        (Context::new(Arc::clone(&told) as _, Stop::default()), told)
     }
 
-    /// A history file of a branch the source is not on: recovery would look for that branch.
-    /// Not every node has the files of all its ancestors.
-    fn foreign_history(
-        &self,
-        source: &Description,
-        history: &TimelineHistory,
-    ) -> Result<Option<String>, RewindError> {
-        let ours = self.directory.history_files()?;
-        let theirs = &source.node.histories;
-        let foreign = ours.into_iter().find(|(timeline, text)| {
-            let same = theirs.iter().find(|(other, _)| other == timeline);
-            !history.contains(*timeline) || same.is_some_and(|(_, other)| other != text)
-        });
-        Ok(foreign.map(|(timeline, _)| timeline.history_file_name()))
+    /// Nodes whose histories part at `fork`, of which the target's WAL ends at `end`.
+    fn divergence(fork: u64, end: u64) -> Divergence {
+        let timeline = TimelineId::new(1).unwrap();
+        Divergence {
+            fork: Some(ForkPoint { lsn: Lsn::new(fork), timeline }),
+            target_end: Some(Lsn::new(end)),
+            ..Divergence::unknown(NotPossible::new("not needed"))
+        }
     }
 
-    /// Makes a target that lost nothing a standby, if that was asked for.
-    fn follow_without_rewind(&mut self) -> Result<(), RewindError> {
-        if self.config.dry_run {
-            return Ok(());
-        }
-        if recovery_conf::is_wanted(&self.config) {
-            self.take_target(false)?;
-            recovery_conf::write_alone(&self.config, &self.target, &*self.disk)?;
-            self.abandon();
-        } else if !self.directory.has("standby.signal") {
-            self.monitor.warning(
-                "the target has no standby.signal: started as it is, it would take writes on its \
-                 old timeline; use -R",
-            );
-        }
-        Ok(())
+    fn judge(config: &Config, source: &Snapshot, divergence: &Divergence) -> Option<Outcome> {
+        let target = EmptyTarget::new();
+        nothing_to_do(&cx().0, config, &target.target, source, divergence).unwrap()
+    }
+
+    #[test]
+    fn a_target_that_lost_nothing_needs_no_rewind() {
+        let source = snapshot(3..9, Lsn::new(3 * MB_16));
+        let fork = 5 * MB_16 + 1000;
+        let outcome = judge(&config(), &source, &divergence(fork, fork)).expect("nothing to do");
+        assert_eq!(outcome.result, Ended::NothingToDo);
+        assert!(judge(&config(), &source, &divergence(fork, fork + 8)).is_none(), "it diverged");
+        let unproven = Divergence { fork: None, ..divergence(fork, fork) };
+        assert!(judge(&config(), &source, &unproven).is_none());
+        let unread = Divergence { target_end: None, ..divergence(fork, fork) };
+        assert!(judge(&config(), &source, &unread).is_none());
+    }
+
+    #[test]
+    fn whoever_asks_for_a_comparison_gets_one() {
+        let source = snapshot(3..9, Lsn::new(3 * MB_16));
+        let strategy = StrategyChoice::Only(Strategy::Compare);
+        let config = Config { strategy, ..config() };
+        assert!(judge(&config, &source, &divergence(5 * MB_16, 5 * MB_16)).is_none());
+    }
+
+    #[test]
+    fn a_target_that_cannot_catch_up_is_rewound() {
+        let source = snapshot(7..9, Lsn::new(7 * MB_16));
+        let target = EmptyTarget::new();
+        let (cx, told) = cx();
+        let parted = divergence(5 * MB_16 + 8, 5 * MB_16 + 8);
+        let outcome = nothing_to_do(&cx, &config(), &target.target, &source, &parted).unwrap();
+        assert!(outcome.is_none());
+        assert!(told.all()[0].contains("no longer has the WAL from"), "{:?}", told.all());
+    }
+
+    #[test]
+    fn a_history_of_a_branch_that_the_source_is_not_on_means_rewinding() {
+        let source = snapshot(3..9, Lsn::new(3 * MB_16));
+        let target = EmptyTarget::new();
+        let path = target.home.path().join("pg_wal/00000007.history");
+        std::fs::File::create(path).unwrap();
+        let (cx, told) = cx();
+        let parted = divergence(5 * MB_16, 5 * MB_16);
+        let outcome = nothing_to_do(&cx, &config(), &target.target, &source, &parted).unwrap();
+        assert!(outcome.is_none());
+        assert!(told.all()[0].contains("00000007.history"), "{:?}", told.all());
+    }
+
+    #[test]
+    fn a_target_without_a_signal_file_is_warned_about() {
+        let target = EmptyTarget::new();
+        let (cx, told) = cx();
+        make_standby(&cx, &config(), &target.target).unwrap();
+        assert!(told.all()[0].starts_with("warning: the target has no standby.signal"));
+        std::fs::File::create(target.home.path().join("standby.signal")).unwrap();
+        make_standby(&cx, &config(), &target.target).unwrap();
+        assert_eq!(told.all().len(), 1);
+    }
+
+    #[test]
+    fn a_dry_run_makes_no_standby() {
+        let target = EmptyTarget::new();
+        let before = target.names();
+        let config = Config { dry_run: true, start: true, ..config() };
+        make_standby(&cx().0, &config, &target.target).unwrap();
+        assert_eq!(target.names(), before);
+    }
+
+    #[test]
+    fn a_standby_is_made_where_a_start_was_asked_for_and_nothing_else_is_left() {
+        let target = EmptyTarget::new();
+        let config = Config { start: true, ..config() };
+        let mut expected = target.names();
+        make_standby(&cx().0, &config, &target.target).unwrap();
+        expected.push("standby.signal".to_owned());
+        expected.sort();
+        assert_eq!(target.names(), expected);
     }
 }

@@ -1,4 +1,4 @@
-//! What an earlier run left behind: finished, cleared away, or told about.
+//! What an earlier run left behind: finished, taken back or cleared away.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,15 +20,14 @@ use crate::staging::saved_plan::SavedPlan;
 use crate::staging::{pid_file, reserve, state_directory, state_error};
 use crate::target;
 use crate::target::unstarted::is_unstarted;
-use crate::task::{Signals, Stop, blocking};
+use crate::task::{Context, Signals, blocking};
 
 /// Deals with what an earlier run left: finishes it if it had begun to change the target, clears it
 /// away if it had not. A dry run only says so.
-pub(crate) async fn earlier(
-    directory: &Arc<DataDir>,
+pub(crate) async fn finish_earlier(
+    cx: &Context,
     config: &Config,
-    monitor: &Arc<dyn Monitor>,
-    stop: &Stop,
+    directory: &Arc<DataDir>,
 ) -> Result<Option<Outcome>, RewindError> {
     let Found { directory, disk, state } = open_state(directory)?;
     if config.dry_run {
@@ -36,7 +35,7 @@ pub(crate) async fn earlier(
         return Ok(ends_there(&directory, &state).then(outcome));
     }
     let wanted = config.staging_dir.clone();
-    let (monitor, signals) = (Arc::clone(monitor), Arc::clone(&stop.signals));
+    let (monitor, signals) = (Arc::clone(&cx.monitor), Arc::clone(&cx.stop.signals));
     blocking(move || {
         let (monitor, signals) = (&*monitor, &*signals);
         let work = Work { directory: &directory, disk: &*disk, monitor, signals };
@@ -54,7 +53,7 @@ pub(crate) async fn earlier(
                     // Its plan may still hold, and then all that is staged is of use. Until the source
                     // says that it does, a complete set stays complete.
                     true => pid_file::restore(&*disk),
-                    false => clear_away(&*disk, &directory),
+                    false => state_directory::give_back(&*disk, &directory),
                 };
                 left.map_err(state_error)?;
                 Ok(None)
@@ -118,13 +117,6 @@ fn never_started(directory: &DataDir, manifest: &Manifest) -> bool {
     directory.control().is_ok_and(|control| control.bytes == manifest.new_control)
 }
 
-/// Leaves a target that was not changed as it was found.
-pub(crate) fn clear_away(disk: &dyn Disk, directory: &DataDir) -> std::io::Result<()> {
-    marks::unseal(disk)?;
-    pid_file::restore(disk)?;
-    state_directory::discard(disk, directory)
-}
-
 fn spoiled() -> RewindError {
     RewindError::new(Class::Unfinished, SPOILED)
 }
@@ -154,7 +146,7 @@ impl Work<'_> {
         target::running::refuse_running(self.directory)?;
         self.monitor.step(Step::Apply);
         if let Err(error) = self.change(manifest).redo() {
-            if !marks::is_being_changed(self.directory.path()) && error.class() != Class::Rewound {
+            if !marks::is_being_changed(self.directory.path()) && error.left_the_target_alone() {
                 // Nothing was changed: the next server must not find our number.
                 pid_file::restore(self.disk).map_err(state_error)?;
             }
@@ -173,7 +165,7 @@ impl Work<'_> {
     }
 
     fn clear_away(&self) -> Result<(), RewindError> {
-        clear_away(self.disk, self.directory).map_err(state_error)
+        state_directory::give_back(self.disk, self.directory).map_err(state_error)
     }
 
     /// Makes the target what it was before the rewind.
@@ -195,7 +187,8 @@ impl Work<'_> {
 /// Locks a target and ends what is unfinished there, in one way or the other.
 fn end(
     target: &Path,
-    (monitor, signals): (&dyn Monitor, &Signals),
+    monitor: &dyn Monitor,
+    signals: &Signals,
     ending: impl FnOnce(&Work<'_>, State) -> Result<Outcome, RewindError>,
 ) -> Result<Outcome, RewindError> {
     let locked = || {
@@ -215,7 +208,7 @@ pub fn resume(
     monitor: &dyn Monitor,
     signals: &Signals,
 ) -> Result<Outcome, RewindError> {
-    end(target, (monitor, signals), |work, state| match state {
+    end(target, monitor, signals, |work, state| match state {
         State::None if is_unstarted(work.directory)? => {
             Ok(Outcome::new(Ended::AlreadyRewound, UNSTARTED))
         }
@@ -262,7 +255,7 @@ pub fn rollback(
     monitor: &dyn Monitor,
     signals: &Signals,
 ) -> Result<Outcome, RewindError> {
-    end(target, (monitor, signals), |work, state| match state {
+    end(target, monitor, signals, |work, state| match state {
         State::None => nothing("no rewind is unfinished here: there is nothing to take back"),
         State::Preparing | State::Sealed(_) => {
             work.clear_away()?;

@@ -116,3 +116,99 @@ pub fn check_settings(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::{EmptyTarget, Told, described};
+    use pg_format::Lsn;
+
+    /// A source of the same cluster, changed in one way.
+    fn judged(change: impl FnOnce(&mut Description)) -> Result<(), RewindError> {
+        let target = EmptyTarget::new();
+        let mut source = described(0..1, Lsn::new(100), 0);
+        source.node.control.checkpoint_copy.full_page_writes = true;
+        change(&mut source);
+        check(&target.target, &source)
+    }
+
+    #[test]
+    fn two_nodes_of_one_cluster_fit() {
+        assert!(judged(|_| {}).is_ok());
+    }
+
+    #[test]
+    fn nodes_that_are_not_of_one_cluster_are_refused() {
+        let refused = |change: fn(&mut Description)| {
+            let error = judged(change).unwrap_err();
+            assert_eq!(error.class(), Class::Target, "{error}");
+            error.to_string()
+        };
+        assert!(
+            refused(|source| source.node.control.system_identifier += 1)
+                .contains("different clusters")
+        );
+        assert!(
+            refused(|source| source.node.control.catalog_version += 1)
+                .contains("different PostgreSQL versions")
+        );
+        assert!(
+            refused(|source| source.node.control.control_version += 1)
+                .contains("different PostgreSQL versions")
+        );
+        assert!(
+            refused(|source| {
+                let other = pg_format::WalSegmentSize::new(1 << 20).expect("a size");
+                source.node.control.wal_segment_size = other;
+            })
+            .contains("different WAL segment sizes")
+        );
+        assert!(
+            refused(|source| source.node.control.data_checksum_version = 1)
+                .contains("off here, on there")
+        );
+    }
+
+    #[test]
+    fn the_target_itself_is_no_source() {
+        let target = EmptyTarget::new();
+        let mut source = described(0..1, Lsn::new(100), 0);
+        source.node.directory = target.target.directory.identity().unwrap();
+        let error = check(&target.target, &source).unwrap_err();
+        assert!(error.to_string().contains("this data directory itself"), "{error}");
+    }
+
+    #[test]
+    fn a_source_whose_pages_could_be_torn_is_refused_unless_it_is_stopped() {
+        let off = |source: &mut Description| {
+            source.node.control.checkpoint_copy.full_page_writes = false;
+        };
+        let error = judged(off).unwrap_err();
+        assert_eq!(error.class(), Class::Preflight);
+        let stopped = judged(|source| {
+            off(source);
+            source.node.role = Role::Stopped;
+        });
+        assert!(stopped.is_ok());
+    }
+
+    #[test]
+    fn a_source_that_no_standby_can_follow_is_refused() {
+        let error = judged(|source| source.node.control.wal_level = WalLevel::Minimal).unwrap_err();
+        assert!(error.to_string().contains("wal_level is minimal"), "{error}");
+    }
+
+    #[test]
+    fn settings_lower_than_the_sources_are_warned_about_or_refuse_a_start() {
+        let target = EmptyTarget::new();
+        let mut source = described(0..1, Lsn::new(100), 0);
+        let told = Told::default();
+        check_settings(&target.target, &source, true, &told).unwrap();
+        assert_eq!(told.all(), Vec::<String>::new());
+        source.node.control.required_settings.max_connections += 50;
+        check_settings(&target.target, &source, false, &told).unwrap();
+        assert!(told.all()[0].starts_with("warning: max_connections is"), "{:?}", told.all());
+        let refused = check_settings(&target.target, &source, true, &told).unwrap_err();
+        assert_eq!(refused.class(), Class::Preflight);
+    }
+}

@@ -1,8 +1,9 @@
-//! Proves by content how far two histories are the same: equal timeline numbers do not (facts 7).
+//! Proves by content how far two histories are the same. Equal timeline numbers prove nothing: two nodes can be
+//! promoted to the same one. docs/RULES.md, R10.
 
 use std::ops::ControlFlow;
 
-use data_dir::proof;
+use data_dir::proof::{self, SegmentDigest};
 use data_dir::wal::{LocalWal, Segments as _};
 use data_dir::window::Window;
 use pg_format::Lsn;
@@ -10,208 +11,220 @@ use pg_format::wal::Start;
 use proto::fetch::{Item, ItemBody, ProofStart, Unit, UnitKind};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::divergence::common_wal::{Subject, source_segment, wal_error};
-use crate::divergence::hint_logging::NotRewindable;
+use super::search::Search;
+use super::undecided::Undecided;
 use crate::error::RewindError;
 use crate::target::wal_archive::TargetWal;
-use crate::task::{Asked, joined};
+use crate::task::{Pending, joined};
 
 /// Bytes of WAL that must be proven equal before the fork if the last checkpoint cannot be reached.
 const PROOF_BYTES_MIN: u64 = 1 << 20;
 
-/// The source's digests of a range, asked for while the target's own WAL is being read.
-pub(crate) struct Early {
-    range: (Lsn, Lsn),
-    items: Asked<Vec<Item>>,
+/// Positions between which records are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Range {
+    start: Lsn,
+    end: Lsn,
 }
 
-impl Subject<'_> {
-    /// Whether both nodes have a segment.
-    fn both(&self, local: &LocalWal<'_>, number: u64) -> Result<bool, RewindError> {
-        let theirs = source_segment(self.source, self.source_history, number).is_some();
-        Ok(theirs && local.open(number).map_err(wal_error)?.is_some())
-    }
+/// The source's digests of a range, asked for while the target's own WAL is being read.
+#[derive(Debug)]
+pub struct Early {
+    range: Range,
+    items: Pending<Vec<Item>>,
+}
 
-    /// First of the segments that both nodes have without a gap up to `to`, no more of them than a window
-    /// from `start` on needs; `None` if there are none.
-    fn first_common(
-        &self,
-        local: &LocalWal<'_>,
-        (start, to): (Lsn, Lsn),
-    ) -> Result<Option<u64>, RewindError> {
-        let size = local.context.segment_size;
-        let last = size.segment_of(Lsn::new(to.as_u64().saturating_sub(1)));
-        // One segment more than the window: a fork close behind a segment's start proves little.
-        let wanted = size.segment_of(start).min(last).saturating_sub(1);
-        let mut first = last + 1;
-        while first > wanted && self.both(local, first - 1)? {
+/// What the source has of a range.
+struct Theirs {
+    digests: Vec<SegmentDigest>,
+    /// Where its records of the range end.
+    end: Lsn,
+}
+
+/// Whether both nodes have a segment.
+fn both(search: &Search<'_>, local: &LocalWal<'_>, number: u64) -> Result<bool, Undecided> {
+    let theirs = search.source.snapshot.segment(number).is_some();
+    let ours = local.open(number).map_err(Undecided::unreadable("the target's WAL"))?;
+    Ok(theirs && ours.is_some())
+}
+
+/// First of the segments that both nodes have without a gap up to `to`, no more of them than a window
+/// from `start` on needs; `None` if there are none.
+fn first_common(
+    search: &Search<'_>,
+    local: &LocalWal<'_>,
+    start: Lsn,
+    to: Lsn,
+) -> Result<Option<u64>, Undecided> {
+    let size = local.context.segment_size;
+    let last = size.segment_of(Lsn::new(to.as_u64().saturating_sub(1)));
+    // One segment more than the window: a fork close behind a segment's start proves little.
+    let wanted = size.segment_of(start).min(last).saturating_sub(1);
+    let mut first = last + 1;
+    while first > wanted && both(search, local, first - 1)? {
+        first -= 1;
+    }
+    Ok((first <= last).then_some(first))
+}
+
+/// Asks for the source's digests before the target's WAL is read: from `redo` on for as far as the histories say
+/// that it is common, unless they do not say. What cannot be read is reported by whoever reads it next.
+pub fn ask_early(
+    search: &Search<'_>,
+    wal: &TargetWal<'_>,
+    redo: Lsn,
+    forked_at: Lsn,
+) -> Option<Early> {
+    let local = wal.local();
+    let first = match forked_at {
+        Lsn::MAX => None,
+        to => first_common(search, local, redo, to).ok().flatten(),
+    };
+    first.map(|first| {
+        let range = Range { start: local.context.segment_size.start_of(first), end: forked_at };
+        let mut session = search.source.session.clone();
+        let units = vec![Unit { id: 0, kind: digests_unit(range) }];
+        let asked = async move { session.ask(units).await.map(|answer| answer.items) };
+        Early { range, items: AbortOnDropHandle::new(search.runtime.spawn(asked)) }
+    })
+}
+
+/// Compares the records of both nodes below `to`, of which `own` are the target's last ones: the position from
+/// which on they differ.
+pub fn prove(
+    search: &Search<'_>,
+    wal: &TargetWal<'_>,
+    own: &Window,
+    to: Lsn,
+    mut early: Option<Early>,
+) -> Result<Lsn, Undecided> {
+    let local = wal.local();
+    let size = local.context.segment_size;
+    let Some(mut first) = first_common(search, local, own.start, to)? else {
+        return Err(Undecided::new(format!("the nodes have no WAL in common before {to}")));
+    };
+    let mut step = 1;
+    loop {
+        let range = Range { start: size.start_of(first), end: to };
+        let fork = first_difference(search, local, range, early.take())?;
+        // A range that begins with a difference proves nothing: the histories parted earlier.
+        let checkpoint = own.last_checkpoint_before(fork).is_some_and(|c| c.lsn >= range.start);
+        if checkpoint || fork.distance_from(range.start) >= PROOF_BYTES_MIN {
+            return Ok(fork);
+        }
+        let goal = first.saturating_sub(step);
+        let known = first;
+        while first > goal && both(search, local, first - 1)? {
             first -= 1;
         }
-        Ok((first <= last).then_some(first))
-    }
-
-    /// Asks for the source's digests before the target's WAL is read: for as far as the histories say
-    /// that it is common, unless they do not say. What cannot be read is told by whoever reads it next.
-    pub(crate) fn ask_early(
-        &self,
-        wal: &TargetWal<'_>,
-        (redo, forked_at): (Lsn, Lsn),
-    ) -> Option<Early> {
-        let local = wal.local();
-        let first = match forked_at {
-            Lsn::MAX => None,
-            to => self.first_common(local, (redo, to)).ok().flatten(),
-        };
-        first.map(|first| {
-            let range = (local.context.segment_size.start_of(first), forked_at);
-            let mut session = self.session.clone();
-            let units = vec![Unit { id: 0, kind: digests_unit(range) }];
-            let asked = async move { session.ask(units).await.map(|answer| answer.items) };
-            Early { range, items: AbortOnDropHandle::new(self.runtime.spawn(asked)) }
-        })
-    }
-
-    /// Compares the records of both nodes below `to`: the position from which on they differ, or
-    /// why nothing is proven.
-    pub(crate) fn prove(
-        &self,
-        wal: &TargetWal<'_>,
-        own: &Window,
-        to: Lsn,
-        mut early: Option<Early>,
-    ) -> Result<Result<Lsn, NotRewindable>, RewindError> {
-        let local = wal.local();
-        let size = local.context.segment_size;
-        let Some(mut first) = self.first_common(local, (own.start, to))? else {
-            let why = format!("the nodes have no WAL in common before {to}");
-            return Ok(Err(NotRewindable::new(why)));
-        };
-        let mut step = 1;
-        loop {
-            let start = size.start_of(first);
-            let fork = match self.first_difference(local, (start, to), early.take())? {
-                Ok(fork) => fork,
-                Err(why) => return Ok(Err(why)),
-            };
-            // A range that begins with a difference proves nothing: the histories parted earlier.
-            let checkpoint = own.last_checkpoint_before(fork).is_some_and(|c| c.lsn >= start);
-            if checkpoint || fork.distance_from(start) >= PROOF_BYTES_MIN {
-                return Ok(Ok(fork));
-            }
-            let goal = first.saturating_sub(step);
-            let known = first;
-            while first > goal && self.both(local, first - 1)? {
-                first -= 1;
-            }
-            if first == known {
-                let bytes = fork.distance_from(start);
-                let why =
-                    format!("the nodes have only {bytes} bytes of WAL in common before {fork}");
-                return Ok(Err(NotRewindable::new(why)));
-            }
-            step *= 2;
+        if first == known {
+            let bytes = fork.distance_from(range.start);
+            return Err(Undecided::new(format!(
+                "the nodes have only {bytes} bytes of WAL in common before {fork}"
+            )));
         }
-    }
-
-    /// Where the records of both nodes in a range begin to differ, or why that is not known.
-    fn first_difference(
-        &self,
-        local: &LocalWal<'_>,
-        (start, to): (Lsn, Lsn),
-        early: Option<Early>,
-    ) -> Result<Result<Lsn, NotRewindable>, RewindError> {
-        let mut ours = Vec::new();
-        let from = Start::FirstAfter(start);
-        let our_end = proof::digests(local, local.context, from, to, &mut |digest| {
-            ours.push(digest);
-            ControlFlow::Continue(())
-        })?;
-        let (theirs, their_end) = self.source_digests((start, to), early)?;
-        let differs = ours.iter().zip(&theirs).find(|(a, b)| a != b).map(|(a, _)| a.number);
-        let Some(number) = differs else {
-            if their_end < our_end.min(to)
-                && let Err(why) = self.check_their_end((start, to), their_end)?
-            {
-                return Ok(Err(why));
-            }
-            return Ok(Ok(our_end.min(their_end).min(to)));
-        };
-        let size = local.context.segment_size;
-        let (start, to) = (size.start_of(number), size.start_of(number + 1).min(to));
-        let mut ours = Vec::new();
-        let from = Start::FirstAfter(start);
-        let our_end = proof::records(local, local.context, from, to, &mut |lsn, crc| {
-            ours.push((lsn, crc));
-            ControlFlow::Continue(())
-        })?;
-        let unit = UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: true };
-        let mut theirs = Vec::new();
-        let mut their_end = to;
-        for item in self.ask(unit)? {
-            match item.body {
-                ItemBody::RecordCrc { lsn, crc } => theirs.push((lsn, crc)),
-                ItemBody::End { bytes, .. } => their_end = Lsn::new(bytes),
-                _ => {}
-            }
-        }
-        let unequal = first_unequal(&ours, &theirs);
-        // A record that the source does not have at all may only be one that it cannot read.
-        if unequal.is_none_or(|lsn| lsn >= their_end)
-            && their_end < our_end.min(to)
-            && let Err(why) = self.check_their_end((start, to), their_end)?
-        {
-            return Ok(Err(why));
-        }
-        Ok(Ok(unequal.unwrap_or_else(|| our_end.min(their_end))))
-    }
-
-    /// Whether the source's WAL ends where its records of a range do: one that has more and cannot read it
-    /// proves nothing about what lies there.
-    fn check_their_end(
-        &self,
-        range: (Lsn, Lsn),
-        seen: Lsn,
-    ) -> Result<Result<(), NotRewindable>, RewindError> {
-        let mut session = self.session.clone();
-        let announced = self.runtime.block_on(async move { session.seal().await })?.end;
-        // It may have written more in between: what it had then must be readable now.
-        let (_, again) = self.source_digests(range, None)?;
-        if again >= announced.min(range.1) {
-            return Ok(Ok(()));
-        }
-        Ok(Err(NotRewindable::new(format!(
-            "the source's WAL reaches {announced}, but it cannot be read from {} on: what lies there is not \
-             known to be common",
-            seen.max(again)
-        ))))
-    }
-
-    fn source_digests(
-        &self,
-        range: (Lsn, Lsn),
-        early: Option<Early>,
-    ) -> Result<(Vec<proof::SegmentDigest>, Lsn), RewindError> {
-        let items = match early.filter(|early| early.range == range) {
-            Some(early) => self.runtime.block_on(joined(early.items))?,
-            None => self.ask(digests_unit(range))?,
-        };
-        let mut digests = Vec::new();
-        let mut end = range.0;
-        for item in items {
-            match item.body {
-                ItemBody::SegmentDigest { number, records, digest } => {
-                    let digest = *digest.as_bytes();
-                    digests.push(proof::SegmentDigest { number, records, digest });
-                }
-                ItemBody::End { bytes, .. } => end = Lsn::new(bytes),
-                _ => {}
-            }
-        }
-        Ok((digests, end))
+        step *= 2;
     }
 }
 
-fn digests_unit((start, to): (Lsn, Lsn)) -> UnitKind {
+/// Where the records of both nodes in a range begin to differ.
+fn first_difference(
+    search: &Search<'_>,
+    local: &LocalWal<'_>,
+    range: Range,
+    early: Option<Early>,
+) -> Result<Lsn, Undecided> {
+    let mut ours = Vec::new();
+    let from = Start::FirstAfter(range.start);
+    let our_end = proof::digests(local, local.context, from, range.end, &mut |digest| {
+        ours.push(digest);
+        ControlFlow::Continue(())
+    })?;
+    let theirs = source_digests(search, range, early)?;
+    let differs = ours.iter().zip(&theirs.digests).find(|(a, b)| a != b).map(|(a, _)| a.number);
+    if let Some(number) = differs {
+        let size = local.context.segment_size;
+        let end = size.start_of(number + 1).min(range.end);
+        return first_different_record(search, local, Range { start: size.start_of(number), end });
+    }
+    if theirs.end < our_end.min(range.end) {
+        check_their_end(search, range, theirs.end)?;
+    }
+    Ok(our_end.min(theirs.end).min(range.end))
+}
+
+/// The same within one segment, record by record.
+fn first_different_record(
+    search: &Search<'_>,
+    local: &LocalWal<'_>,
+    range: Range,
+) -> Result<Lsn, Undecided> {
+    let Range { start, end: to } = range;
+    let mut ours = Vec::new();
+    let from = Start::FirstAfter(start);
+    let our_end = proof::records(local, local.context, from, to, &mut |lsn, crc| {
+        ours.push((lsn, crc));
+        ControlFlow::Continue(())
+    })?;
+    let unit = UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: true };
+    let mut theirs = Vec::new();
+    let mut their_end = to;
+    for item in search.ask(unit)? {
+        match item.body {
+            ItemBody::RecordCrc { lsn, crc } => theirs.push((lsn, crc)),
+            ItemBody::End { bytes, .. } => their_end = Lsn::new(bytes),
+            _ => {}
+        }
+    }
+    let unequal = first_unequal(&ours, &theirs);
+    // A record that the source does not have at all may only be one that it cannot read.
+    if unequal.is_none_or(|lsn| lsn >= their_end) && their_end < our_end.min(to) {
+        check_their_end(search, range, their_end)?;
+    }
+    Ok(unequal.unwrap_or_else(|| our_end.min(their_end)))
+}
+
+/// Whether the source's WAL ends where its records of a range do: one that has more and cannot read it
+/// proves nothing about what lies there.
+fn check_their_end(search: &Search<'_>, range: Range, seen: Lsn) -> Result<(), Undecided> {
+    let mut session = search.source.session.clone();
+    let announced = search.runtime.block_on(async move { session.seal().await })?.end;
+    // It may have written more in between: what it had then must be readable now.
+    let again = source_digests(search, range, None)?.end;
+    if again >= announced.min(range.end) {
+        return Ok(());
+    }
+    Err(Undecided::new(format!(
+        "the source's WAL reaches {announced}, but it cannot be read from {} on: what lies there is not known to \
+         be common",
+        seen.max(again)
+    )))
+}
+
+fn source_digests(
+    search: &Search<'_>,
+    range: Range,
+    early: Option<Early>,
+) -> Result<Theirs, RewindError> {
+    let items = match early.filter(|early| early.range == range) {
+        Some(early) => search.runtime.block_on(joined(early.items))?,
+        None => search.ask(digests_unit(range))?,
+    };
+    let mut theirs = Theirs { digests: Vec::new(), end: range.start };
+    for item in items {
+        match item.body {
+            ItemBody::SegmentDigest { number, records, digest } => {
+                let digest = *digest.as_bytes();
+                theirs.digests.push(SegmentDigest { number, records, digest });
+            }
+            ItemBody::End { bytes, .. } => theirs.end = Lsn::new(bytes),
+            _ => {}
+        }
+    }
+    Ok(theirs)
+}
+
+fn digests_unit(Range { start, end: to }: Range) -> UnitKind {
     UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: false }
 }
 

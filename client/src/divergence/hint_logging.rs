@@ -19,7 +19,8 @@ use pg_format::{
     BLOCK_BYTES, BLOCK_SIZE, ClusterState, ControlFile, FileClass, Fork, Lsn, TimelineHistory,
 };
 
-use crate::error::{Class, RewindError};
+use super::undecided::Undecided;
+use crate::error::NotPossible;
 use crate::plan::TargetFiles;
 use crate::target::Target;
 use crate::target::wal_archive::TargetWal;
@@ -29,23 +30,6 @@ use crate::target::wal_archive::TargetWal;
 const CLEAN_STOP: Duration = Duration::from_secs(3);
 /// So many pages at most are read to find one with an old checksum.
 const OLD_PAGES_MAX: usize = 64;
-
-/// Why the target's WAL does not tell which pages may differ: those strategies that go by it are not possible.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotRewindable(String);
-
-impl NotRewindable {
-    /// For this reason, in words.
-    pub fn new(why: impl Into<String>) -> Self {
-        Self(why.into())
-    }
-}
-
-impl std::fmt::Display for NotRewindable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// What the target has been since replay's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +83,7 @@ fn shutdowns_within<'w>(
 pub(crate) fn before_open_transactions(
     wal: &TargetWal<'_>,
     last: Checkpoint,
-) -> Result<Result<Lsn, NotRewindable>, RewindError> {
+) -> Result<Lsn, Undecided> {
     let mut oldest_active = None;
     let mut found = None;
     let mut search = |checkpoint: &Checkpoint| {
@@ -121,18 +105,18 @@ pub(crate) fn before_open_transactions(
     if search(&last).is_continue() {
         checkpoints_before(wal, wal.local().context, last.lsn, &mut search)?;
     }
-    Ok(found.ok_or_else(|| {
-        NotRewindable::new(format!(
+    found.ok_or_else(|| {
+        Undecided::new(format!(
             "the target was a standby after the fork, and its WAL does not reach back to a checkpoint before \
              the transactions that were open at {}",
             last.lsn
         ))
-    }))
+    })
 }
 
 /// Until the first checkpoint of a promoted node has ended, index pages that replay had changed may get marks
 /// of rows that a lost transaction deleted, without WAL.
-pub(crate) fn check_promotion(past: Past, window: &Window) -> Result<(), NotRewindable> {
+pub(crate) fn check_promotion(past: Past, window: &Window) -> Result<(), NotPossible> {
     let (Some(promoted), Some(commit)) = (past.promoted_at, window.first_commit) else {
         return Ok(());
     };
@@ -141,68 +125,58 @@ pub(crate) fn check_promotion(past: Past, window: &Window) -> Result<(), NotRewi
     if commit >= flushed {
         return Ok(());
     }
-    Err(NotRewindable::new(format!(
+    Err(NotPossible::new(format!(
         "the target was promoted at {promoted}, and a transaction was committed at {commit}, before its first \
          own checkpoint ended: marks in index pages may not have been logged"
     )))
 }
 
 /// Whether hints were logged throughout a window, and `wal_level` was high enough.
-pub(crate) fn check_window(
-    window: &Window,
-    target: &Target,
-) -> Result<Result<(), NotRewindable>, RewindError> {
+pub(crate) fn check_window(window: &Window, target: &Target) -> Result<(), NotPossible> {
     let control = &target.control.file;
-    let not_rewindable = |why: String| Ok(Err(NotRewindable::new(why)));
+    let refuse = |why: String| Err(NotPossible::new(why));
     if !control.logs_hints() {
-        return not_rewindable(
+        return refuse(
             "the target has neither checksums nor wal_log_hints: its WAL does not name every page it changed"
                 .to_owned(),
         );
     }
     if !control.wal_log_hints || window.settings_changed_at.is_some() {
         if let Some(at) = window.settings_changed_at.filter(|_| !control.writes_checksums()) {
-            return not_rewindable(format!(
+            return refuse(format!(
                 "settings changed on the target at {at}, wal_log_hints may have been off before"
             ));
         }
-        if let Err(why) = check_checksums(window, target)? {
-            return Ok(Err(why));
-        }
+        check_checksums(window, target)?;
     }
     if control.wal_level == WalLevel::Minimal {
-        return not_rewindable(
+        return refuse(
             "wal_level is minimal on the target: its WAL does not name every page".to_owned(),
         );
     }
     if let Some(at) = window.minimal_at {
-        return not_rewindable(format!("wal_level was minimal on the target at {at}"));
+        return refuse(format!("wal_level was minimal on the target at {at}"));
     }
     if let Some(at) = window.checksums_changed_at {
-        return not_rewindable(format!("checksums were switched on the target at {at}"));
+        return refuse(format!("checksums were switched on the target at {at}"));
     }
     if let Some(at) = window.extension_at {
-        return not_rewindable(format!(
+        return refuse(format!(
             "the target's WAL has a record of an extension's own resource manager at {at}: what it changes is \
              known to the extension alone (files the extension keeps in the data directory are not touched \
              without --extra-files mirror)"
         ));
     }
-    Ok(match window.unknown_at {
-        Some(at) => Err(NotRewindable::new(format!(
-            "the target's WAL has a record of unknown effect at {at}"
-        ))),
+    match window.unknown_at {
+        Some(at) => refuse(format!("the target's WAL has a record of unknown effect at {at}")),
         None => Ok(()),
-    })
+    }
 }
 
 /// Where hints are logged because of checksums alone, those must have been on throughout. `pg_checksums` works on
 /// a stopped node and writes pages and `pg_control`, but no WAL. It writes each page that has no checksum yet:
 /// where it was at work no file with one is older.
-fn check_checksums(
-    window: &Window,
-    target: &Target,
-) -> Result<Result<(), NotRewindable>, RewindError> {
+fn check_checksums(window: &Window, target: &Target) -> Result<(), NotPossible> {
     let control = &target.control.file;
     // What was written in the second of a running node's checkpoint may have been written after it.
     let times = window.checkpoints.iter().map(|checkpoint| {
@@ -211,22 +185,22 @@ fn check_checksums(
     if let Some(first) = times.min()
         && has_checksum_from_before(target, first)?
     {
-        return Ok(Ok(()));
+        return Ok(());
     }
     if let Some(at) = shutdowns_within(window, control).next() {
-        return Ok(Err(not_known(&format!("it was stopped at {at} and started again"))));
+        return Err(not_known(&format!("it was stopped at {at} and started again")));
     }
-    Ok(match control.state {
+    match control.state {
         ClusterState::InArchiveRecovery | ClusterState::ShutDownInRecovery => {
             Err(not_known("a standby writes no WAL that tells when it was stopped"))
         }
         ClusterState::ShutDown => check_last_stop(control, &target.files),
         _ => Ok(()),
-    })
+    }
 }
 
-fn not_known(why: &str) -> NotRewindable {
-    NotRewindable::new(format!(
+fn not_known(why: &str) -> NotPossible {
+    NotPossible::new(format!(
         "it is not known whether hints were logged on the target: {why} (pg_checksums may have been at work, or \
          a copy did not keep the times of files)"
     ))
@@ -234,7 +208,7 @@ fn not_known(why: &str) -> NotRewindable {
 
 /// Whether there is a page with a right checksum in a file that was written last before `time`, in seconds since
 /// 1970.
-fn has_checksum_from_before(target: &Target, time: i64) -> Result<bool, RewindError> {
+fn has_checksum_from_before(target: &Target, time: i64) -> Result<bool, NotPossible> {
     let old = target.files.values().filter(|entry| entry.modified.0 < time);
     let mut read = 0;
     for entry in old {
@@ -248,9 +222,9 @@ fn has_checksum_from_before(target: &Target, time: i64) -> Result<bool, RewindEr
         }
         let mut page = vec![0; BLOCK_SIZE];
         let file = target.directory.open_file(&entry.path);
-        let got = file.and_then(|file| read_at(&file, &mut page, 0)).map_err(|error| {
-            RewindError::because(Class::Target, format!("could not read {}", entry.path), error)
-        })?;
+        let got = file
+            .and_then(|file| read_at(&file, &mut page, 0))
+            .map_err(|error| NotPossible::new(format!("could not read {}: {error}", entry.path)))?;
         let page = Page::new(&page).filter(|page| got == BLOCK_SIZE && !page.is_new());
         if page.is_some_and(|page| page.checksum_fits(segment.first_block())) {
             return Ok(true);
@@ -265,7 +239,7 @@ fn has_checksum_from_before(target: &Target, time: i64) -> Result<bool, RewindEr
 
 /// A primary that stops writes its newest WAL last but for `pg_control` and statistics, so files that were written
 /// later tell of somebody else.
-fn check_last_stop(control: &ControlFile, files: &TargetFiles) -> Result<(), NotRewindable> {
+fn check_last_stop(control: &ControlFile, files: &TargetFiles) -> Result<(), NotPossible> {
     let newest = |wanted: &dyn Fn(&Entry) -> bool| {
         let written = files.values().filter(|entry| matches!(entry.kind, EntryKind::File { .. }));
         written.filter(|entry| wanted(entry)).map(|entry| entry.modified).max()
@@ -287,4 +261,138 @@ fn check_last_stop(control: &ControlFile, files: &TargetFiles) -> Result<(), Not
 fn is_segment(entry: &Entry, control: &ControlFile) -> bool {
     let name = entry.path.as_str().strip_prefix("pg_wal/");
     name.is_some_and(|name| SegmentName::parse(name, control.wal_segment_size).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use pg_format::{DataPath, TimelineId};
+
+    use super::*;
+    use crate::test_values::control;
+
+    fn lsn(position: u64) -> Lsn {
+        Lsn::new(position)
+    }
+
+    fn checkpoint(at: u64, shutdown: bool) -> Checkpoint {
+        Checkpoint { lsn: lsn(at), shutdown, checkpoint: control().checkpoint_copy }
+    }
+
+    /// WAL from 100 to 900 with these checkpoints.
+    fn window(checkpoints: &[Checkpoint]) -> Window {
+        let checkpoints = checkpoints.to_vec();
+        Window { start: lsn(100), end: lsn(900), checkpoints, ..Window::default() }
+    }
+
+    fn first() -> TimelineHistory {
+        TimelineHistory::first(TimelineId::new(1).unwrap())
+    }
+
+    /// A node whose WAL begins at 100 and parts from the source's at 500.
+    fn past(control: &ControlFile, window: &Window, history: &TimelineHistory) -> Past {
+        Past::since(lsn(100), lsn(500), control, window, history)
+    }
+
+    fn primary() -> ControlFile {
+        ControlFile { state: ClusterState::InProduction, checkpoint: lsn(800), ..control() }
+    }
+
+    #[test]
+    fn a_primary_since_then_was_no_standby() {
+        let was = past(&primary(), &window(&[checkpoint(300, false)]), &first());
+        assert_eq!(was, Past { was_standby: false, promoted_at: None });
+        // It was stopped and started before the fork, as crash recovery does.
+        let was = past(&primary(), &window(&[checkpoint(300, true)]), &first());
+        assert!(!was.was_standby);
+    }
+
+    #[test]
+    fn its_state_tells_a_standby() {
+        for state in [
+            ClusterState::InArchiveRecovery,
+            ClusterState::ShutDownInRecovery,
+            ClusterState::InCrashRecovery,
+        ] {
+            let control = ControlFile { state, ..primary() };
+            assert!(past(&control, &window(&[]), &first()).was_standby, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_promotion_tells_a_standby_and_when_it_ended() {
+        let promoted = Window { promotions: vec![lsn(600)], ..window(&[]) };
+        let was = past(&primary(), &promoted, &first());
+        assert_eq!(was, Past { was_standby: true, promoted_at: Some(lsn(600)) });
+        // The record may be gone; the history has the switch.
+        let two = TimelineId::new(2).unwrap();
+        let history = TimelineHistory::parse(two, b"1\t0/258\tx\n").unwrap();
+        assert_eq!(past(&primary(), &window(&[]), &history).promoted_at, Some(lsn(0x258)));
+        let earlier = TimelineHistory::parse(two, b"1\t0/50\tx\n").unwrap();
+        assert_eq!(past(&primary(), &window(&[]), &earlier).promoted_at, None);
+    }
+
+    #[test]
+    fn a_standby_without_its_signal_file_is_told_by_its_shutdown_checkpoint() {
+        let running = window(&[checkpoint(600, true)]);
+        assert!(past(&primary(), &running, &first()).was_standby);
+        // The last word of a node that is stopped is its own stop.
+        let stopped =
+            ControlFile { state: ClusterState::ShutDown, checkpoint: lsn(600), ..control() };
+        assert!(!past(&stopped, &running, &first()).was_standby);
+        let later = ControlFile { checkpoint: lsn(800), ..stopped };
+        assert!(past(&later, &running, &first()).was_standby);
+    }
+
+    #[test]
+    fn commits_before_the_first_own_checkpoint_may_have_left_marks() {
+        let promoted = Past { was_standby: true, promoted_at: Some(lsn(500)) };
+        let commits = |at: Option<u64>, checkpoints: &[Checkpoint]| {
+            let window = Window { first_commit: at.map(lsn), ..window(checkpoints) };
+            check_promotion(promoted, &window)
+        };
+        let own = [checkpoint(400, false), checkpoint(700, false)];
+        assert!(commits(Some(650), &own).is_err());
+        assert!(commits(Some(650), &[]).is_err(), "it has not made one yet");
+        assert!(commits(Some(750), &own).is_ok(), "after it");
+        assert!(commits(None, &own).is_ok(), "nothing was lost");
+        let never = Past { was_standby: true, promoted_at: None };
+        let window = Window { first_commit: Some(lsn(650)), ..window(&own) };
+        assert!(check_promotion(never, &window).is_ok());
+    }
+
+    #[test]
+    fn shutdowns_after_which_a_node_ran_again_are_told_from_its_last() {
+        let window = window(&[checkpoint(100, true), checkpoint(300, true), checkpoint(600, true)]);
+        let running = |control: &ControlFile| shutdowns_within(&window, control).count();
+        assert_eq!(running(&primary()), 2, "the one at the window's start does not count");
+        let stopped =
+            ControlFile { state: ClusterState::ShutDown, checkpoint: lsn(600), ..control() };
+        assert_eq!(running(&stopped), 1);
+    }
+
+    /// Files of a node, each with the second in which it was written last.
+    fn files(written: &[(&str, i64)]) -> TargetFiles {
+        let entry = |(name, second): &(&str, i64)| {
+            let path = DataPath::new(*name).unwrap();
+            let kind = EntryKind::File { bytes: 8192 };
+            let modified = (*second, 0);
+            (path.clone(), Entry { path, kind, mode: 0o600, inode: 1, modified })
+        };
+        written.iter().map(entry).collect::<BTreeMap<_, _>>()
+    }
+
+    #[test]
+    fn a_clean_stop_writes_pg_control_right_after_its_newest_wal() {
+        let stopped = ControlFile { time: 1000, ..control() };
+        let segment = "pg_wal/000000010000000000000001";
+        let judge = |written: &[(&str, i64)]| check_last_stop(&stopped, &files(written));
+        assert!(judge(&[(segment, 999), ("base/5/16384", 990)]).is_ok());
+        assert!(judge(&[(segment, 960), ("base/5/16384", 950)]).is_err(), "pg_control is later");
+        assert!(judge(&[(segment, 999), ("base/5/16384", 1001)]).is_err(), "pages are later");
+        assert!(judge(&[("base/5/16384", 990)]).is_err(), "there is no WAL to tell");
+        // What is no page may be written later, as statistics are.
+        assert!(judge(&[(segment, 999), ("pg_stat/global.stat", 1001)]).is_ok());
+    }
 }

@@ -1,70 +1,118 @@
-//! What the source changed since the fork, as its own WAL says: what strategy *latest* adds to the
-//! target's window.
+//! What the source changed since the fork point, as its own WAL says: what strategy *latest* adds to the
+//! target's changes.
+
+use std::ops::Range;
 
 use data_dir::window::Window;
-use pg_format::{Lsn, PageMap, TimelineHistory};
+use pg_format::{Lsn, PageMap};
 use proto::fetch::{Change, Item, ItemBody, Reached, Unit, UnitKind};
-use proto::model::Description;
 
-use crate::divergence::common_wal::{Analysis, source_segment, source_start};
-use crate::error::{Class, RewindError};
-use crate::prepare::prefetch::Assumed;
-use crate::source::Session;
+use super::Divergence;
+use super::undecided::Undecided;
+use crate::error::{NotPossible, Remedy, RewindError};
 use crate::source::in_flight::Unexpected;
-use crate::task::joined;
+use crate::source::{Session, Snapshot, Source};
+use crate::task::{Pending, begin, joined};
 
-/// Asks the source what it changed between the fork and its newest checkpoint, and adds the target's own
-/// changes: all blocks that may differ. The inner error says why that cannot be known.
-pub(crate) async fn since_fork(
-    session: &Session,
-    source: &Description,
-    history: &TimelineHistory,
-    (analysis, ahead): (&Analysis, Option<Assumed>),
-) -> Result<Result<Window, String>, RewindError> {
-    let (found, fork) = match (&analysis.rewindable, analysis.fork) {
-        (Err(why), _) => return Ok(Err(why.to_string())),
-        (Ok(_), None) => return Ok(Err("the fork point is not proven".to_owned())),
-        (Ok(found), Some(fork)) => (found, fork.lsn),
-    };
-    let mut window = found.window.clone();
-    let redo = source_start(source).redo;
+/// What the source changed since a position that is likely to be the fork point, asked for before that was proven.
+#[derive(Debug)]
+pub struct EarlyChanges {
+    fork: Lsn,
+    answer: Pending<Gathered>,
+}
+
+impl EarlyChanges {
+    /// Asks for what the source changed between `fork` and its newest checkpoint; `None` if it has no WAL that
+    /// tells.
+    pub fn ask(source: &Source, fork: Lsn) -> Option<Self> {
+        let redo = source.snapshot.checkpoint().redo;
+        if fork >= redo || source.snapshot.first_missing_wal(fork, redo).is_some() {
+            return None;
+        }
+        let mut session = source.session.clone();
+        let answer = begin(async move { gather(&mut session, fork..redo, false).await });
+        Some(Self { fork, answer })
+    }
+}
+
+/// What either side changed since the fork point.
+#[derive(Debug)]
+pub struct ChangesOfBoth {
+    /// All blocks that may differ, or why that is not known.
+    pub window: Result<Window, NotPossible>,
+}
+
+impl ChangesOfBoth {
+    /// They were not asked for.
+    pub fn not_asked_for() -> Self {
+        Self { window: Err(NotPossible::new("it was not asked for")) }
+    }
+
+    /// Asks the source what it changed between the fork point and its newest checkpoint, and adds the target's own
+    /// changes.
+    ///
+    /// # Errors
+    /// The source cannot be asked. That it cannot answer is no error: no other strategy needs it.
+    pub async fn find(
+        source: &Source,
+        divergence: &Divergence,
+        early: Option<EarlyChanges>,
+    ) -> Result<Self, RewindError> {
+        match window(source, divergence, early).await {
+            Ok(window) => Ok(Self { window: Ok(window) }),
+            Err(Undecided::NotPossible(why)) => Ok(Self { window: Err(why) }),
+            Err(Undecided::Failed(error)) => Err(error),
+        }
+    }
+}
+
+async fn window(
+    source: &Source,
+    divergence: &Divergence,
+    early: Option<EarlyChanges>,
+) -> Result<Window, Undecided> {
+    let target = divergence.target_changes.as_ref().map_err(Clone::clone)?;
+    let fork = divergence.fork.ok_or_else(|| Undecided::new("the fork point is not proven"))?.lsn;
+    let mut window = target.window.clone();
+    let redo = source.snapshot.checkpoint().redo;
     // The target's window reaches back to it, and the source had not yet gone its own way.
     if redo <= fork {
-        return Ok(Ok(window));
+        return Ok(window);
     }
-    if let Err(gone) = is_there(source, history, (fork, redo)) {
-        return Ok(Err(gone));
-    }
-    let answer = match ahead {
-        Some((assumed, asked)) if assumed == fork => joined(asked).await,
+    has_wal(&source.snapshot, fork..redo)?;
+    let answer = match early {
+        Some(EarlyChanges { fork: assumed, answer }) if assumed == fork => joined(answer).await,
         // The histories part earlier than they say.
-        _ => gather(&mut session.clone(), (fork, redo), false).await,
+        _ => gather(&mut source.session.clone(), fork..redo, false).await,
     };
     let gathered = match answer {
-        Ok(gathered) => gathered,
-        // What no other way needs must not keep them from being gone.
-        Err(error) if is_about_changes_alone(&error) => {
-            return Ok(Err(format!("the source cannot tell what it changed: {}", error.chain())));
+        // What no other strategy needs must not keep them from being possible.
+        Err(error) if matches!(error.remedy(), Remedy::DoWithout(_)) => {
+            let why = format!("the source cannot tell what it changed: {}", error.chain());
+            return Err(Undecided::new(why));
         }
-        Err(error) => return Err(error),
+        answer => answer?,
     };
-    Ok(gathered.whole((fork, redo)).map(|changes| {
-        window.absorb(changes);
-        window
-    }))
+    window.absorb(gathered.whole(fork..redo)?);
+    Ok(window)
 }
 
-/// Whether the source has another reason not to answer than that it cannot be asked at all.
-pub(crate) fn is_about_changes_alone(error: &RewindError) -> bool {
-    matches!(error.class(), Class::Other | Class::Rebuild | Class::Usage)
+/// Whether the source has its WAL of a range.
+fn has_wal(source: &Snapshot, range: Range<Lsn>) -> Result<(), NotPossible> {
+    source.first_missing_wal(range.start, range.end).map_or(Ok(()), |at| {
+        Err(NotPossible::new(format!(
+            "the source no longer has its WAL at {at} from before its checkpoint"
+        )))
+    })
 }
 
-/// Asks the source for its changes in a range, or for what their replay rebuilds.
-pub(crate) async fn gather(
+/// Asks the source for its changes in a range, or, with `rebuilt`, for what their replay rebuilds.
+pub async fn gather(
     session: &mut Session,
-    (from, to): (Lsn, Lsn),
+    range: Range<Lsn>,
     rebuilt: bool,
 ) -> Result<Gathered, RewindError> {
+    let Range { start: from, end: to } = range;
     let units = vec![Unit { id: 0, kind: UnitKind::Changes { from, to, rebuilt } }];
     let take = |gathered: &mut Gathered, item: Item| match item.body {
         ItemBody::Change(change) => {
@@ -75,27 +123,12 @@ pub(crate) async fn gather(
     session.fold(units, take).await.map(|(gathered, _)| gathered)
 }
 
-/// Whether the source has its WAL of a range, or where it has none.
-pub(crate) fn is_there(
-    source: &Description,
-    history: &TimelineHistory,
-    (from, to): (Lsn, Lsn),
-) -> Result<(), String> {
-    let size = source.node.control.wal_segment_size;
-    let mut segments = size.segment_of(from)..=size.segment_of(to);
-    let gone = segments.find(|number| source_segment(source, history, *number).is_none());
-    gone.map_or(Ok(()), |gone| {
-        let at = size.start_of(gone);
-        Err(format!("the source no longer has its WAL at {at} from before its checkpoint"))
-    })
-}
-
 /// Changes between two words on how far the answer reaches: more than 64 MiB of the smallest records name.
 const CHANGES_MAX: u32 = 4 << 20;
 
 /// The pieces of an answer, put together as they come.
 #[derive(Debug, Default)]
-pub(crate) struct Gathered {
+pub struct Gathered {
     window: Window,
     last: Option<Reached>,
     /// Changes since then.
@@ -136,41 +169,43 @@ impl Gathered {
     }
 
     /// How far the answer reaches.
-    pub(crate) fn end(&self) -> Lsn {
+    pub fn end(&self) -> Lsn {
         self.last.map_or(Lsn::INVALID, |reached| reached.to)
     }
 
     /// The blocks that were named.
-    pub(crate) fn into_blocks(self) -> PageMap {
+    pub fn into_blocks(self) -> PageMap {
         self.window.pages
     }
 
     /// What was changed. Nothing of it counts unless the answer says that it covers the whole range: one
     /// that is too short must not look like a source that changed nothing.
-    fn whole(self, (from, to): (Lsn, Lsn)) -> Result<Window, String> {
+    fn whole(self, range: Range<Lsn>) -> Result<Window, NotPossible> {
+        let Range { start: from, end: to } = range;
+        let unknown = |why: String| Err(NotPossible::new(why));
         let reached = self.last.filter(|reached| reached.from <= from && reached.to >= to);
         let Some(reached) = reached else {
             let end = self.last.map_or(from, |reached| reached.to);
-            return Err(format!(
+            return unknown(format!(
                 "the source's WAL could be read from {from} to {end} only, not to its checkpoint at {to}"
             ));
         };
         if reached.to != to {
             let end = reached.to;
-            return Err(format!(
+            return unknown(format!(
                 "no record of the source begins at its checkpoint's redo {to} but at {end}"
             ));
         }
         if let Some(at) = reached.minimal_at {
-            return Err(format!("wal_level was minimal on the source at {at}"));
+            return unknown(format!("wal_level was minimal on the source at {at}"));
         }
         if let Some(at) = reached.extension_at {
-            return Err(format!(
+            return unknown(format!(
                 "the source's WAL has a record of an extension's own resource manager at {at}"
             ));
         }
         if let Some(at) = reached.unknown_at {
-            return Err(format!("the source's WAL has a record of unknown effect at {at}"));
+            return unknown(format!("the source's WAL has a record of unknown effect at {at}"));
         }
         Ok(Window { start: from, end: to, ..self.window })
     }
@@ -189,11 +224,11 @@ mod tests {
     /// What an answer with these pieces says of a range.
     fn collect(
         changes: impl IntoIterator<Item = Change>,
-        range: (Lsn, Lsn),
-    ) -> Result<Window, String> {
+        range: Range<Lsn>,
+    ) -> Result<Window, NotPossible> {
         let mut gathered = Gathered::default();
         for change in changes {
-            gathered.take(change).map_err(str::to_owned)?;
+            gathered.take(change).map_err(NotPossible::new)?;
         }
         gathered.whole(range)
     }
@@ -205,32 +240,34 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_not_whole_is_no_answer() {
-        let range = (Lsn::new(100), Lsn::new(200));
+        let range = || Lsn::new(100)..Lsn::new(200);
         let directory = || Change::Directory { tablespace: 1663, database: 5 };
-        let whole = collect([directory(), Change::Reached(covered(100, 200))], range);
+        let whole = collect([directory(), Change::Reached(covered(100, 200))], range());
         assert_eq!(whole.expect("whole").directories.len(), 1);
-        assert!(collect([], range).is_err(), "nothing came");
-        assert!(collect([directory()], range).is_err(), "cut off");
+        assert!(collect([], range()).is_err(), "nothing came");
+        assert!(collect([directory()], range()).is_err(), "cut off");
         for (from, to) in [(100, 150), (101, 200), (100, 201)] {
-            let short = collect([Change::Reached(covered(from, to))], range);
+            let short = collect([Change::Reached(covered(from, to))], range());
             assert!(short.is_err(), "{from} to {to}");
         }
         let minimal = Reached { minimal_at: Some(Lsn::new(120)), ..covered(100, 200) };
-        assert!(collect([Change::Reached(minimal)], range).is_err());
+        assert!(collect([Change::Reached(minimal)], range()).is_err());
         let unknown = Reached { unknown_at: Some(Lsn::new(120)), ..covered(100, 200) };
-        assert!(collect([Change::Reached(unknown)], range).is_err());
+        assert!(collect([Change::Reached(unknown)], range()).is_err());
         let extension = Reached { extension_at: Some(Lsn::new(120)), ..covered(100, 200) };
-        assert!(collect([Change::Reached(extension)], range).is_err());
+        assert!(collect([Change::Reached(extension)], range()).is_err());
     }
 
     #[test]
     fn a_source_that_cannot_read_its_old_wal_can_be_rewound_to_another_way() {
+        let can_be_done_without =
+            |error: &RewindError| matches!(error.remedy(), Remedy::DoWithout(_));
         let error = |reason| RewindError::from(CallError::Refused(Refusal::new(reason, "x")));
         for reason in [Reason::Internal, Reason::InvalidRequest, Reason::WalMissing] {
-            assert!(is_about_changes_alone(&error(reason)), "{reason:?}");
+            assert!(can_be_done_without(&error(reason)), "{reason:?}");
         }
         for reason in [Reason::NotAllowed, Reason::Overloaded, Reason::ShuttingDown] {
-            assert!(!is_about_changes_alone(&error(reason)), "{reason:?}");
+            assert!(!can_be_done_without(&error(reason)), "{reason:?}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::monitor::{Monitor, Step, print_out};
-use crate::plan::summary::Change;
+use crate::plan::summary::PlannedChange;
 
 /// Progress lines come no closer together.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ impl Monitor for Json {
         );
     }
 
-    fn planned(&self, change: &Change<'_>) {
+    fn planned(&self, change: &PlannedChange<'_>) {
         let blocks: Vec<_> = change.blocks.iter().map(|r| [r.first, r.count]).collect();
         let line = json!({
             "event": "planned",

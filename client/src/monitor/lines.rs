@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::monitor::{Monitor, Step, print_err};
-use crate::plan::summary::Change;
+use crate::plan::summary::PlannedChange;
 
 /// Progress lines come no closer together: a log is read by people.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ impl Monitor for Lines {
         }
     }
 
-    fn planned(&self, change: &Change<'_>) {
+    fn planned(&self, change: &PlannedChange<'_>) {
         if self.progress {
             let (action, path, bytes) = (change.action, change.path, change.bytes);
             print_err(&format!("pgrejoin: would {action} {path}, {bytes} bytes to fetch"));

@@ -1,32 +1,71 @@
 //! How long each step of a run took.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::monitor::{Monitor, Step};
 
-/// Times the steps and reports them.
-pub(crate) struct Steps {
+/// Times the steps and reports each as it begins.
+#[derive(Debug, Clone)]
+pub struct Steps {
     monitor: Arc<dyn Monitor>,
+    timing: Arc<Mutex<Timing>>,
+}
+
+#[derive(Debug, Default)]
+struct Timing {
     times: Vec<(Step, Duration)>,
     current: Option<(Step, Instant)>,
 }
 
-impl Steps {
-    pub(crate) fn new(monitor: Arc<dyn Monitor>) -> Self {
-        Self { monitor, times: Vec::new(), current: None }
-    }
-
-    pub(crate) fn begin(&mut self, step: Step) {
-        self.end();
-        self.monitor.step(step);
-        self.current = Some((step, Instant::now()));
-    }
-
-    pub(crate) fn end(&mut self) -> Vec<(Step, Duration)> {
+impl Timing {
+    fn end(&mut self) {
         if let Some((step, since)) = self.current.take() {
             self.times.push((step, since.elapsed()));
         }
-        self.times.clone()
+    }
+}
+
+impl Steps {
+    /// None has begun.
+    pub fn new(monitor: Arc<dyn Monitor>) -> Self {
+        Self { monitor, timing: Arc::default() }
+    }
+
+    fn timing(&self) -> MutexGuard<'_, Timing> {
+        self.timing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the step under way and begins another.
+    pub fn begin(&self, step: Step) {
+        let mut timing = self.timing();
+        timing.end();
+        timing.current = Some((step, Instant::now()));
+        self.monitor.step(step);
+    }
+
+    /// Ends the step under way; what all of them took.
+    pub fn end(&self) -> Vec<(Step, Duration)> {
+        let mut timing = self.timing();
+        timing.end();
+        timing.times.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::Told;
+
+    #[test]
+    fn each_step_ends_where_the_next_begins() {
+        let told = Arc::new(Told::default());
+        let steps = Steps::new(Arc::clone(&told) as _);
+        steps.begin(Step::Inspect);
+        steps.clone().begin(Step::Fetch);
+        let times: Vec<Step> = steps.end().into_iter().map(|(step, _)| step).collect();
+        assert_eq!(times, [Step::Inspect, Step::Fetch]);
+        assert_eq!(told.all(), ["inspect", "fetch"]);
+        assert_eq!(steps.end().len(), 2, "nothing is under way");
     }
 }

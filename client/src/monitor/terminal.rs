@@ -4,7 +4,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::monitor::lines::Lines;
 use crate::monitor::{Monitor, Step};
-use crate::plan::summary::Change;
+use crate::plan::summary::PlannedChange;
 
 /// See the module.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Monitor for Terminal {
         self.bar.set_position(done);
     }
 
-    fn planned(&self, change: &Change<'_>) {
+    fn planned(&self, change: &PlannedChange<'_>) {
         self.bar.suspend(|| Lines::new(true).planned(change));
     }
 

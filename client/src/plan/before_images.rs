@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use pg_format::{BLOCK_BYTES, DataPath};
 
+use crate::plan::FinalFile;
 use crate::plan::file_actions::{FileAction, Plan};
 use crate::plan::input::{TargetFiles, file_bytes};
-use crate::staging::manifest::Manifest;
 
 /// What is saved of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,18 +52,18 @@ pub fn images(plan: &Plan, target: &TargetFiles) -> Vec<Image> {
 
 /// What must be saved besides: whatever is cut that [`images`] of the first `planned` files, as they
 /// were planned, did not have. Those are files that came shorter, and files that must be emptied.
-pub fn cut_images(manifest: &Manifest, planned: usize) -> Vec<Image> {
+pub fn cut_images(files: &[FinalFile<'_>], planned: usize) -> Vec<Image> {
     let mut images = Vec::new();
-    for (index, file) in manifest.files.iter().enumerate() {
-        let (FileAction::Patch { bytes }, Some(before)) = (&file.action, manifest.before(index))
+    for (index, file) in files.iter().enumerate() {
+        let (FileAction::Patch { bytes }, Some(before)) = (&file.planned.action, file.bytes_before)
         else {
             continue;
         };
-        let end = manifest.final_bytes(index, *bytes);
+        let end = file.bytes(*bytes);
         let saved = index < planned && end == *bytes;
-        if !saved && end < before.bytes {
-            let ranges = std::iter::once(end..before.bytes).collect();
-            images.push(Image { file: index, path: file.path.clone(), ranges });
+        if !saved && end < before {
+            let ranges = std::iter::once(end..before).collect();
+            images.push(Image { file: index, path: file.planned.path.clone(), ranges });
         }
     }
     images
@@ -112,5 +112,48 @@ mod tests {
         // What is not there yet needs no image, and a last page may be cut short.
         assert_eq!(image(page + 100, 3 * page, &[1, 2]), [(page, page + 100)]);
         assert_eq!(image(page, 3 * page, &[1, 2]), []);
+    }
+
+    fn file(action: FileAction) -> PlannedFile {
+        PlannedFile { path: DataPath::new("base/5/10").unwrap(), action }
+    }
+
+    /// What is saved besides of one file that was `before` bytes long, of which `planned` are to be left and
+    /// `shorter` came.
+    fn cut(before: u64, planned: u64, shorter: Option<u64>, known: usize) -> Vec<(u64, u64)> {
+        let planned_file = file(FileAction::Patch { bytes: planned });
+        let came = FinalFile {
+            planned: &planned_file,
+            bytes_before: Some(before),
+            shorter,
+            is_gone: false,
+        };
+        let images = cut_images(&[came], known).into_iter();
+        images.flat_map(|image| image.ranges).map(|range| (range.start, range.end)).collect()
+    }
+
+    #[test]
+    fn a_file_that_came_shorter_is_saved_from_there_on() {
+        let page = BLOCK_BYTES;
+        assert_eq!(cut(4 * page, 4 * page, Some(page), 1), [(page, 4 * page)]);
+        // As it was planned: saved already.
+        assert_eq!(cut(4 * page, 2 * page, None, 1), []);
+        assert_eq!(cut(4 * page, 2 * page, Some(3 * page), 1), []);
+        // One that is emptied besides what was planned.
+        assert_eq!(cut(4 * page, 0, None, 0), [(0, 4 * page)]);
+        assert_eq!(cut(page, 4 * page, Some(2 * page), 1), [], "it grows all the same");
+    }
+
+    #[test]
+    fn what_is_replaced_or_new_needs_no_image() {
+        let replaced = file(FileAction::Replace { bytes: Some(0) });
+        let new = file(FileAction::Patch { bytes: 0 });
+        let of = |planned, bytes_before| FinalFile {
+            planned,
+            bytes_before,
+            shorter: None,
+            is_gone: false,
+        };
+        assert_eq!(cut_images(&[of(&replaced, Some(8192)), of(&new, None)], 0), []);
     }
 }

@@ -1,10 +1,11 @@
-//! What each way is likely to carry, both ways together and compressed, and which is the cheapest. Pure.
+//! What each strategy is likely to transfer, in both directions and compressed, and which is the cheapest. Pure.
 //!
-//! How far content shrinks is not known before it travels. Typical rates rank the ways, since all of them
+//! How far content shrinks is not known before it travels. Typical rates rank the strategies, since all of them
 //! carry the same kinds of content; rates that were measured on a sample tell an operator what to expect.
 
 use pg_format::{BLOCK_BYTES, Covered, FileClass};
 
+use crate::error::NotPossible;
 use crate::plan::Plan;
 use crate::plan::input::Strategy;
 
@@ -67,9 +68,9 @@ impl Rates {
     }
 }
 
-/// What one way is likely to carry.
+/// What one strategy is likely to transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Price {
+pub struct Estimate {
     /// Bytes of pages and files.
     pub blocks: u64,
     /// Bytes of page hashes.
@@ -78,10 +79,10 @@ pub struct Price {
     pub wal: u64,
 }
 
-impl Price {
-    /// The price of a plan that needs so many bytes of the source's WAL, before compression. Blocks that
+impl Estimate {
+    /// The estimate of a plan that needs so many bytes of the source's WAL, before compression. Blocks that
     /// replay of that WAL rebuilds cost nothing.
-    pub fn of(plan: &Plan, wal_bytes: u64, (rates, covered): (Rates, Option<&Covered>)) -> Self {
+    pub fn of(plan: &Plan, wal_bytes: u64, rates: Rates, covered: Option<&Covered>) -> Self {
         let (mut known, mut whole) = (0, 0);
         for wanted in &plan.pages {
             let class = plan.files.get(wanted.file).map(|file| FileClass::of(&file.path));
@@ -133,20 +134,20 @@ impl Price {
     }
 }
 
-/// The prices of all ways, or why one cannot be gone.
+/// The estimates of all strategies, or why one is not possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prices {
+pub struct Estimates {
     /// Replay from the last common checkpoint.
-    pub fork: Result<Price, String>,
+    pub fork: Result<Estimate, NotPossible>,
     /// Replay from the source's newest checkpoint.
-    pub latest: Result<Price, String>,
+    pub latest: Result<Estimate, NotPossible>,
     /// Comparing everything; always possible, and a guess where nothing is known of what changed.
-    pub compare: Price,
+    pub compare: Estimate,
 }
 
-impl Prices {
-    /// The price of one way.
-    pub fn of(&self, strategy: Strategy) -> Option<Price> {
+impl Estimates {
+    /// The estimate of one strategy.
+    pub fn of(&self, strategy: Strategy) -> Option<Estimate> {
         match strategy {
             Strategy::Fork => self.fork.as_ref().ok().copied(),
             Strategy::Latest => self.latest.as_ref().ok().copied(),
@@ -154,7 +155,7 @@ impl Prices {
         }
     }
 
-    /// The cheapest way. Comparing reads all of both nodes, and is the cheapest only where nothing else is
+    /// The cheapest strategy. Comparing reads all of both nodes, and is the cheapest only where nothing else is
     /// possible.
     pub fn cheapest(&self) -> Strategy {
         match (&self.fork, &self.latest) {
@@ -184,8 +185,8 @@ mod tests {
 
     const MB: u64 = 1 << 20;
 
-    fn price(plan: &Plan, wal_bytes: u64) -> Price {
-        Price::of(plan, wal_bytes, (Rates::default(), None))
+    fn price(plan: &Plan, wal_bytes: u64) -> Estimate {
+        Estimate::of(plan, wal_bytes, Rates::default(), None)
     }
 
     /// What a way carries: differences, whole pages, and megabytes of WAL; `None` if it cannot be gone.
@@ -228,15 +229,15 @@ mod tests {
         ];
         for (situation, fork, latest, expected) in situations {
             let priced = |way: Way, rates| {
-                let way = way.ok_or_else(|| "not possible".to_owned());
-                let price = |plan, wal| Price::of(&plan, wal * MB, (rates, None));
+                let way = way.ok_or_else(|| NotPossible::new("not possible"));
+                let price = |plan, wal| Estimate::of(&plan, wal * MB, rates, None);
                 way.map(|(known, whole, wal)| price(plan(known, whole, 1000), wal))
             };
             let fork = priced(fork, Rates::from_the_fork());
             let latest = priced(latest, Rates::default());
             let all = plan(20_000, 0, 1000);
             let compare = price(&all, MB).of_comparing(&all, 1 << 20);
-            let prices = Prices { fork, latest, compare };
+            let prices = Estimates { fork, latest, compare };
             assert_eq!(prices.cheapest(), expected, "{situation}: {prices:?}");
         }
     }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use data_dir::window::Window;
 use data_dir::{Entry, EntryKind};
-use pg_format::{BlockSet, DataPath};
+use pg_format::{BlockSet, DataPath, Lsn, TimelineId};
+use serde::{Deserialize, Serialize};
 
 /// Everything in the target.
 pub type TargetFiles = BTreeMap<DataPath, Entry>;
@@ -15,8 +16,17 @@ pub type SourceFiles = BTreeMap<DataPath, Option<u64>>;
 /// Pages that differ, for each file whose hashes were compared.
 pub type Differences = BTreeMap<DataPath, BlockSet>;
 
+/// A proven fork point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkPoint {
+    /// First position at which the histories differ, or can.
+    pub lsn: Lsn,
+    /// The timeline they share up to there.
+    pub timeline: TimelineId,
+}
+
 /// How the pages to fetch are known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Strategy {
     /// Every page is compared; replay starts at the source's last completed checkpoint.
     Compare,
@@ -35,11 +45,15 @@ impl Strategy {
             Self::Latest => "latest",
         }
     }
+}
 
-    /// The one of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        [Self::Compare, Self::Fork, Self::Latest].into_iter().find(|known| known.name() == name)
-    }
+/// Which strategy the operator wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StrategyChoice {
+    /// The possible one with the smallest estimated transfer.
+    Auto,
+    /// This one.
+    Only(Strategy),
 }
 
 /// What the operator chose for files that are not PostgreSQL's data.

@@ -33,15 +33,22 @@ pub struct WalChanges {
     pub write: Vec<SmallFile>,
 }
 
+/// What is in a `pg_wal`.
+#[derive(Debug, Clone, Default)]
+pub struct WalNames {
+    /// Names in it.
+    pub names: Vec<String>,
+    /// Names in its `archive_status`.
+    pub statuses: Vec<String>,
+    /// Names in its `summaries`.
+    pub summaries: Vec<String>,
+}
+
 /// The facts.
 #[derive(Debug)]
 pub struct WalFacts<'a> {
-    /// Names in the target's `pg_wal`.
-    pub names: &'a [String],
-    /// Names in its `archive_status`.
-    pub statuses: &'a [String],
-    /// Names in its `summaries`.
-    pub summaries: &'a [String],
+    /// What is in the target's `pg_wal`.
+    pub there: &'a WalNames,
     /// Segment size.
     pub size: WalSegmentSize,
     /// The source's history.
@@ -70,7 +77,7 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
     let staged: BTreeSet<String> =
         facts.staged.iter().map(|name| name.file_name(facts.size)).collect();
     let first_waiting = first_waiting(facts);
-    for name in facts.names {
+    for name in &facts.there.names {
         if let Some(segment) = SegmentName::parse(name, facts.size) {
             if segment.number >= fork_segment && holds_lost_transactions(facts, segment) {
                 changes.diverged.push(name.clone());
@@ -93,10 +100,10 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
             changes.remove.push(name.clone());
         }
     }
-    statuses(facts, (fork_segment, start_segment.min(first_waiting)), &mut changes);
+    statuses(facts, fork_segment, start_segment.min(first_waiting), &mut changes);
     // Summaries must follow each other up to where the summarizer goes on, which is the oldest WAL there is
     // where there are none (`GetOldestUnsummarizedLSN`).
-    changes.remove.extend(facts.summaries.iter().map(|name| format!("summaries/{name}")));
+    changes.remove.extend(facts.there.summaries.iter().map(|name| format!("summaries/{name}")));
     changes.place = staged.into_iter().collect();
     for (timeline, text) in facts.histories {
         if facts.history.contains(*timeline) {
@@ -133,15 +140,15 @@ fn holds_lost_transactions(facts: &WalFacts<'_>, segment: SegmentName) -> bool {
 
 /// The first segment that the target has not archived yet; `u64::MAX` without one.
 fn first_waiting(facts: &WalFacts<'_>) -> u64 {
-    let ready = facts.statuses.iter().filter_map(|status| status.strip_suffix(".ready"));
-    let there = ready.filter(|name| facts.names.iter().any(|other| other == name));
+    let ready = facts.there.statuses.iter().filter_map(|status| status.strip_suffix(".ready"));
+    let there = ready.filter(|name| facts.there.names.iter().any(|other| other == name));
     let numbers = there.filter_map(|name| Some(SegmentName::parse(name, facts.size)?.number));
     numbers.min().unwrap_or(u64::MAX)
 }
 
 /// Archive marks of what goes, go too; a placed file has none but the one written for it.
-fn statuses(facts: &WalFacts<'_>, (fork, first_kept): (u64, u64), changes: &mut WalChanges) {
-    for status in facts.statuses {
+fn statuses(facts: &WalFacts<'_>, fork: u64, first_kept: u64, changes: &mut WalChanges) {
+    for status in &facts.there.statuses {
         let name = status.rsplit_once('.').map_or(status.as_str(), |(name, _)| name);
         let base = name.strip_suffix(".partial").unwrap_or(name);
         let goes = match SegmentName::parse(base, facts.size) {
@@ -185,10 +192,10 @@ mod tests {
             "000000010000000000000003.ready".to_owned(),
             "00000003.history.ready".to_owned(),
         ];
+        let summaries = vec!["0000000100000000020000280000000002000100.summary".to_owned()];
+        let there = WalNames { names, statuses: statuses.to_vec(), summaries };
         let changes = changes(&WalFacts {
-            names: &names,
-            statuses: &statuses,
-            summaries: &["0000000100000000020000280000000002000100.summary".to_owned()],
+            there: &there,
             size,
             history: &history,
             histories: &[(two, b"1\t0/3000100\tx\n".to_vec())],

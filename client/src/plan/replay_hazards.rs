@@ -121,3 +121,74 @@ impl Hazard {
         format!("{}: {first}, {then}", self.describe())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at() -> Lsn {
+        Lsn::new(100)
+    }
+
+    #[test]
+    fn what_replay_cannot_repeat_is_a_hazard() {
+        let copied = Effect::CopyDatabase {
+            database: 7,
+            tablespace: 1663,
+            source_database: 5,
+            source_tablespace: 1663,
+        };
+        assert_eq!(Hazard::of(at(), &copied), Some(Hazard::CopyDatabase { at: at(), database: 7 }));
+        let off = Hazard::of(at(), &Effect::FullPageWrites(false));
+        assert_eq!(off, Some(Hazard::FullPageWritesOff { at: at() }));
+        let minimal = Effect::ParameterChange { wal_level: WalLevel::Minimal, wal_log_hints: true };
+        assert_eq!(Hazard::of(at(), &minimal), Some(Hazard::MinimalWal { at: at() }));
+        let location = Some("/place".to_owned());
+        let made = Effect::Tablespace { tablespace: 16400, location: location.clone() };
+        let hazard = Hazard::Tablespace { at: at(), tablespace: 16400, location };
+        assert_eq!(Hazard::of(at(), &made), Some(hazard));
+    }
+
+    #[test]
+    fn what_replay_repeats_is_none() {
+        let higher = Effect::ParameterChange { wal_level: WalLevel::Replica, wal_log_hints: false };
+        for effect in [Effect::None, Effect::FullPageWrites(true), Effect::Switch, higher] {
+            assert_eq!(Hazard::of(at(), &effect), None, "{effect:?}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_says_whether_pages_are_logged_whole() {
+        let mut checkpoint = crate::test_values::control().checkpoint_copy;
+        let of = |checkpoint| Hazard::of(at(), &Effect::Checkpoint { shutdown: false, checkpoint });
+        checkpoint.full_page_writes = true;
+        assert_eq!(of(checkpoint), None);
+        checkpoint.full_page_writes = false;
+        assert_eq!(of(checkpoint), Some(Hazard::FullPageWritesOff { at: at() }));
+    }
+
+    #[test]
+    fn every_explanation_says_where_and_what_to_do() {
+        let tablespace = |location: Option<&str>| Hazard::Tablespace {
+            at: at(),
+            tablespace: 16400,
+            location: location.map(str::to_owned),
+        };
+        let hazards = [
+            Hazard::CopyDatabase { at: at(), database: 7 },
+            tablespace(Some("/place")),
+            tablespace(None),
+            Hazard::FullPageWritesOff { at: at() },
+            Hazard::MinimalWal { at: at() },
+        ];
+        for hazard in hazards {
+            assert_eq!(hazard.at(), at());
+            let text = hazard.explain();
+            assert!(text.contains("0/64") && text.contains("CHECKPOINT"), "{text}");
+            let text = hazard.explain_to_fork();
+            assert!(text.contains("0/64") && text.contains("--strategy latest or auto"), "{text}");
+            let text = hazard.explain_to_fork_without_checkpoint();
+            assert!(text.contains("CHECKPOINT") && text.contains("--strategy latest"), "{text}");
+        }
+    }
+}

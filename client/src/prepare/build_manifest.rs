@@ -1,174 +1,228 @@
-//! What is sealed: everything that will be changed, in one manifest, and what is told about it.
+//! What is sealed: everything that will be changed, in one manifest, and what is reported of it.
 
 use std::collections::BTreeSet;
+use std::io;
 
 use pg_format::backup_label::backup_label;
 use pg_format::control_file::control_file_for_recovery;
 use pg_format::wal::SegmentName;
-use pg_format::{DataPath, Lsn};
+use pg_format::{DataPath, TimelineId};
 use proto::model::{Description, Sealed};
 
+use super::planning::removed_slots;
+use super::stage::Staged;
 use crate::apply::pg_wal;
+use crate::config::Config;
 use crate::error::{Class, RewindError};
 use crate::outcome::{Outcome, Result as Ended, SourceWal, utc_now};
-use crate::plan::pg_wal::{WalChanges, WalFacts, changes};
+use crate::plan::Planned;
+use crate::plan::pg_wal::{WalChanges, WalFacts, WalNames, changes};
 use crate::plan::short_segments::{Read, final_lengths};
 use crate::plan::summary::Totals;
-use crate::prepare::fetch::Staged;
-use crate::prepare::seal::Sealing;
-use crate::prepare::wal_follower::WalFollower;
-use crate::staging::disk::FileStat;
+use crate::source::Source;
+use crate::staging::disk::{Disk, FileStat};
 use crate::staging::manifest::{Manifest, PackDigest};
-use crate::staging::{layout, staging};
-use crate::target::recovery_conf;
+use crate::staging::{layout, staging_error};
 use crate::target::unstarted::label;
+use crate::target::{Target, recovery_conf};
 
-impl Sealing<'_> {
-    fn wal_changes(
-        &self,
-        sealed: &Sealed,
-        staged: &BTreeSet<SegmentName>,
-    ) -> Result<WalChanges, RewindError> {
-        let below = |directory: &str| -> Vec<String> {
-            let files = self.target.files.keys();
-            let inside = files
-                .filter(|path| path.parent().is_some_and(|parent| parent.as_str() == directory));
-            inside.map(|path| path.file_name().to_owned()).collect()
-        };
-        let facts = WalFacts {
-            names: &below("pg_wal"),
-            statuses: &below("pg_wal/archive_status"),
-            summaries: &below("pg_wal/summaries"),
-            size: self.source.node.control.wal_segment_size,
-            history: self.history,
-            histories: &sealed.node.histories,
-            fork: self.analysis.fork.map(|fork| fork.lsn),
-            target_end: self.analysis.target_end,
-            start: self.choice.start.redo,
-            staged,
-            end: sealed.end,
-            keep_as: self.config.keep_diverged.then(|| self.diverged_name()),
-        };
-        changes(&facts).map_err(|error| {
-            RewindError::because(Class::Other, "the target's pg_wal cannot be planned", error)
-        })
+fn wal_changes(
+    config: &Config,
+    target: &Target,
+    source: &Source,
+    planned: &Planned,
+    sealed: &Sealed,
+    staged: &BTreeSet<SegmentName>,
+) -> Result<WalChanges, RewindError> {
+    let below = |directory: &str| -> Vec<String> {
+        let inside = target
+            .files
+            .keys()
+            .filter(|path| path.parent().is_some_and(|parent| parent.as_str() == directory));
+        inside.map(|path| path.file_name().to_owned()).collect()
+    };
+    let there = WalNames {
+        names: below("pg_wal"),
+        statuses: below("pg_wal/archive_status"),
+        summaries: below("pg_wal/summaries"),
+    };
+    let facts = WalFacts {
+        there: &there,
+        size: source.snapshot.segment_size(),
+        history: &source.snapshot.history,
+        histories: &sealed.node.histories,
+        fork: planned.fork.map(|fork| fork.lsn),
+        target_end: planned.target_end,
+        start: planned.start.redo,
+        staged,
+        end: sealed.end,
+        keep_as: config.keep_diverged.then(|| diverged_name(target, planned)),
+    };
+    changes(&facts).map_err(|error| {
+        RewindError::because(Class::Other, "the target's pg_wal cannot be planned", error)
+    })
+}
+
+/// `<timeline>-<fork point>`, with a number if an earlier rewind has used that name.
+fn diverged_name(target: &Target, planned: &Planned) -> String {
+    let taken = |name: &str| {
+        let path = layout::diverged(&target.directory, name, "x");
+        path.parent().is_some_and(|path| matches!(target.disk.is_directory(&path), Ok(Some(_))))
+    };
+    let fork = planned.fork.map_or(0, |fork| fork.lsn.as_u64());
+    free_name(target.history.tip(), fork, taken)
+}
+
+fn free_name(timeline: TimelineId, fork: u64, taken: impl Fn(&str) -> bool) -> String {
+    let plain = format!("{timeline}-{fork:X}");
+    let mut name = plain.clone();
+    let mut number = 2;
+    while taken(&name) {
+        name = format!("{plain}-{number}");
+        number += 1;
     }
+    name
+}
 
-    /// `<timeline>-<fork>`, with a number if an earlier rewind has used that name.
-    fn diverged_name(&self) -> String {
-        let timeline = self.target.history.tip();
-        let fork = self.analysis.fork.map_or(Lsn::INVALID, |fork| fork.lsn);
-        let plain = format!("{timeline}-{:X}", fork.as_u64());
-        let taken = |name: &str| {
-            let path = layout::diverged(&self.target.directory, name, "x");
-            path.parent().is_some_and(|path| matches!(self.disk.is_directory(&path), Ok(Some(_))))
-        };
-        let mut name = plain.clone();
-        let mut number = 2;
-        while taken(&name) {
-            name = format!("{plain}-{number}");
-            number += 1;
-        }
-        name
+fn segment_digests(
+    disk: &dyn Disk,
+    source: &Source,
+    staged: &BTreeSet<SegmentName>,
+) -> io::Result<Vec<PackDigest>> {
+    let size = source.snapshot.segment_size();
+    staged.iter().map(|name| pg_wal::digest(disk, &name.file_name(size))).collect()
+}
+
+fn summary(sealed: &Sealed) -> String {
+    format!("the target is rewound and follows timeline {}", sealed.node.timeline)
+}
+
+/// Everything that will be changed, but for what it takes to go back.
+pub fn manifest(
+    config: &Config,
+    target: &Target,
+    source: &Source,
+    planned: &Planned,
+    sealed: &Sealed,
+    staged: &Staged,
+    parts: Parts<'_>,
+) -> Result<Manifest, RewindError> {
+    let fault = |error| RewindError::because(Class::Other, "pg_control cannot be made", error);
+    let Parts { wal, auto_conf } = parts;
+    let size = source.snapshot.segment_size();
+    let control = &sealed.node.control_bytes;
+    let new_control =
+        control_file_for_recovery(control, sealed.end, sealed.end_timeline).map_err(fault)?;
+    let remove = ["recovery.signal", "tablespace_map"].map(DataPath::new);
+    let remove: Result<Vec<_>, _> = remove.into_iter().collect();
+    let notes = &staged.fetched.notes;
+    let read = Read { shorter: &notes.shorter, vanished: &notes.vanished };
+    let (files, shorter) = final_lengths(&planned.plan.files, &planned.listed, &target.files, read);
+    let before = files.iter().map(|file| FileStat::of(target.files.get(&file.path)?));
+    let label = label(&new_control);
+    Ok(Manifest {
+        program_version: env!("CARGO_PKG_VERSION").to_owned(),
+        old_control: target.control.bytes.clone(),
+        backup_label: backup_label(planned.start, size, &utc_now(), &label).into_bytes(),
+        new_control,
+        before: before.collect(),
+        files,
+        packs: staged.fetched.packs.clone(),
+        staging: target.staging.clone(),
+        segments: segment_digests(&*target.disk, source, wal).map_err(staging_error)?,
+        shorter: shorter.into_iter().collect(),
+        vanished: notes.vanished.iter().copied().collect(),
+        wal: wal_changes(config, target, source, planned, sealed, wal)?,
+        settings: recovery_conf::files(config, target, auto_conf)?,
+        remove: remove.map_err(fault)?,
+        undo: None,
+        sync: config.sync,
+        summary: summary(sealed),
+    })
+}
+
+/// What was staged last.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// All WAL segments.
+    pub wal: &'a BTreeSet<SegmentName>,
+    /// The source's `postgresql.auto.conf`, if it replaces the target's.
+    pub auto_conf: Option<Vec<u8>>,
+}
+
+/// What is reported of it.
+pub fn outcome(
+    target: &Target,
+    source: &Source,
+    planned: &Planned,
+    sealed: &Sealed,
+    staged: &Staged,
+    manifest: &Manifest,
+    described: Option<&Description>,
+) -> Outcome {
+    let fetched = &staged.fetched;
+    let mut outcome = Outcome::new(Ended::Rewound, summary(sealed));
+    outcome.fork = planned.fork.map(|fork| (fork.lsn, fork.timeline));
+    outcome.strategy = Some((planned.strategy.name(), planned.why.clone()));
+    outcome.totals = Totals::of(&planned.plan);
+    outcome.carriage.hashes = planned.hash_bytes;
+    let wal = fetched.wal_payload_bytes;
+    outcome.carriage.data = fetched.carried.total().saturating_sub(wal);
+    outcome.carriage.wal_payload = wal + staged.early_wal_bytes;
+    outcome.carriage.signatures = fetched.signature_bytes;
+    outcome.carriage.frames = fetched.carried.frames;
+    outcome.carriage.pages = fetched.notes.pages - fetched.recovered_pages;
+    outcome.carriage.recovered = fetched.recovered_pages;
+    outcome.carriage.covered = fetched.covered_pages;
+    outcome.carriage.reconnects = fetched.carried.reconnects;
+    let used = fetched.carried.payload_bytes.iter().filter(|bytes| **bytes > 0);
+    outcome.carriage.connections = used.count();
+    outcome.carriage.round_trips = source.session.waits();
+    let congestion_control = &source.snapshot.description.congestion_control;
+    outcome.carriage.congestion_control.clone_from(congestion_control);
+    let images = manifest.undo.iter().flat_map(|undo| &undo.images);
+    outcome.carriage.undo = images.map(|digest| digest.bytes).sum();
+    outcome.carriage.wal = staged.follower.fetched_bytes();
+    outcome.replay = Some((planned.start.redo, sealed.end));
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    outcome.source_wal = described.and_then(|source| SourceWal::of(source, sealed.end, now));
+    outcome.kept = removed_slots(planned);
+    outcome.kept.extend(kept_wal(target, manifest));
+    outcome
+}
+
+/// What is said of WAL that stays although nothing of this rewind needs it.
+fn kept_wal(target: &Target, manifest: &Manifest) -> Vec<String> {
+    let mut kept = Vec::new();
+    if let (Some(name), false) = (&manifest.wal.keep_as, manifest.wal.diverged.is_empty()) {
+        let place = layout::diverged(&target.directory, name, "x").parent();
+        kept.push(format!(
+            "WAL of lost transactions ({} files) is kept in {} until you remove it",
+            manifest.wal.diverged.len(),
+            place.map_or_else(String::new, |place| place.to_string())
+        ));
     }
-
-    fn segment_digests(&self, staged: &BTreeSet<SegmentName>) -> std::io::Result<Vec<PackDigest>> {
-        let size = self.source.node.control.wal_segment_size;
-        let names = staged.iter().map(|name| name.file_name(size));
-        names.map(|name| pg_wal::digest(&**self.disk, &name)).collect()
+    let waiting = &manifest.wal.waiting;
+    if !waiting.is_empty() {
+        kept.push(format!(
+            "{} WAL segments older than the start of replay stay, from the oldest one that waits to be archived \
+             on (marks .ready in pg_wal/archive_status)",
+            waiting.len()
+        ));
     }
+    kept
+}
 
-    pub(crate) fn manifest(
-        &self,
-        sealed: &Sealed,
-        staged: &Staged,
-        wal: &BTreeSet<SegmentName>,
-        auto_conf: Option<Vec<u8>>,
-    ) -> Result<Manifest, RewindError> {
-        let fault = |error| RewindError::because(Class::Other, "pg_control cannot be made", error);
-        let size = self.source.node.control.wal_segment_size;
-        let control = &sealed.node.control_bytes;
-        let new_control =
-            control_file_for_recovery(control, sealed.end, sealed.end_timeline).map_err(fault)?;
-        let remove = ["recovery.signal", "tablespace_map"].map(DataPath::new);
-        let remove: Result<Vec<_>, _> = remove.into_iter().collect();
-        let read = Read { shorter: &staged.notes.shorter, vanished: &staged.notes.vanished };
-        let target = &self.target.files;
-        let (files, shorter) = final_lengths(&self.plan.files, self.files, target, read);
-        let before = files.iter().map(|file| FileStat::of(target.get(&file.path)?));
-        Ok(Manifest {
-            program_version: env!("CARGO_PKG_VERSION").to_owned(),
-            old_control: self.target.control.bytes.clone(),
-            backup_label: backup_label(self.choice.start, size, &utc_now(), &label(&new_control))
-                .into_bytes(),
-            new_control,
-            before: before.collect(),
-            files,
-            packs: staged.packs.clone(),
-            staging: self.staging.cloned(),
-            segments: self.segment_digests(wal).map_err(staging)?,
-            shorter: shorter.into_iter().collect(),
-            vanished: staged.notes.vanished.iter().copied().collect(),
-            wal: self.wal_changes(sealed, wal)?,
-            settings: recovery_conf::files(self.config, self.target, auto_conf)?,
-            remove: remove.map_err(fault)?,
-            undo: None,
-            sync: self.config.sync,
-            summary: format!("the target is rewound and follows timeline {}", sealed.node.timeline),
-        })
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    pub(crate) fn outcome(
-        &self,
-        sealed: &Sealed,
-        staged: &Staged,
-        (follower, manifest, described): (&WalFollower, &Manifest, Option<&Description>),
-    ) -> Outcome {
-        let reason = format!("the target is rewound and follows timeline {}", sealed.node.timeline);
-        let mut outcome = Outcome::new(Ended::Rewound, reason);
-        outcome.fork = self.analysis.fork.map(|fork| (fork.lsn, fork.timeline));
-        outcome.strategy = Some((self.choice.strategy.name(), self.choice.why.clone()));
-        outcome.totals = Totals::of(&self.plan);
-        outcome.carriage.hashes = self.hash_bytes;
-        let wal = staged.wal_payload_bytes;
-        outcome.carriage.data = staged.carried.total().saturating_sub(wal);
-        outcome.carriage.wal_payload = wal + self.ahead.answer.payload_bytes;
-        outcome.carriage.signatures = staged.signature_bytes;
-        outcome.carriage.frames = staged.carried.frames;
-        outcome.carriage.pages = staged.notes.pages - staged.recovered_pages;
-        outcome.carriage.recovered = staged.recovered_pages;
-        outcome.carriage.covered = staged.covered_pages;
-        outcome.carriage.reconnects = staged.carried.reconnects;
-        let used = staged.carried.payload_bytes.iter().filter(|bytes| **bytes > 0);
-        outcome.carriage.connections = used.count();
-        outcome.carriage.round_trips = self.session.waits();
-        outcome.carriage.congestion_control.clone_from(&self.source.congestion_control);
-        outcome.carriage.undo = manifest
-            .undo
-            .iter()
-            .flat_map(|undo| undo.images.iter().map(|digest| digest.bytes))
-            .sum();
-        outcome.carriage.wal = follower.fetched_bytes();
-        outcome.replay = Some((self.choice.start.redo, sealed.end));
-        outcome.kept = self.kept.clone();
-        let now = time::OffsetDateTime::now_utc().unix_timestamp();
-        outcome.source_wal = described.and_then(|source| SourceWal::of(source, sealed.end, now));
-        if let (Some(name), false) = (&manifest.wal.keep_as, manifest.wal.diverged.is_empty()) {
-            let place = layout::diverged(&self.target.directory, name, "x").parent();
-            outcome.kept.push(format!(
-                "WAL of lost transactions ({} files) is kept in {} until you remove it",
-                manifest.wal.diverged.len(),
-                place.map_or_else(String::new, |place| place.to_string())
-            ));
-        }
-        let waiting = &manifest.wal.waiting;
-        if !waiting.is_empty() {
-            outcome.kept.push(format!(
-                "{} WAL segments older than the start of replay stay, from the oldest one that waits to be archived \
-                 on (marks .ready in pg_wal/archive_status)",
-                waiting.len()
-            ));
-        }
-        outcome
+    #[test]
+    fn lost_wal_is_kept_under_a_name_that_no_earlier_rewind_has_used() {
+        let timeline = TimelineId::new(3).unwrap();
+        let name = |taken: &[&str]| free_name(timeline, 0x300_0100, |name| taken.contains(&name));
+        assert_eq!(name(&[]), "3-3000100");
+        assert_eq!(name(&["3-3000100"]), "3-3000100-2");
+        assert_eq!(name(&["3-3000100", "3-3000100-2"]), "3-3000100-3");
     }
 }

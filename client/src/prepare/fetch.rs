@@ -1,7 +1,6 @@
 //! Fetches everything into staging.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,26 +9,27 @@ use proto::fetch::{Item, ItemBody, PageContent, Unit, UnitKind};
 use proto::frame::{Frame, FrameEncoder};
 use tokio::sync::oneshot;
 
-use crate::error::{Class, RewindError};
+use crate::error::{Class, Replan, RewindError};
 use crate::monitor::Monitor;
 use crate::plan::Plan;
 use crate::plan::replayed_blocks::{divide, leave_out};
 use crate::plan::units::{file_of_unit, units};
-use crate::prepare::wal_pieces::{WalUnits, is_wal};
+use crate::prepare::wal_pieces::{WalPieces, WalReceiver, is_wal};
 use crate::source::Session;
 use crate::source::in_flight::cost;
 use crate::source::page_delta::{Open, OwnPages};
 use crate::source::pool::{self, Carried, Later, Sink, Work};
-use crate::source::requests::{AsTheyAre, Prepare};
+use crate::source::prepare::{AsTheyAre, Prepare};
 use crate::staging::disk::Disk;
 use crate::staging::manifest::PackDigest;
 use crate::staging::notes::Notes;
 use crate::staging::pack::{PackWriter, STAGING_LEVEL};
 use crate::staging::partial_fetch::Recovered;
+use crate::staging::staging_error;
 
 /// The result of the data fetch.
 #[derive(Debug)]
-pub struct Staged {
+pub struct Fetched {
     /// What was noted.
     pub notes: Notes,
     /// Pages an earlier run had fetched.
@@ -51,12 +51,12 @@ pub struct Staged {
 pub struct Wanted<'a> {
     /// Pages and files.
     pub plan: &'a Plan,
-    /// Counts the plans made and the runs begun for this rewind.
-    pub attempt: u32,
+    /// Counts the runs and attempts for this rewind.
+    pub run: u32,
     /// What an earlier run had fetched of them.
     pub recovered: Recovered,
     /// WAL, which comes first: the source may recycle it.
-    pub wal: (Vec<Unit>, Arc<WalUnits>),
+    pub wal: WalPieces,
     /// What the target has.
     pub own: OwnPages,
     /// Told what replay rebuilds as soon as its WAL is here.
@@ -69,8 +69,9 @@ pub async fn fetch(
     disk: &Arc<dyn Disk>,
     wanted: Wanted<'_>,
     monitor: Arc<dyn Monitor>,
-) -> Result<Staged, RewindError> {
-    let Wanted { plan, attempt, recovered, wal: (mut first, wal), own, covered } = wanted;
+) -> Result<Fetched, RewindError> {
+    let Wanted { plan, run, recovered, wal, own, covered } = wanted;
+    let WalPieces { units: mut first, receiver: wal } = wal;
     let left = units(plan).into_iter().filter_map(|unit| recovered.left(unit));
     let (mut coverable, others) = divide(left);
     coverable.sort_by_key(is_signed);
@@ -96,43 +97,38 @@ pub async fn fetch(
     let mut carried = pool::run(
         session,
         Work { units: first, later: Some(later), prepare, start: pool::Start::Together },
-        |number| sink(format!("{attempt}-{number:04}")),
+        |number| sink(format!("{run}-{number:04}")),
         Arc::clone(&monitor),
     )
     .await?;
     // Of a unit of which only the word that it ended was lost with its connection, or that came as
     // differences when it was asked for whole.
+    let wrong = own.take_wrong().into_iter();
     let wrong: Vec<Unit> =
-        own.take_wrong().into_iter().filter_map(|wrong| whole_unit(wrong, &paths)).collect();
+        wrong.filter_map(|(id, blocks)| whole_unit(id, blocks, &paths)).collect();
     if !wrong.is_empty() {
         tracing::debug!(units = wrong.len(), "pages that could not be rebuilt are fetched whole");
         let (prepare, start) = (Arc::new(AsTheyAre), pool::Start::AsTheyCome);
         let again = pool::run(
             session,
             Work { units: wrong, later: None, prepare, start },
-            |number| sink(format!("{attempt}-whole-{number:04}")),
+            |number| sink(format!("{run}-whole-{number:04}")),
             monitor,
         );
         carried.absorb(&again.await?);
     }
-    // Nothing that did not come may be sealed.
-    if let Some(unit) = own.take_wrong().keys().next() {
-        let path = paths.get(file_of_unit(*unit)).map_or("a file", DataPath::as_str);
-        let message =
-            format!("the source sends pages of {path} as differences that were asked for whole");
-        return Err(RewindError::new(Class::Other, message));
-    }
+    refuse_differences(&own, &paths)?;
     let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
     if let Some(file) = notes.contradicted {
         let path = paths.get(file).map_or("a file", DataPath::as_str);
         let message = format!("the source says of {path} that it ends, and that it is longer");
-        return Err(RewindError::new(Class::Changed, message));
+        return Err(RewindError::replan(Replan::SourceChanged, message));
     }
     let packs = std::mem::take(&mut *packs.lock().unwrap_or_else(PoisonError::into_inner));
     all.extend(packs.into_values());
     let wal_payload_bytes = wal.payload_bytes();
     let signature_bytes = own.signature_bytes();
-    Ok(Staged {
+    Ok(Fetched {
         notes,
         recovered_pages,
         covered_pages: left_out.load(Ordering::Relaxed),
@@ -141,6 +137,18 @@ pub async fn fetch(
         wal_payload_bytes,
         signature_bytes,
     })
+}
+
+/// Nothing that did not come may be sealed.
+fn refuse_differences(own: &OwnPages, paths: &[DataPath]) -> Result<(), RewindError> {
+    let wrong = own.take_wrong();
+    let Some(unit) = wrong.keys().next() else {
+        return Ok(());
+    };
+    let path = paths.get(file_of_unit(*unit)).map_or("a file", DataPath::as_str);
+    let message =
+        format!("the source sends pages of {path} as differences that were asked for whole");
+    Err(RewindError::new(Class::Other, message))
 }
 
 /// Whether a question is long and its answer short: it is asked behind those of which it is the other way
@@ -164,14 +172,10 @@ fn later(units: Vec<Unit>, covered: oneshot::Receiver<Covered>, left_out: Arc<At
 }
 
 /// Asks for pages of a unit whole. It keeps its number, so that a later run finds what came of it.
-fn whole_unit((id, blocks): (u64, BTreeSet<u32>), paths: &[DataPath]) -> Option<Unit> {
+fn whole_unit(id: u64, blocks: BTreeSet<u32>, paths: &[DataPath]) -> Option<Unit> {
     let path = paths.get(file_of_unit(id))?.clone();
     let ranges = blocks.into_iter().map(|first| BlockRange { first, count: 1 }).collect();
     Some(Unit { id, kind: UnitKind::Blocks { path, ranges, signatures: None } })
-}
-
-fn staging_error(error: io::Error) -> RewindError {
-    RewindError::because(Class::Preflight, "could not write fetched data to staging", error)
 }
 
 /// What makes whole pages of differences.
@@ -188,7 +192,7 @@ struct PackSink {
     name: String,
     notes: Arc<Mutex<Notes>>,
     packs: Arc<Mutex<BTreeMap<String, PackDigest>>>,
-    wal: Arc<WalUnits>,
+    wal: Arc<WalReceiver>,
     rebuilding: Rebuilding,
 }
 
@@ -232,7 +236,7 @@ impl Sink for PackSink {
         let Rebuilding { own, paths, .. } = &self.rebuilding;
         let ended = items.iter().filter(|item| matches!(item.body, ItemBody::End { .. }));
         let wrong = ended.filter_map(|item| own.take_wrong_of(item.unit));
-        Ok(wrong.filter_map(|wrong| whole_unit(wrong, paths)).collect())
+        Ok(wrong.filter_map(|(id, blocks)| whole_unit(id, blocks, paths)).collect())
     }
 
     fn finish(&mut self) -> Result<(), RewindError> {

@@ -12,14 +12,14 @@ use proto::frame::{Frame, FrameEncoder};
 use proto::limits::UNIT_HASHES_MAX;
 
 use crate::error::{Class, RewindError};
-use crate::monitor::Monitor;
 use crate::plan::units::file_of_unit;
 use crate::source::Session;
 use crate::source::pool::{self, Sink, Start, Work};
-use crate::source::requests::AsTheyAre;
+use crate::source::prepare::AsTheyAre;
 use crate::staging::disk::{Disk, remove_tree};
 use crate::staging::layout;
 use crate::staging::pack::{self, PackWriter, STAGING_LEVEL};
+use crate::task::Context;
 
 /// A page of the old plan: index of its file there, and its block.
 type Page = (usize, u32);
@@ -27,10 +27,12 @@ type Page = (usize, u32);
 /// Takes over what is still the same; payload bytes of the hashes it took. `files` are those of the old
 /// plan, `units` are the new one's.
 pub async fn take_over(
+    cx: &Context,
     session: &Session,
     disk: &Arc<dyn Disk>,
-    (files, units): (Vec<DataPath>, &[Unit]),
-    (attempt, monitor): (u32, Arc<dyn Monitor>),
+    files: Vec<DataPath>,
+    units: &[Unit],
+    run: u32,
 ) -> Result<u64, RewindError> {
     let known = index(&**disk).map_err(failed)?;
     let old: HashMap<&DataPath, usize> = files.iter().zip(0..).collect();
@@ -66,11 +68,11 @@ pub async fn take_over(
             let (known, asked, same) = (Arc::clone(&known), Arc::clone(&asked), Arc::clone(&same));
             Ok(Box::new(HashSink { known, asked, same }))
         },
-        monitor,
+        Arc::clone(&cx.monitor),
     )
     .await?;
     let same = std::mem::take(&mut *same.lock().unwrap_or_else(PoisonError::into_inner));
-    write(disk, attempt, |page| same.contains(&page).then(|| wanted.get(&page).copied()).flatten())
+    write(disk, run, |page| same.contains(&page).then(|| wanted.get(&page).copied()).flatten())
         .map_err(failed)?;
     Ok(carried.total())
 }
@@ -124,12 +126,8 @@ fn index(disk: &dyn Disk) -> io::Result<HashMap<Page, PageHash>> {
 }
 
 /// Writes a pack with every page that has a unit in the new plan, and removes the cache.
-fn write(
-    disk: &Arc<dyn Disk>,
-    attempt: u32,
-    unit_of: impl Fn(Page) -> Option<u64>,
-) -> io::Result<()> {
-    let mut writer = PackWriter::create(Arc::clone(disk), format!("{attempt}-cache"))?;
+fn write(disk: &Arc<dyn Disk>, run: u32, unit_of: impl Fn(Page) -> Option<u64>) -> io::Result<()> {
+    let mut writer = PackWriter::create(Arc::clone(disk), format!("{run}-cache"))?;
     let mut encoder = FrameEncoder::new();
     encoder.pack(Some(STAGING_LEVEL), None);
     pages(&**disk, &mut |page, item| {

@@ -1,5 +1,5 @@
-//! Questions whose answers are most likely needed, asked while the fork is being proven: on a long link
-//! each would cost a round trip. They assume that it lies where the histories say; an answer that turns
+//! Requests whose answers are most likely needed, made while the fork point is being proven: on a long link
+//! each would cost a round trip. They assume that the histories part where they say; an answer that turns
 //! out to be of no use is thrown away.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,157 +7,175 @@ use std::sync::Arc;
 
 use data_dir::window::Window;
 use pg_format::wal::SegmentName;
-use pg_format::{BLOCK_BYTES, Lsn, TimelineHistory};
+use pg_format::{BLOCK_BYTES, Lsn};
 use proto::fetch::{Unit, UnitKind};
-use proto::model::{Description, Sealed};
-use tokio_util::task::AbortOnDropHandle;
+use proto::model::Sealed;
 
-use crate::commands::rewind::Run;
-use crate::divergence::common_wal::source_start;
-use crate::divergence::source_changes::{Gathered, gather, is_there};
+use crate::config::Config;
+use crate::divergence::source_changes::EarlyChanges;
 use crate::error::RewindError;
-use crate::plan::SourceFiles;
+use crate::monitor::Monitor;
 use crate::plan::file_actions::{Comparison, comparisons};
-use crate::plan::input::{Choices, Differences, Facts};
+use crate::plan::input::{Differences, Facts};
+use crate::plan::{SourceFiles, Strategy, StrategyChoice};
 use crate::source::session::Answer;
-use crate::source::{Session, compare};
+use crate::source::{Snapshot, Source, compare};
 use crate::strategy::wal_start::fetched_from;
 use crate::target::Target;
-use crate::task::Asked;
+use crate::task::{Pending, begin};
 
 /// WAL that is asked for before it is known whether all of the plan can be: less than a round trip holds.
 const WAL_BYTES_MAX: u64 = 256 << 10;
 
-/// A position that is likely to be the fork, and what the source changed since.
-pub(crate) type Assumed = (Lsn, Asked<Gathered>);
-
-/// The pages that differ of files that are compared by every way.
+/// The pages that differ of files that are compared by every strategy.
 #[derive(Debug, Default)]
-pub(crate) struct Compared {
-    pub(crate) differences: Differences,
+pub struct EarlyComparison {
+    /// They.
+    pub differences: Differences,
     /// Payload bytes it took.
-    pub(crate) payload_bytes: u64,
+    pub payload_bytes: u64,
+}
+
+/// What the source has.
+#[derive(Debug)]
+pub struct Listed {
+    /// Its files.
+    pub files: SourceFiles,
+    /// What was compared of them already.
+    pub compared: EarlyComparison,
 }
 
 /// WAL of one segment.
 #[derive(Debug, Default)]
-pub(crate) struct WalAhead {
+pub struct EarlyWal {
     /// The segment; `None` if nothing was asked for.
-    pub(crate) name: Option<SegmentName>,
-    pub(crate) answer: Answer,
+    pub name: Option<SegmentName>,
+    /// What came.
+    pub answer: Answer,
+}
+
+/// Where the source's WAL ended before anything was copied.
+#[derive(Debug)]
+pub struct Announced {
+    /// What it said.
+    pub sealed: Sealed,
+    /// The WAL that every strategy replays, if it is little.
+    pub wal: Pending<EarlyWal>,
 }
 
 /// See the module.
-pub(crate) struct Ahead {
-    /// Where the source's WAL ends, and the WAL that every way replays, if it is little.
-    pub(crate) announced: Asked<(Sealed, Asked<WalAhead>)>,
-    /// What the source changed since the assumed fork.
-    pub(crate) changes: Option<Assumed>,
+#[derive(Debug)]
+pub struct Prefetch {
+    /// Where the source's WAL ends.
+    pub announced: Pending<Announced>,
+    /// What the source changed since the assumed fork point.
+    pub changes: Option<EarlyChanges>,
     /// What the source has.
-    pub(crate) files: Asked<(SourceFiles, Compared)>,
+    pub listed: Pending<Listed>,
 }
 
-impl Run {
-    /// Asks. Whoever goes on with the plan of an earlier run needs to know little anew.
-    pub(crate) fn ask_ahead(
-        &self,
-        session: &Session,
-        (source, history): (&Arc<Description>, &Arc<TimelineHistory>),
-    ) -> Ahead {
-        let fork = self.target.history.common_ancestor(history).map(|ancestor| ancestor.end);
-        let fork = fork.filter(|_| self.stored.is_none());
-        let redo = source_start(source).redo;
-        let assumed = fork.filter(|fork| {
-            let is_there = || is_there(source, history, (*fork, redo)).is_ok();
-            self.wants_changes() && *fork < redo && is_there()
-        });
-        let changes = assumed.map(|fork| {
-            let mut asking = session.clone();
-            let asked = async move { gather(&mut asking, (fork, redo), false).await };
-            (fork, AbortOnDropHandle::new(tokio::spawn(asked)))
-        });
-        let announced = self.announced(session, (source, history), fork);
+/// Whether a strategy may be chosen that needs to know what the source changed.
+pub fn wants_changes(config: &Config) -> bool {
+    match config.strategy {
+        StrategyChoice::Auto | StrategyChoice::Only(Strategy::Latest) => true,
+        // A dry run tells what every strategy would transfer.
+        StrategyChoice::Only(Strategy::Compare | Strategy::Fork) => config.dry_run,
+    }
+}
+
+impl Prefetch {
+    /// Makes the requests. Whoever has a plan needs to know little anew.
+    pub fn start(
+        config: &Config,
+        target: &Arc<Target>,
+        source: &Source,
+        monitor: &Arc<dyn Monitor>,
+        has_plan: bool,
+    ) -> Self {
+        let ancestor = target.history.common_ancestor(&source.snapshot.history);
+        let fork = ancestor.map(|ancestor| ancestor.end).filter(|_| !has_plan);
+        let changes = fork.filter(|_| wants_changes(config));
+        let changes = changes.and_then(|fork| EarlyChanges::ask(source, fork));
+        // A dry run moves no data.
+        let announced = announced(source.clone(), fork.filter(|_| !config.dry_run));
         // What has lost nothing is not compared with anything.
-        let diverged = fork.is_some_and(|fork| self.target.control.file.checkpoint >= fork);
-        Ahead { announced, changes, files: self.listed(session, source, diverged) }
+        let diverged = fork.is_some_and(|fork| target.control.file.checkpoint >= fork);
+        let list = match diverged {
+            true => begin(listed_and_compared(
+                config.clone(),
+                Arc::clone(target),
+                source.clone(),
+                Arc::clone(monitor),
+            )),
+            false => begin(listed(source.clone())),
+        };
+        Self { announced: begin(announced), changes, listed: list }
     }
+}
 
-    fn announced(
-        &self,
-        session: &Session,
-        (source, history): (&Arc<Description>, &Arc<TimelineHistory>),
-        fork: Option<Lsn>,
-    ) -> Asked<(Sealed, Asked<WalAhead>)> {
-        let (source, history) = (Arc::clone(source), Arc::clone(history));
-        let fork = fork.filter(|_| !self.config.dry_run);
-        let mut asking = session.clone();
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            let sealed = asking.seal().await?;
-            let span = (source_start(&source).redo, sealed.end);
-            let wanted = fork.and_then(|fork| wal((&source, &history), span, fork));
-            let wal = tokio::spawn(async move {
-                Ok(match wanted {
-                    Some((name, units)) => {
-                        WalAhead { name: Some(name), answer: asking.ask(units).await? }
-                    }
-                    None => WalAhead::default(),
-                })
-            });
-            Ok((sealed, AbortOnDropHandle::new(wal)))
-        }))
-    }
-
-    fn listed(
-        &self,
-        session: &Session,
-        source: &Arc<Description>,
-        diverged: bool,
-    ) -> Asked<(SourceFiles, Compared)> {
-        let (target, choices) = (Arc::clone(&self.target), self.choices());
-        let (directory, monitor) = (Arc::clone(&self.directory), Arc::clone(&self.monitor));
-        let (source, session) = (Arc::clone(source), session.clone());
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            let files = session.clone().list().await?;
-            if !diverged {
-                return Ok((files, Compared::default()));
+async fn announced(source: Source, fork: Option<Lsn>) -> Result<Announced, RewindError> {
+    let mut session = source.session.clone();
+    let sealed = session.seal().await?;
+    let wanted = fork.and_then(|fork| little_wal(&source.snapshot, fork, sealed.end));
+    let wal = begin(async move {
+        Ok(match wanted {
+            Some(LittleWal { name, units }) => {
+                EarlyWal { name: Some(name), answer: session.ask(units).await? }
             }
-            let list = always_compared(&target, &source, &files, choices)?;
-            let compared = compare::compare(&session, directory, &list, monitor).await?;
-            let (differences, payload_bytes) = (compared.0, compared.1.total());
-            Ok((files, Compared { differences, payload_bytes }))
-        }))
-    }
+            None => EarlyWal::default(),
+        })
+    });
+    Ok(Announced { sealed, wal })
+}
+
+async fn listed(source: Source) -> Result<Listed, RewindError> {
+    let files = source.session.clone().list().await?;
+    Ok(Listed { files, compared: EarlyComparison::default() })
+}
+
+async fn listed_and_compared(
+    config: Config,
+    target: Arc<Target>,
+    source: Source,
+    monitor: Arc<dyn Monitor>,
+) -> Result<Listed, RewindError> {
+    let Listed { files, .. } = listed(source.clone()).await?;
+    let list = always_compared(&config, &target, &source.snapshot, &files)?;
+    let directory = Arc::clone(&target.directory);
+    let compared = compare::compare(&source.session, directory, &list, monitor).await?;
+    let compare::Compared { differences, carried } = compared;
+    Ok(Listed { files, compared: EarlyComparison { differences, payload_bytes: carried.total() } })
 }
 
 /// Files of which the pages are compared even if WAL names what was changed.
 fn always_compared(
+    config: &Config,
     target: &Target,
-    source: &Description,
+    source: &Snapshot,
     files: &SourceFiles,
-    choices: Choices,
 ) -> Result<Vec<Comparison>, RewindError> {
-    let control = &source.node.control;
-    let version_directory =
-        pg_format::relation::tablespace_version_directory(control.major, control.catalog_version);
     comparisons(&Facts {
         target: &target.files,
         source: files,
         window: Some(&Window::default()),
-        version_directory: &version_directory,
-        choices,
+        version_directory: &source.version_directory(),
+        choices: config.file_choices(),
         new_tablespaces: &BTreeMap::new(),
         keys: &BTreeSet::new(),
     })
 }
 
-/// The WAL that replay from the source's newest checkpoint needs, if it is little and lies in one segment.
-fn wal(
-    (source, history): (&Description, &TimelineHistory),
-    (start, end): (Lsn, Lsn),
-    fork: Lsn,
-) -> Option<(SegmentName, Vec<Unit>)> {
-    let size = source.node.control.wal_segment_size;
-    let from = fetched_from(start, fork, size);
+/// WAL that is little and lies in one segment.
+#[derive(Debug, PartialEq)]
+struct LittleWal {
+    name: SegmentName,
+    units: Vec<Unit>,
+}
+
+/// The WAL that replay from the source's newest checkpoint to `end` needs, if it is little.
+fn little_wal(source: &Snapshot, fork: Lsn, end: Lsn) -> Option<LittleWal> {
+    let size = source.segment_size();
+    let from = fetched_from(source.checkpoint().redo, fork, size);
     let end = page_end(end);
     let last = Lsn::new(end.as_u64().saturating_sub(1));
     let is_little = end > from && end.distance_from(from) <= WAL_BYTES_MAX;
@@ -165,18 +183,54 @@ fn wal(
         return None;
     }
     let number = size.segment_of(from);
-    let timeline = history.timeline_of_segment(number, size);
+    let timeline = source.history.timeline_of_segment(number, size);
     let piece =
         |id, offset, length| Unit { id, kind: UnitKind::Wal { timeline, number, offset, length } };
     let mut units = vec![piece(0, size.offset_of(from), end.distance_from(from))];
     if size.offset_of(from) > 0 && size.segment_of(fork) < number {
         units.push(piece(1, 0, BLOCK_BYTES));
     }
-    Some((SegmentName { timeline, number }, units))
+    Some(LittleWal { name: SegmentName { timeline, number }, units })
 }
 
 /// The end of the page that holds what lies before a position.
 fn page_end(lsn: Lsn) -> Lsn {
     let start = lsn.page_start();
     if start == lsn { lsn } else { start.plus(BLOCK_BYTES) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::snapshot;
+
+    const MB_16: u64 = 16 << 20;
+
+    /// What is asked for of a source whose checkpoint begins at `redo`: first byte and length in the segment.
+    fn asked(redo: u64, fork: u64, end: u64) -> Option<Vec<(u64, u64)>> {
+        let source = snapshot(0..9, Lsn::new(redo));
+        let little = little_wal(&source, Lsn::new(fork), Lsn::new(end))?;
+        let pieces = little.units.into_iter().map(|unit| match unit.kind {
+            UnitKind::Wal { offset, length, .. } => (offset, length),
+            other => panic!("{other:?}"),
+        });
+        Some(pieces.collect())
+    }
+
+    #[test]
+    fn little_wal_is_asked_for_up_to_the_end_of_its_page() {
+        // The fork lies in an older segment: this one comes whole from its start.
+        let whole = asked(3 * MB_16 + 40, MB_16, 3 * MB_16 + 10_000);
+        assert_eq!(whole, Some(vec![(0, 16_384)]));
+        // The fork lies in the same segment: the target has what is before it.
+        let rest = asked(3 * MB_16 + 9000, 3 * MB_16 + 8500, 3 * MB_16 + 16_384);
+        assert_eq!(rest, Some(vec![(8192, 8192)]));
+    }
+
+    #[test]
+    fn much_wal_waits_for_the_plan() {
+        assert_eq!(asked(3 * MB_16 + 40, MB_16, 3 * MB_16 + WAL_BYTES_MAX + 1), None);
+        assert_eq!(asked(3 * MB_16 + 40, MB_16, 4 * MB_16 + 100), None, "in two segments");
+        assert_eq!(asked(3 * MB_16, MB_16, 3 * MB_16), None, "nothing at all");
+    }
 }

@@ -1,88 +1,95 @@
-//! What it takes to undo a rewind, gathered before the seal.
+//! Saves what it takes to undo a rewind, before the seal.
 
 use std::sync::Arc;
 
 use pg_format::DataPath;
 
+use super::claim::Claim;
+use super::room::BeforeImages;
 use crate::apply::before_images;
 use crate::error::{Class, RewindError};
 use crate::plan::before_images::{Image, bytes_of};
-use crate::prepare::seal::Sealing;
 use crate::staging::manifest::{Manifest, OldFile, PackDigest, Undo};
-use crate::staging::staging;
+use crate::staging::staging_error;
+use crate::target::Target;
 use crate::task::blocking;
 
-/// Longest settings or history file that is saved for the way back.
+/// Longest settings or history file that is saved for a rollback.
 const SMALL_FILE_BYTES_MAX: u64 = 16 << 20;
 
-/// Images of what the plan overwrites; the others are of what turns out to be cut besides.
-pub(crate) const PLANNED: &str = "planned";
+/// Which images are saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Of what the plan overwrites. What an earlier run has saved for the same plan need not be saved again.
+    Planned,
+    /// Of what turns out to be cut besides.
+    Cut,
+}
 
-impl Sealing<'_> {
-    /// Saves images of what will be overwritten, if the way back is wanted.
-    pub(crate) async fn images(
-        &self,
-        when: &str,
-        images: Vec<Image>,
-    ) -> Result<Vec<PackDigest>, RewindError> {
-        let Some(gate) = self.undo.clone().filter(|_| !images.is_empty()) else {
-            return Ok(Vec::new());
+/// Saves images of what will be overwritten, if they are wanted.
+pub async fn save(
+    target: &Target,
+    claim: &Claim,
+    wanted: BeforeImages,
+    which: Which,
+    images: Vec<Image>,
+) -> Result<Vec<PackDigest>, RewindError> {
+    if wanted == BeforeImages::NotSaved || images.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (disk, gate) = (Arc::clone(&target.disk), Arc::clone(claim.saving()));
+    let bytes = bytes_of(&images);
+    let name = match which {
+        Which::Planned => format!("{}-planned", claim.run()),
+        Which::Cut => format!("{}-cut", claim.run()),
+    };
+    blocking(move || {
+        let save = || before_images::save(&disk, &name, &images, &gate);
+        let saved = match which {
+            Which::Planned => before_images::adopt(&*disk, &images, &gate)
+                .and_then(|adopted| adopted.map_or_else(save, Ok)),
+            Which::Cut => save(),
         };
-        let disk = Arc::clone(self.disk);
-        let bytes = bytes_of(&images);
-        let name = format!("{}-{when}", self.attempt);
-        // What an earlier run saved for the same plan need not be saved again.
-        let adopted = when == PLANNED;
-        blocking(move || {
-            let saved = || match adopted {
-                true => before_images::adopt(&*disk, &images, &gate)?
-                    .map_or_else(|| before_images::save(&disk, &name, &images, &gate), Ok),
-                false => before_images::save(&disk, &name, &images, &gate),
-            };
-            saved().map_err(|error| {
-                let message = format!("could not save the {bytes} bytes that will be overwritten");
-                RewindError::because(Class::Preflight, message, error)
-            })
+        saved.map_err(|error| {
+            let message = format!("could not save the {bytes} bytes that will be overwritten");
+            RewindError::because(Class::Preflight, message, error)
         })
-        .await
-    }
+    })
+    .await
+}
 
-    /// What it takes to go back, once all is known that will change.
-    pub(crate) fn way_back(
-        &self,
-        manifest: &Manifest,
-        images: Vec<PackDigest>,
-    ) -> Result<Option<Undo>, RewindError> {
-        if self.undo.is_none() {
-            return Ok(None);
-        }
-        let written = manifest.wal.write.iter().chain(&manifest.settings).map(|file| &file.path);
-        let label = DataPath::new("backup_label").map_err(|e| staging(std::io::Error::other(e)))?;
-        let mut small = Vec::new();
-        for path in written.chain(&manifest.remove).chain([&label]) {
-            small.push(self.old_file(path)?);
-        }
-        Ok(Some(Undo { images, small }))
-    }
+/// What it takes to go back, once all is known that will change.
+pub fn undo(
+    target: &Target,
+    manifest: &Manifest,
+    images: Vec<PackDigest>,
+) -> Result<Undo, RewindError> {
+    let written = manifest.wal.write.iter().chain(&manifest.settings).map(|file| &file.path);
+    let label =
+        DataPath::new("backup_label").map_err(|e| staging_error(std::io::Error::other(e)))?;
+    let paths = written.chain(&manifest.remove).chain([&label]);
+    let small = paths.map(|path| old_file(target, path)).collect::<Result<_, _>>()?;
+    Ok(Undo { images, small })
+}
 
-    fn old_file(&self, path: &DataPath) -> Result<OldFile, RewindError> {
-        let content = match self.disk.stat(path) {
-            Ok(None) if matches!(self.disk.is_directory(path), Ok(None)) => Ok(None),
-            Ok(None) => {
-                let message = format!(
-                    "{path} on the target is no regular file and would be replaced: move it away"
-                );
-                return Err(RewindError::new(Class::Preflight, message));
-            }
-            Ok(Some(stat)) => {
-                let read = self.target.directory.read(path, SMALL_FILE_BYTES_MAX);
-                read.map(|bytes| Some((bytes, stat.mode)))
-            }
-            Err(error) => Err(error),
-        };
-        let content = content.map_err(|error| {
-            RewindError::because(Class::Target, format!("could not read {path}"), error)
-        })?;
-        Ok(OldFile { path: path.clone(), content })
-    }
+fn old_file(target: &Target, path: &DataPath) -> Result<OldFile, RewindError> {
+    let disk = &*target.disk;
+    let content = match disk.stat(path) {
+        Ok(None) if matches!(disk.is_directory(path), Ok(None)) => Ok(None),
+        Ok(None) => {
+            let message = format!(
+                "{path} on the target is no regular file and would be replaced: move it away"
+            );
+            return Err(RewindError::new(Class::Preflight, message));
+        }
+        Ok(Some(stat)) => {
+            let read = target.directory.read(path, SMALL_FILE_BYTES_MAX);
+            read.map(|bytes| Some((bytes, stat.mode)))
+        }
+        Err(error) => Err(error),
+    };
+    let content = content.map_err(|error| {
+        RewindError::because(Class::Target, format!("could not read {path}"), error)
+    })?;
+    Ok(OldFile { path: path.clone(), content })
 }

@@ -10,10 +10,11 @@ use data_dir::wal::Segments as _;
 use pg_format::wal::SegmentName;
 use pg_format::{Lsn, TimelineHistory, WalSegmentSize};
 
+use super::local_wal::Copy;
 use crate::error::RewindError;
-use crate::prepare::seal::Sealing;
-use crate::staging::{layout, staging};
-use crate::target::local_wal;
+use crate::staging::{layout, staging_error};
+use crate::target::{Target, local_wal};
+use crate::task::Signals;
 
 /// A segment that is complete up to where its timeline ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,39 +38,40 @@ fn last_segments(
     last.filter(|last| last.bytes > 0).collect()
 }
 
-impl Sealing<'_> {
-    /// Stages them, copied from what is staged or from the target's own WAL; what is staged then.
-    pub(crate) fn with_timeline_ends(
-        &self,
-        staged: &BTreeSet<SegmentName>,
-        end: Lsn,
-    ) -> Result<BTreeSet<SegmentName>, RewindError> {
-        let local = local_wal(self.target);
-        let size = local.context.segment_size;
-        let mut all = staged.clone();
-        for last in last_segments(self.history, self.choice.start.redo, end, size) {
-            let number = last.name.number;
-            let replayed =
-                SegmentName { timeline: self.history.timeline_of_segment(number, size), number };
-            let file = if staged.contains(&replayed) {
-                let path = layout::staged_wal(&replayed.file_name(size));
-                Some(self.disk.open(&path).map_err(staging)?)
-            } else {
-                local.open(number).map_err(staging)?
-            };
-            let Some(file) = file.filter(|_| replayed != last.name) else {
-                continue;
-            };
-            self.copy_wal(last.name, &file, last.bytes)?;
-            let path = layout::staged_wal(&last.name.file_name(size));
-            for bytes in [last.bytes, size.bytes()] {
-                self.disk.set_length(&path, bytes).map_err(staging)?;
-            }
-            self.disk.sync_file(&path).map_err(staging)?;
-            all.insert(last.name);
+/// Stages them, copied from what is staged or from the target's own WAL; what is staged then.
+pub fn stage(
+    signals: &Signals,
+    target: &Target,
+    history: &TimelineHistory,
+    staged: &BTreeSet<SegmentName>,
+    start: Lsn,
+    end: Lsn,
+) -> Result<BTreeSet<SegmentName>, RewindError> {
+    let (local, disk) = (local_wal(target), &*target.disk);
+    let size = local.context.segment_size;
+    let copy = Copy { signals, disk, size };
+    let mut all = staged.clone();
+    for last in last_segments(history, start, end, size) {
+        let number = last.name.number;
+        let replayed = SegmentName { timeline: history.timeline_of_segment(number, size), number };
+        let file = if staged.contains(&replayed) {
+            let path = layout::staged_wal(&replayed.file_name(size));
+            Some(disk.open(&path).map_err(staging_error)?)
+        } else {
+            local.open(number).map_err(staging_error)?
+        };
+        let Some(file) = file.filter(|_| replayed != last.name) else {
+            continue;
+        };
+        copy.segment(last.name, &file, last.bytes)?;
+        let path = layout::staged_wal(&last.name.file_name(size));
+        for bytes in [last.bytes, size.bytes()] {
+            disk.set_length(&path, bytes).map_err(staging_error)?;
         }
-        Ok(all)
+        disk.sync_file(&path).map_err(staging_error)?;
+        all.insert(last.name);
     }
+    Ok(all)
 }
 
 #[cfg(test)]

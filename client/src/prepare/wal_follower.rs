@@ -14,10 +14,10 @@ use pg_format::{BLOCK_BYTES, BLOCK_SIZE, Lsn, TimelineHistory};
 use proto::fetch::{ItemBody, Unit, UnitKind};
 use proto::limits::UNIT_BYTES_MAX;
 
-use crate::error::{Class, RewindError};
+use crate::error::{Class, Replan, RewindError};
 use crate::prepare::wal_pieces::Piece;
-use crate::source::Session;
 use crate::source::session::Answer;
+use crate::source::{Session, Source};
 use crate::staging::disk::Disk;
 use crate::staging::layout;
 
@@ -75,20 +75,14 @@ pub struct WalFollower {
 impl WalFollower {
     /// A follower that begins at the page start `from`; what is before it in that segment must be
     /// staged already.
-    pub fn new(
-        session: Session,
-        disk: Arc<dyn Disk>,
-        history: TimelineHistory,
-        context: WalContext,
-        from: Lsn,
-    ) -> Self {
+    pub fn new(source: &Source, disk: &Arc<dyn Disk>, context: WalContext, from: Lsn) -> Self {
         let start = Start::FirstAfter(from);
         let decoder = Decoder::new(context, start);
         let staged = BTreeSet::new();
         Self {
-            session,
-            disk,
-            history,
+            session: source.session.clone(),
+            disk: Arc::clone(disk),
+            history: source.snapshot.history.clone(),
             context,
             decoder,
             start,
@@ -100,7 +94,7 @@ impl WalFollower {
     }
 
     /// Takes WAL that was asked for before there was a place for it.
-    pub fn take_ahead(&mut self, name: SegmentName, answer: &Answer) -> std::io::Result<()> {
+    pub fn take_early(&mut self, name: SegmentName, answer: &Answer) -> std::io::Result<()> {
         for item in &answer.items {
             let ItemBody::Chunk(chunk) = &item.body else {
                 continue;
@@ -258,7 +252,7 @@ impl WalFollower {
                     "the source's WAL cannot be read from {before} on although it must reach {end}: run \
                      SELECT pg_switch_wal() and CHECKPOINT on the source and try again"
                 );
-                return Err(RewindError::new(Class::WalUnavailable, message));
+                return Err(RewindError::replan(Replan::WalUnavailable, message));
             }
             if !all_came {
                 tokio::time::sleep(PAUSE).await;
@@ -340,7 +334,7 @@ impl WalFollower {
         let timeline = self.history.timeline_of_segment(number, size);
         let name = SegmentName { timeline, number }.file_name(size);
         let message = format!("the source no longer has WAL segment {name}, which replay needs");
-        RewindError::new(Class::WalUnavailable, message)
+        RewindError::replan(Replan::WalUnavailable, message)
     }
 
     /// Writes pages to staging and decodes them.

@@ -11,7 +11,7 @@ use proto::fetch::{Item, ItemBody, Unit, UnitKind};
 use proto::frame::Frame;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Class, RewindError};
+use crate::error::{Class, Replan, RewindError};
 use crate::staging::disk::Disk;
 use crate::staging::layout;
 
@@ -34,9 +34,28 @@ pub struct Piece {
     pub length: u64,
 }
 
-/// See the module.
+/// The units of WAL, and what takes the replies.
 #[derive(Debug)]
-pub struct WalUnits {
+pub struct WalPieces {
+    /// They.
+    pub units: Vec<Unit>,
+    /// What takes the replies.
+    pub receiver: Arc<WalReceiver>,
+}
+
+/// Lets nobody write WAL into staging any more when it is dropped.
+#[derive(Debug)]
+pub struct Closing(pub Arc<WalReceiver>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Writes the WAL that comes to its place.
+#[derive(Debug)]
+pub struct WalReceiver {
     disk: Arc<dyn Disk>,
     size: WalSegmentSize,
     /// Segment and bytes that are still to come, by unit.
@@ -47,13 +66,9 @@ pub struct WalUnits {
     payload_bytes: AtomicU64,
 }
 
-impl WalUnits {
-    /// Units for these pieces, whose files exist, and what takes the replies.
-    pub fn new(
-        disk: Arc<dyn Disk>,
-        size: WalSegmentSize,
-        pieces: &[Piece],
-    ) -> (Vec<Unit>, Arc<Self>) {
+impl WalPieces {
+    /// Those of these pieces, whose files exist.
+    pub fn new(disk: Arc<dyn Disk>, size: WalSegmentSize, pieces: &[Piece]) -> Self {
         let mut left = HashMap::new();
         let mut units = Vec::new();
         for (piece, index) in pieces.iter().zip(0..) {
@@ -69,9 +84,12 @@ impl WalUnits {
         }
         let closed = RwLock::new(false);
         let (left, payload_bytes) = (Mutex::new(left), AtomicU64::new(0));
-        (units, Arc::new(Self { disk, size, left, closed, complete, payload_bytes }))
+        let receiver = WalReceiver { disk, size, left, closed, complete, payload_bytes };
+        Self { units, receiver: Arc::new(receiver) }
     }
+}
 
+impl WalReceiver {
     /// Waits until all of it has arrived.
     pub async fn complete(&self) {
         self.complete.cancelled().await;
@@ -114,12 +132,12 @@ impl WalUnits {
                     let name = name.file_name(self.size);
                     let message =
                         format!("the source no longer has WAL segment {name}, which replay needs");
-                    return Err(RewindError::new(Class::WalUnavailable, message));
+                    return Err(RewindError::replan(Replan::WalUnavailable, message));
                 }
                 // What did not come is seen when it is decoded.
                 _ => 0,
             };
-            self.note(item.unit, (name, left));
+            self.note(item.unit, name, left);
         }
         Ok(())
     }
@@ -128,7 +146,7 @@ impl WalUnits {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, unit: u64, (name, left): (SegmentName, u64)) {
+    fn note(&self, unit: u64, name: SegmentName, left: u64) {
         let mut all = self.left();
         all.insert(unit, (name, left));
         if all.values().all(|(_, left)| *left == 0) {

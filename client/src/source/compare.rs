@@ -23,7 +23,16 @@ use crate::plan::Differences;
 use crate::plan::file_actions::Comparison;
 use crate::source::Session;
 use crate::source::pool::{self, Carried, Sink, Start, Work};
-use crate::source::requests::{Announce, Prepare};
+use crate::source::prepare::{Announce, Prepare};
+
+/// What a comparison found.
+#[derive(Debug)]
+pub struct Compared {
+    /// Pages that differ; every file that was compared has an entry.
+    pub differences: Differences,
+    /// What it took.
+    pub carried: Carried,
+}
 
 /// Compares all of `comparisons`; every file of them has an entry in the result.
 pub async fn compare(
@@ -31,7 +40,7 @@ pub async fn compare(
     directory: Arc<DataDir>,
     comparisons: &[Comparison],
     monitor: Arc<dyn Monitor>,
-) -> Result<(Differences, Carried), RewindError> {
+) -> Result<Compared, RewindError> {
     let mut units = Vec::new();
     let mut differences = Differences::new();
     for Comparison { path, blocks } in comparisons {
@@ -57,8 +66,9 @@ pub async fn compare(
         monitor,
     )
     .await?;
-    let found = std::mem::take(&mut *differences.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok((found, carried))
+    let differences =
+        std::mem::take(&mut *differences.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(Compared { differences, carried })
 }
 
 /// What is still to come of a question.

@@ -224,4 +224,141 @@ mod tests {
         let UnitKind::Blocks { ranges, .. } = &left[0].kind else { panic!() };
         assert_eq!(ranges[..], [BlockRange { first: 10, count: 1 }]);
     }
+
+    fn asked(kind: UnitKind) -> Outstanding {
+        let mut outstanding = Outstanding::default();
+        outstanding.insert(Unit { id: 7, kind });
+        outstanding
+    }
+
+    fn path() -> DataPath {
+        DataPath::new("base/5/1").unwrap()
+    }
+
+    fn reply(body: ItemBody) -> Item {
+        Item { unit: 7, body }
+    }
+
+    fn end(vanished: bool) -> Item {
+        reply(ItemBody::End { vanished, bytes: 0 })
+    }
+
+    #[test]
+    fn a_unit_of_pages_ends_when_all_of_them_came_or_the_file_is_gone() {
+        let ranges = vec![BlockRange { first: 5, count: 1 }];
+        let blocks = || UnitKind::Blocks { path: path(), ranges: ranges.clone(), signatures: None };
+        assert!(asked(blocks()).receive(&end(false)).is_err(), "a page is missing");
+        let mut whole = asked(blocks());
+        whole.receive(&page(7, 5)).unwrap();
+        whole.receive(&end(false)).unwrap();
+        assert!(whole.is_empty());
+        let mut gone = asked(blocks());
+        gone.receive(&end(true)).unwrap();
+        assert!(gone.is_empty());
+    }
+
+    fn chunk(offset: u64, bytes: usize) -> Item {
+        let data = bytes::Bytes::from(vec![1; bytes]);
+        reply(ItemBody::Chunk(proto::fetch::VerifiedChunk::read(offset, data)))
+    }
+
+    #[test]
+    fn bytes_come_in_order_and_no_more_than_were_asked_for() {
+        let file = || asked(UnitKind::File { path: path(), offset: 100, length: 10 });
+        assert!(file().receive(&chunk(101, 1)).is_err());
+        assert!(file().receive(&chunk(100, 11)).is_err());
+        assert!(file().receive(&chunk(100, 0)).is_err(), "nothing keeps a run alive");
+        let mut whole = file();
+        whole.receive(&chunk(100, 4)).unwrap();
+        whole.receive(&chunk(104, 6)).unwrap();
+        assert!(whole.receive(&chunk(110, 1)).is_err());
+        whole.receive(&end(false)).unwrap();
+        assert!(whole.is_empty());
+    }
+
+    #[test]
+    fn what_is_left_of_a_file_begins_where_the_last_bytes_ended() {
+        let mut cut = asked(UnitKind::File { path: path(), offset: 100, length: 10 });
+        cut.receive(&chunk(100, 4)).unwrap();
+        let left = cut.take();
+        let kind = UnitKind::File { path: path(), offset: 104, length: 6 };
+        assert_eq!(left, [Unit { id: 7, kind }]);
+        assert!(!is_finished(&left[0]));
+    }
+
+    fn hashes(runs: usize, pages: u32) -> Outstanding {
+        let own = vec![PageHash::of(b"run"); runs];
+        asked(UnitKind::Hashes { path: path(), range: BlockRange { first: 0, count: pages }, own })
+    }
+
+    #[test]
+    fn only_whole_runs_are_the_same() {
+        let same = |first, count| reply(ItemBody::Same { first, count });
+        let mut two = hashes(2, 2 * RUN_PAGES);
+        two.receive(&same(0, RUN_PAGES)).unwrap();
+        assert!(two.receive(&same(0, RUN_PAGES)).is_err(), "said already");
+        two.receive(&same(RUN_PAGES, RUN_PAGES)).unwrap();
+        assert!(hashes(2, 2 * RUN_PAGES).receive(&same(0, 5)).is_err(), "a part of a run");
+        assert!(hashes(0, RUN_PAGES).receive(&same(0, RUN_PAGES)).is_err(), "no hash was sent");
+    }
+
+    #[test]
+    fn hashes_are_of_the_pages_that_were_asked_about() {
+        let of = |first, count: usize| {
+            reply(ItemBody::PageHashes { first, hashes: vec![PageHash::of(b"page"); count] })
+        };
+        assert!(hashes(1, 10).receive(&of(0, 11)).is_err());
+        assert!(hashes(1, 10).receive(&of(1, 1)).is_err());
+        assert!(hashes(1, 10).receive(&of(0, 0)).is_err());
+        let mut part = hashes(1, 10);
+        part.receive(&of(0, 4)).unwrap();
+        part.receive(&of(4, 6)).unwrap();
+    }
+
+    #[test]
+    fn a_proof_has_no_more_than_its_range_can_hold() {
+        let range = |each_record| UnitKind::Proof {
+            from: ProofStart::Segment(Lsn::new(0)),
+            to: Lsn::new(2 * SEGMENT_BYTES_MIN),
+            each_record,
+        };
+        let digest = || {
+            let digest = PageHash::of(b"records");
+            reply(ItemBody::SegmentDigest { number: 0, records: 1, digest })
+        };
+        let mut digests = asked(range(false));
+        digests.receive(&digest()).unwrap();
+        digests.receive(&digest()).unwrap();
+        assert!(digests.receive(&digest()).is_err());
+        let record = |lsn| reply(ItemBody::RecordCrc { lsn: Lsn::new(lsn), crc: 1 });
+        let mut records = asked(range(true));
+        records.receive(&record(40)).unwrap();
+        assert!(records.receive(&record(50)).is_err(), "inside the last one");
+        assert!(records.receive(&record(2 * SEGMENT_BYTES_MIN)).is_err(), "behind the range");
+    }
+
+    #[test]
+    fn a_reply_of_another_kind_is_refused() {
+        let wal = || {
+            let timeline = pg_format::TimelineId::new(1).unwrap();
+            asked(UnitKind::Wal { timeline, number: 1, offset: 0, length: 10 })
+        };
+        assert!(wal().receive(&page(7, 0)).is_err());
+        let change = proto::fetch::Change::Directory { tablespace: 1663, database: 5 };
+        assert!(wal().receive(&reply(ItemBody::Change(change))).is_err());
+    }
+
+    #[test]
+    fn costs_follow_what_travels() {
+        let ranges = vec![BlockRange { first: 0, count: 2 }];
+        let seed = proto::fetch::Signatures { seed: 0, pages: bytes::Bytes::new() };
+        let blocks =
+            |signatures| UnitKind::Blocks { path: path(), ranges: ranges.clone(), signatures };
+        assert_eq!(cost(&blocks(None)), 2 * BLOCK_BYTES);
+        assert!(cost(&blocks(Some(seed))) < cost(&blocks(None)));
+        let mut outstanding = asked(blocks(None));
+        assert_eq!(outstanding.cost(), 2 * BLOCK_BYTES);
+        outstanding.receive(&page(7, 0)).unwrap();
+        assert_eq!(outstanding.cost(), BLOCK_BYTES);
+    }
 }

@@ -16,7 +16,7 @@ use proto::delta::{AnyOffset, PageCodec as _};
 use proto::fetch::{Item, ItemBody, PageContent, Signatures, Unit, UnitKind};
 
 use crate::error::{Class, RewindError};
-use crate::source::requests::{Announce, Prepare};
+use crate::source::prepare::{Announce, Prepare};
 
 /// Cost of what is signed before the first of it is asked for: one unit, so that the source works on it
 /// while the others are signed and on their way.

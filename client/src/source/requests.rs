@@ -10,35 +10,8 @@ use tokio::sync::mpsc;
 
 use crate::error::{Class, RewindError};
 use crate::source::in_flight::cost;
-use crate::source::pool::{Shared, SharedOutstanding, lock};
-
-/// Makes known what a completed unit says, at the moment it is asked for.
-pub type Announce = Box<dyn FnOnce() + Send>;
-
-/// Completes units before they are sent, on a blocking thread.
-pub trait Prepare: Send + Sync {
-    /// A unit that may be one that was sent before and did not come to its end. Nothing may be changed
-    /// for others but by what comes back: the connection may be gone by the time this ends, and the
-    /// unit asked for on another.
-    fn prepare(&self, unit: &mut Unit) -> Result<Announce, RewindError>;
-
-    /// Cost of the units that are completed before the first of them is sent.
-    fn cost_at_once(&self) -> u64;
-}
-
-/// Nothing to complete.
-#[derive(Debug)]
-pub struct AsTheyAre;
-
-impl Prepare for AsTheyAre {
-    fn prepare(&self, _unit: &mut Unit) -> Result<Announce, RewindError> {
-        Ok(Box::new(|| {}))
-    }
-
-    fn cost_at_once(&self) -> u64 {
-        u64::MAX
-    }
-}
+use crate::source::pool::shared::{Shared, SharedOutstanding, lock};
+use crate::source::prepare::Announce;
 
 /// When something was asked for last: before that the source owes nothing.
 #[derive(Debug)]
@@ -70,14 +43,25 @@ impl Asked {
     }
 }
 
+/// A connection's place among the others.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// Counts the connections.
+    pub(crate) number: usize,
+    /// Bytes that it keeps asked for.
+    pub(crate) window: u64,
+}
+
 /// Keeps `window` bytes asked for until no unit is waiting, or the connection is one too many; then
 /// the stream's requests end.
 pub(crate) async fn ask(
-    (shared, asked): (Arc<Shared>, Arc<Asked>),
+    shared: Arc<Shared>,
+    asked: Arc<Asked>,
     outstanding: SharedOutstanding,
     requests: mpsc::Sender<Vec<Unit>>,
-    (number, window): (usize, u64),
+    place: Place,
 ) {
+    let Place { number, window } = place;
     /// How often the window is looked at when it is full; short beside the time it holds.
     const PAUSE: Duration = Duration::from_millis(5);
     loop {

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{Connections, SourceAddress};
-use crate::error::{Class, RewindError};
+use crate::error::{Remedy, Replan, RewindError};
 use crate::plan::SourceFiles;
 use crate::source::connect::{Connection, connect, reach};
 use crate::source::in_flight::{Outstanding, Unexpected};
@@ -102,13 +102,13 @@ impl Session {
     ) -> Result<(Self, Description), RewindError> {
         let Link { connections, patience, max_rate, .. } = link;
         // Which window it gets is decided before its round trip is known; it asks questions alone.
-        let share = window(link, (0, connections.first(Duration::MAX)));
+        let share = window(link, 0, connections.first(Duration::MAX));
         let reached = reach(&source).await?;
         let source = Arc::new(source);
         // The others begin as soon as it is known how many there are to be.
         let number = connections.first(reached.round_trip);
         let opening = (0..number).map(|n| {
-            let (source, share) = (Arc::clone(&source), window(link, (n, number)));
+            let (source, share) = (Arc::clone(&source), window(link, n, number));
             tokio::spawn(async move { open(&source, share, patience).await })
         });
         let spare = Spare { open: Vec::new(), opening: opening.collect() };
@@ -134,7 +134,7 @@ impl Session {
         loop {
             let opened = Self::open(source.clone(), link).await;
             match opened {
-                Err(error) if error.class() == Class::Transient && since.elapsed() < patience => {
+                Err(error) if error.remedy() == Remedy::Retry && since.elapsed() < patience => {
                     tracing::debug!(error = %error.chain(), "source not ready, trying again");
                     tokio::time::sleep(BACKOFF_MIN).await;
                 }
@@ -192,7 +192,7 @@ impl Session {
         }
         match self.connect_once(number).await {
             Ok(connection) => Ok(Some(connection)),
-            Err(error) if error.class() == Class::Changed => Err(error),
+            Err(error) if matches!(error.remedy(), Remedy::Replan(_)) => Err(error),
             Err(error) => {
                 tracing::debug!(error = %error.chain(), "one more connection is not to be had");
                 Ok(None)
@@ -249,7 +249,7 @@ impl Session {
                 Ok(connection) => return Ok(connection),
                 Err(error) => error,
             };
-            if error.class() != Class::Transient || since.elapsed() + pause > self.link.patience {
+            if error.remedy() != Remedy::Retry || since.elapsed() + pause > self.link.patience {
                 return Err(error);
             }
             tracing::debug!(error = %error.chain(), "source not reachable, trying again");
@@ -259,7 +259,7 @@ impl Session {
     }
 
     async fn connect_once(&self, number: usize) -> Result<Connection, RewindError> {
-        let share = window(self.link, (number, self.first_connections()));
+        let share = window(self.link, number, self.first_connections());
         let (connection, node) = open(&self.source, share, self.link.patience).await?;
         self.check(&node)?;
         Ok(connection)
@@ -274,7 +274,7 @@ impl Session {
         {
             let message = "the source was restarted, promoted or stopped while it was read, or \
                            another node answers at its address";
-            return Err(RewindError::new(Class::Changed, message));
+            return Err(RewindError::replan(Replan::SourceChanged, message));
         }
         Ok(())
     }
@@ -358,7 +358,7 @@ impl Session {
         let patience = self.link.patience;
         let rate = self.rate.clone();
         let take = &take;
-        self.call(move |connection| fold(connection, units.clone(), (patience, rate.clone()), take))
+        self.call(move |connection| fold(connection, units.clone(), patience, rate.clone(), take))
             .await
     }
 }
@@ -409,7 +409,7 @@ async fn open(
 
 /// Bytes the data connection of this number may have on their way. The sum over all there may be, and
 /// the one that asks questions, is the receive budget: it does not change when some are added.
-fn window(link: Link, (number, first): (usize, usize)) -> u32 {
+fn window(link: Link, number: usize, first: usize) -> u32 {
     let budget = link.buffers.receive_bytes;
     let share = |budget: u32, number: usize| budget / u32::try_from(number).unwrap_or(u32::MAX);
     match link.connections.most() - first {
@@ -432,7 +432,8 @@ async fn within<T>(
 async fn fold<T: Default>(
     mut connection: Connection,
     units: Vec<Unit>,
-    (patience, rate): (Duration, Option<Arc<RateLimit>>),
+    patience: Duration,
+    rate: Option<Arc<RateLimit>>,
     take: impl Fn(&mut T, Item) -> Result<(), Unexpected>,
 ) -> Result<(T, u64), CallError> {
     let mut outstanding = Outstanding::default();
@@ -455,4 +456,39 @@ async fn fold<T: Default>(
         }
     }
     Ok((value, payload_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUDGET: u32 = 64 << 20;
+
+    fn windows(connections: Connections, first: usize) -> Vec<u32> {
+        let buffers = Buffers { receive_bytes: BUDGET, ..Buffers::default() };
+        let patience = Duration::from_secs(1);
+        let link = Link { connections, patience, max_rate: None, buffers };
+        (0..connections.most()).map(|number| window(link, number, first)).collect()
+    }
+
+    #[test]
+    fn the_receive_budget_is_shared_out_once() {
+        for (connections, first) in
+            [(Connections::Fixed(3), 3), (Connections::Adaptive, 4), (Connections::Adaptive, 8)]
+        {
+            let windows = windows(connections, first);
+            // The connection that asks questions has the share of a first one.
+            let sum: u64 =
+                windows.iter().chain(windows.first()).map(|share| u64::from(*share)).sum();
+            assert!(sum <= u64::from(BUDGET), "{connections:?}: {sum}");
+            assert!(sum > u64::from(BUDGET) * 9 / 10, "{connections:?}: {sum} is wasted");
+        }
+    }
+
+    #[test]
+    fn a_share_does_not_change_when_connections_are_added() {
+        let windows = windows(Connections::Adaptive, 4);
+        assert!(windows[..4].iter().all(|share| *share == windows[0]));
+        assert!(windows[4..].iter().all(|share| *share == windows[4]));
+    }
 }

@@ -12,7 +12,7 @@ use std::{fmt, io};
 
 use data_dir::confined::open_below;
 use data_dir::{DataDir, Entry, EntryKind};
-use pg_format::DataPath;
+use pg_format::{DataPath, FileClass};
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, StatxFlags};
 use serde::{Deserialize, Serialize};
 
@@ -435,6 +435,23 @@ pub fn remove_tree(disk: &dyn Disk, path: &DataPath) -> io::Result<()> {
             }
             disk.remove_directory(path)
         }
+    }
+}
+
+/// Moves `path` to `to`, unless an earlier run did.
+pub(crate) fn move_away(disk: &dyn Disk, path: &DataPath, to: &DataPath) -> io::Result<()> {
+    if disk.is_directory(to)?.is_some() || disk.is_directory(path)?.is_none() {
+        return Ok(());
+    }
+    match disk.rename(path, to) {
+        // Files PostgreSQL would throw away itself may lie on a mount of their own.
+        Err(error)
+            if error.kind() == io::ErrorKind::CrossesDevices
+                && FileClass::of(path) == FileClass::Discarded =>
+        {
+            remove_tree(disk, path)
+        }
+        result => result,
     }
 }
 

@@ -8,7 +8,7 @@ use pg_format::relation::is_oid;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::pg_wal::{SmallFile, WalChanges};
-use crate::plan::{FileAction, PlannedFile};
+use crate::plan::{FileAction, FinalFile, PlannedFile};
 use crate::staging::disk::FileStat;
 use crate::staging::external::Staging;
 use crate::staging::header::{self, HeaderError};
@@ -117,6 +117,18 @@ impl Manifest {
         self.before.get(index).and_then(Option::as_ref)
     }
 
+    /// Every planned file, as it will be at the end.
+    pub fn final_files(&self) -> Vec<FinalFile<'_>> {
+        let files = self.files.iter().enumerate();
+        let files = files.map(|(index, planned)| FinalFile {
+            planned,
+            bytes_before: self.before(index).map(|before| before.bytes),
+            shorter: self.shorter.iter().find(|(of, _)| *of == index).map(|(_, bytes)| *bytes),
+            is_gone: self.is_gone(index),
+        });
+        files.collect()
+    }
+
     /// Whether a planned file was gone on the source when it was read.
     pub fn is_gone(&self, index: usize) -> bool {
         self.vanished.contains(&index)
@@ -136,4 +148,48 @@ pub fn reopen(directory: &DataDir, manifest: &Manifest) -> io::Result<DataDir> {
         opened.adopt_tablespace(oid, &trash)?;
     }
     Ok(opened)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::manifest;
+
+    fn with_files() -> Manifest {
+        let file = |name: &str| PlannedFile {
+            path: DataPath::new(name).unwrap(),
+            action: FileAction::Patch { bytes: 8192 },
+        };
+        let before = FileStat { bytes: 16384, mode: 0o600, inode: 7, modified: (1, 2) };
+        Manifest {
+            files: vec![file("base/5/1"), file("base/5/2"), file("base/5/3")],
+            before: vec![Some(before), None, Some(before)],
+            shorter: vec![(0, 4096)],
+            vanished: vec![2],
+            ..manifest()
+        }
+    }
+
+    #[test]
+    fn a_manifest_is_read_as_it_was_written_and_not_where_it_is_damaged() {
+        let mut bytes = with_files().encode().unwrap();
+        assert_eq!(Manifest::decode(&bytes).unwrap(), with_files());
+        *bytes.last_mut().unwrap() ^= 1;
+        assert!(Manifest::decode(&bytes).is_err());
+        assert!(Manifest::decode(&bytes[..20]).is_err());
+    }
+
+    #[test]
+    fn files_are_as_the_source_had_them_when_they_were_read() {
+        let manifest = with_files();
+        let files = manifest.final_files();
+        let lengths: Vec<u64> = files.iter().map(|file| file.bytes(8192)).collect();
+        assert_eq!(lengths, [4096, 8192, 8192]);
+        let gone: Vec<bool> = files.iter().map(|file| file.is_gone).collect();
+        assert_eq!(gone, [false, false, true]);
+        let before: Vec<_> = files.iter().map(|file| file.bytes_before).collect();
+        assert_eq!(before, [Some(16384), None, Some(16384)]);
+        assert_eq!(manifest.final_bytes(0, 8192), 4096);
+        assert!(manifest.is_gone(2) && !manifest.is_gone(0));
+    }
 }

@@ -89,3 +89,83 @@ impl Notes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use pg_format::{BLOCK_SIZE, DataPath};
+    use proto::fetch::VerifiedPage;
+
+    use super::*;
+    use crate::plan::file_actions::{FileAction, PlannedFile};
+
+    /// A reply of the first unit of a file.
+    fn reply(file: u64, body: ItemBody) -> Item {
+        Item { unit: file << 32, body }
+    }
+
+    fn page(block: u32, content: PageContent) -> ItemBody {
+        ItemBody::Page { block, content }
+    }
+
+    fn torn() -> PageContent {
+        PageContent::Torn(VerifiedPage::read(Bytes::from(vec![0; BLOCK_SIZE])).unwrap())
+    }
+
+    fn noted(items: impl IntoIterator<Item = Item>) -> Notes {
+        let path = |name: &str| DataPath::new(name).unwrap();
+        let action = FileAction::Replace { bytes: None };
+        let files = ["base/5/16384", "PG_VERSION"];
+        let files = files.map(|name| PlannedFile { path: path(name), action: action.clone() });
+        let plan = Plan { files: files.to_vec(), ..Plan::default() };
+        let mut notes = Notes::of(&plan);
+        items.into_iter().for_each(|item| notes.take(&item));
+        notes
+    }
+
+    #[test]
+    fn torn_pages_and_files_that_are_gone_are_noted_by_their_file() {
+        let end = |vanished| ItemBody::End { vanished, bytes: 0 };
+        let notes = noted([
+            reply(0, page(3, torn())),
+            reply(0, page(7, torn())),
+            reply(1, end(true)),
+            reply(0, end(false)),
+        ]);
+        assert_eq!(notes.torn, [(0, 3), (0, 7)]);
+        assert_eq!(notes.vanished, BTreeSet::from([1]));
+        assert_eq!(notes.pages, 2);
+        assert_eq!(notes.contradicted, None);
+    }
+
+    #[test]
+    fn a_file_ends_at_the_first_page_that_lies_behind_its_end() {
+        let beyond = |block| reply(0, page(block, PageContent::BeyondEnd));
+        let notes = noted([beyond(9), beyond(4), beyond(6)]);
+        assert_eq!(notes.shorter, BTreeMap::from([(0, 4 * BLOCK_BYTES)]));
+    }
+
+    #[test]
+    fn a_file_cannot_end_and_be_longer() {
+        let beyond = reply(0, page(4, PageContent::BeyondEnd));
+        let ends = |bytes| reply(0, ItemBody::End { vanished: false, bytes });
+        assert_eq!(noted([beyond.clone(), ends(4 * BLOCK_BYTES)]).contradicted, None);
+        // Its last page is not whole.
+        assert_eq!(noted([beyond.clone(), ends(4 * BLOCK_BYTES + 100)]).contradicted, None);
+        assert_eq!(noted([beyond, ends(5 * BLOCK_BYTES)]).contradicted, Some(0));
+    }
+
+    #[test]
+    fn what_is_judged_is_kept_and_no_more_of_it_than_makes_sense() {
+        let chunk = |offset, bytes: &[u8]| {
+            let data = Bytes::copy_from_slice(bytes);
+            ItemBody::Chunk(VerifiedChunk::read(offset, data))
+        };
+        let notes = noted([reply(1, chunk(0, b"15")), reply(1, chunk(2, b"\n"))]);
+        assert_eq!(notes.contents, BTreeMap::from([(1, b"15\n".to_vec())]));
+        let other = noted([reply(0, chunk(0, b"rows"))]);
+        assert!(other.contents.is_empty(), "of a relation nothing is kept");
+        let far = noted([reply(1, chunk(u64::MAX - 1, b"15"))]);
+        assert!(far.contents.is_empty());
+    }
+}

@@ -175,7 +175,8 @@ pub type Give<'g> = dyn FnMut(Vec<Item>) -> io::Result<()> + 'g;
 /// Hands out all replies of a sealed pack.
 pub fn read(
     file: File,
-    (digest, signer): (&PackDigest, Signer),
+    digest: &PackDigest,
+    signer: Signer,
     give: &mut Give<'_>,
 ) -> Result<(), PackError> {
     let mut records = Records::open(file, signer)?;

@@ -7,8 +7,8 @@ use pg_format::file_class::OWN_DIRECTORY;
 
 use super::disk::{Disk, read_all, remove_tree, replace_file};
 use super::external::{Staging, is_not_ours};
-use super::header;
 use super::layout::{DIVERGED, STAGED_DIRECTORIES, own, state_directories};
+use super::{header, marks, pid_file};
 
 /// Where what is staged lies, if not here.
 const STAGING: &str = ".pgrejoin/staging";
@@ -65,7 +65,8 @@ pub enum Keep {
 pub fn prepare_again(
     disk: &dyn Disk,
     directory: &DataDir,
-    (staging, keep): (Option<&Staging>, Keep),
+    staging: Option<&Staging>,
+    keep: Keep,
 ) -> io::Result<()> {
     let kept: &[&str] = match keep {
         Keep::Plan => &["packs", "wal", "undo", "plan"],
@@ -82,6 +83,13 @@ pub fn prepare_again(
         }
     }
     make_directories(disk, directory, staging)
+}
+
+/// Leaves a target that was not changed as it was found.
+pub fn give_back(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
+    marks::unseal(disk)?;
+    pid_file::restore(disk)?;
+    discard(disk, directory)
 }
 
 /// Removes everything but the WAL of lost transactions; the directories too if they are then empty.

@@ -1,212 +1,266 @@
-//! Picks the strategy and says why.
-
-use std::collections::BTreeMap;
+//! Which strategies are possible, and which one is chosen.
 
 use data_dir::window::Window;
+use pg_format::Lsn;
 use pg_format::backup_label::ReplayStart;
-use pg_format::{Lsn, TimelineHistory};
-use proto::model::Description;
 
-use crate::cli::StrategyArg;
-use crate::divergence::common_wal::{Analysis, source_segment, source_start};
-use crate::error::{Class, RewindError};
-use crate::plan::Strategy;
-use crate::plan::cost::Prices;
-use crate::target::Target;
-use crate::target::places::check_place;
+use crate::divergence::source_changes::ChangesOfBoth;
+use crate::divergence::{Divergence, TargetChanges};
+use crate::error::{NotPossible, RewindError};
+use crate::plan::cost::Estimates;
+use crate::plan::{Strategy, StrategyChoice};
+use crate::source::Snapshot;
 
-/// The choice.
+/// A strategy that is possible.
 #[derive(Debug, Clone)]
-pub struct Choice<'a> {
+pub struct Candidate<'a> {
     /// The strategy.
     pub strategy: Strategy,
     /// What may differ in main forks; `None` if every page is compared.
     pub window: Option<&'a Window>,
     /// Where replay begins.
     pub start: ReplayStart,
-    /// Why.
+    /// Why it is possible or, once it is chosen, why it was.
     pub why: String,
 }
 
-/// Why replay from the fork could not make the source's new tablespaces: it would use their literal
-/// paths.
-pub fn tablespaces_against_fork(
-    target: &Target,
-    source: &Description,
-    mapping: &[(String, String)],
-) -> Option<String> {
-    source.tablespaces.iter().find_map(|tablespace| {
-        let location = tablespace.location.as_ref()?;
-        let path = pg_format::DataPath::new(format!("pg_tblspc/{}", tablespace.oid)).ok()?;
-        if target.files.contains_key(&path) {
-            return None;
-        }
-        let mapped = mapping.iter().any(|(old, _)| old == location);
-        let why = check_place(location).err().or_else(|| mapped.then(|| "is mapped".to_owned()))?;
-        Some(format!(
-            "the source made tablespace {} in {location}, which {why} here",
-            tablespace.oid
-        ))
-    })
-}
-
-/// What is known about each way.
-#[derive(Debug, Clone, Copy)]
-pub struct Ways<'a> {
-    /// The fork and the target's window.
-    pub analysis: &'a Analysis,
-    /// What either side changed since the fork, or why that is not known.
-    pub changes: &'a Result<Window, String>,
-    /// Why *fork* cannot be, as an earlier attempt or the tablespaces showed.
-    pub forbid_fork: Option<&'a str>,
-    /// Where the source's WAL ends by now.
-    pub end: Lsn,
-}
-
-/// A way that cannot be gone, and how it ends who insists on it.
-pub type Obstacle = (String, Class);
-
-/// The ways there are.
+/// Every strategy, or why it is not possible.
 #[derive(Debug)]
 pub struct Candidates<'a> {
     /// Replay from the last common checkpoint.
-    pub fork: Result<Choice<'a>, Obstacle>,
+    pub fork: Result<Candidate<'a>, NotPossible>,
     /// Replay from the source's newest checkpoint.
-    pub latest: Result<Choice<'a>, Obstacle>,
+    pub latest: Result<Candidate<'a>, NotPossible>,
     /// Always possible.
-    pub compare: Choice<'a>,
+    pub compare: Candidate<'a>,
 }
 
 impl<'a> Candidates<'a> {
-    /// Which ways can be gone.
-    pub fn new(ways: Ways<'a>, source: &Description, history: &TimelineHistory) -> Self {
-        let compare = Choice {
+    /// Which strategies are possible; `without_fork` is why *fork* is not, where something besides WAL decides.
+    pub fn new(
+        source: &Snapshot,
+        divergence: &'a Divergence,
+        changes: &'a ChangesOfBoth,
+        without_fork: Option<&NotPossible>,
+    ) -> Self {
+        let compare = Candidate {
             strategy: Strategy::Compare,
             window: None,
-            start: source_start(source),
+            start: source.checkpoint(),
             why: "it was asked for".to_owned(),
         };
-        Self { fork: fork(ways, source, history), latest: latest(ways, source), compare }
+        let fork = match without_fork {
+            Some(why) => Err(why.clone()),
+            None => fork(source, divergence),
+        };
+        Self { fork, latest: latest(source, changes), compare }
     }
 
     /// Takes the one that was asked for, or the cheapest.
-    pub fn choose(&self, wanted: StrategyArg, prices: &Prices) -> Result<Choice<'a>, RewindError> {
-        let insisted = |(why, class): Obstacle, name: &str| {
-            let message =
-                format!("strategy {name} is not possible: {why}; use another one, or auto");
-            RewindError::new(class, message)
+    ///
+    /// # Errors
+    /// The one that was asked for is not possible.
+    pub fn choose(
+        &self,
+        wanted: StrategyChoice,
+        estimates: &Estimates,
+    ) -> Result<Candidate<'a>, RewindError> {
+        let insisted = |candidate: &Result<Candidate<'a>, NotPossible>, strategy: Strategy| {
+            candidate.clone().map_err(|why| why.insisted_on(strategy.name()))
         };
-        let (fork, latest) = (self.fork.clone(), self.latest.clone());
-        let compare = self.compare.clone();
         match wanted {
-            StrategyArg::Compare => return Ok(compare),
-            StrategyArg::Fork => return fork.map_err(|obstacle| insisted(obstacle, "fork")),
-            StrategyArg::Latest => return latest.map_err(|obstacle| insisted(obstacle, "latest")),
-            StrategyArg::Auto => {}
+            StrategyChoice::Only(Strategy::Compare) => Ok(self.compare.clone()),
+            StrategyChoice::Only(Strategy::Fork) => insisted(&self.fork, Strategy::Fork),
+            StrategyChoice::Only(Strategy::Latest) => insisted(&self.latest, Strategy::Latest),
+            StrategyChoice::Auto => Ok(self.cheapest(estimates)),
         }
-        let cheapest = prices.cheapest();
-        let why_not = fork.as_ref().err().map(|(why, _)| why.clone());
-        Ok(match (cheapest, fork, latest) {
-            (Strategy::Fork, Ok(choice), _) | (Strategy::Latest, _, Ok(choice)) => {
-                let why = match why_not {
-                    Some(why) => format!("{}; not from the fork: {why}", choice.why),
-                    None => choice.why,
-                };
-                Choice { why, ..choice }
-            }
-            _ => Choice { why: why_not.unwrap_or_default(), ..compare },
-        })
+    }
+
+    fn cheapest(&self, estimates: &Estimates) -> Candidate<'a> {
+        let not_from_the_fork = self.fork.as_ref().err().map(NotPossible::to_string);
+        let ((Strategy::Fork, Ok(chosen), _) | (Strategy::Latest, _, Ok(chosen))) =
+            (estimates.cheapest(), &self.fork, &self.latest)
+        else {
+            let why = not_from_the_fork.unwrap_or_default();
+            return Candidate { why, ..self.compare.clone() };
+        };
+        let why = match not_from_the_fork {
+            Some(why) => format!("{}; not from the fork: {why}", chosen.why),
+            None => chosen.why.clone(),
+        };
+        Candidate { why, ..chosen.clone() }
     }
 }
 
-fn fork<'a>(
-    ways: Ways<'a>,
-    source: &Description,
-    history: &TimelineHistory,
-) -> Result<Choice<'a>, Obstacle> {
-    // What another way of asking avoids, and what nothing can: WAL that is gone.
-    let gone = |why: String| (why, Class::Rebuild);
-    if let Some(why) = ways.forbid_fork {
-        return Err((why.to_owned(), Class::Preflight));
-    }
-    let found = ways.analysis.rewindable.as_ref().map_err(|why| gone(why.to_string()))?;
-    let fork = ways.analysis.fork.ok_or_else(|| gone("the fork point is not proven".to_owned()))?;
-    wal_since(source, history, fork.lsn).map_err(gone)?;
-    let Window { start, end, .. } = &found.window;
-    Ok(Choice {
-        strategy: Strategy::Fork,
-        window: Some(&found.window),
-        start: found.start,
-        why: format!(
-            "the target's WAL from {start} to {end} names every page it changed around the fork at {}",
-            fork.lsn
-        ),
-    })
+fn fork<'a>(source: &Snapshot, divergence: &'a Divergence) -> Result<Candidate<'a>, NotPossible> {
+    let TargetChanges { window, start } =
+        divergence.target_changes.as_ref().map_err(Clone::clone)?;
+    let fork = divergence.fork.ok_or_else(|| NotPossible::new("the fork point is not proven"))?.lsn;
+    has_wal_since(source, fork)?;
+    let (from, to) = (window.start, window.end);
+    let why = format!(
+        "the target's WAL from {from} to {to} names every page it changed around the fork at {fork}"
+    );
+    Ok(Candidate { strategy: Strategy::Fork, window: Some(window), start: *start, why })
 }
 
-fn latest<'a>(ways: Ways<'a>, source: &Description) -> Result<Choice<'a>, Obstacle> {
-    let window = ways.changes.as_ref().map_err(|why| (why.clone(), Class::Rebuild))?;
-    let start = source_start(source);
+fn latest<'a>(source: &Snapshot, changes: &'a ChangesOfBoth) -> Result<Candidate<'a>, NotPossible> {
+    let window = changes.window.as_ref().map_err(Clone::clone)?;
+    let start = source.checkpoint();
     let why = format!(
         "both nodes' WAL names every page changed around the fork, and the source's checkpoint at {} \
          is on its disk",
         start.redo
     );
-    Ok(Choice { strategy: Strategy::Latest, window: Some(window), start, why })
+    Ok(Candidate { strategy: Strategy::Latest, window: Some(window), start, why })
 }
 
 /// Whether the source still has its WAL from the fork on.
-fn wal_since(source: &Description, history: &TimelineHistory, fork: Lsn) -> Result<(), String> {
-    let size = source.node.control.wal_segment_size;
-    let first = size.segment_of(fork);
-    let last = size.segment_of(source_start(source).redo).max(first);
-    for number in first..=last {
-        if source_segment(source, history, number).is_none() {
-            return Err(format!(
-                "the source no longer has the WAL at {}, which replay from the fork needs",
-                size.start_of(number)
-            ));
-        }
-    }
-    Ok(())
+fn has_wal_since(source: &Snapshot, fork: Lsn) -> Result<(), NotPossible> {
+    let redo = source.checkpoint().redo.max(fork);
+    source.first_missing_wal(fork, redo).map_or(Ok(()), |at| {
+        Err(NotPossible::new(format!(
+            "the source no longer has the WAL at {at}, which replay from the fork needs"
+        )))
+    })
 }
 
-/// Where each linked tablespace goes that the target does not have.
-pub fn new_tablespaces(
-    target: &Target,
-    source: &Description,
-    mapping: &[(String, String)],
-    strategy: Strategy,
-) -> Result<BTreeMap<u32, String>, RewindError> {
-    let refuse = |message: String| RewindError::new(Class::Preflight, message);
-    let mut places = BTreeMap::new();
-    for tablespace in &source.tablespaces {
-        let Some(location) = &tablespace.location else {
-            continue;
-        };
-        let path = pg_format::DataPath::new(format!("pg_tblspc/{}", tablespace.oid))
-            .map_err(|error| refuse(error.to_string()))?;
-        if target.files.contains_key(&path) {
-            continue;
-        }
-        let mapped = mapping.iter().find(|(old, _)| old == location).map(|(_, new)| new);
-        if mapped.is_some() && strategy == Strategy::Fork {
-            return Err(refuse(format!(
-                "tablespace {} was created after the fork and replay will use its own path \
-                 {location}: --tablespace-mapping works with --strategy latest or compare",
-                tablespace.oid
-            )));
-        }
-        let place = mapped.unwrap_or(location);
-        check_place(place).map_err(|why| {
-            refuse(format!(
-                "tablespace {} of the source lies in {location} and the target has no place for \
-                 it: {place} {why}; make it an empty directory of ours, or give \
-                 --tablespace-mapping {location}=DIR",
-                tablespace.oid
-            ))
-        })?;
-        places.insert(tablespace.oid, place.clone());
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Class;
+    use crate::plan::ForkPoint;
+    use crate::plan::cost::Estimate;
+    use crate::test_values::snapshot;
+    use pg_format::TimelineId;
+
+    const MB_16: u64 = 16 << 20;
+    const FORK: Lsn = Lsn::new(4 * MB_16 + 8192);
+
+    fn start(redo: u64) -> ReplayStart {
+        let timeline = TimelineId::new(1).unwrap();
+        ReplayStart { redo: Lsn::new(redo), checkpoint: Lsn::new(redo + 100), timeline }
     }
-    Ok(places)
+
+    /// Nodes that parted at [`FORK`], and whose WAL says what both changed.
+    fn divergence() -> Divergence {
+        let changes = TargetChanges { window: Window::default(), start: start(4 * MB_16 + 40) };
+        Divergence {
+            fork: Some(ForkPoint { lsn: FORK, timeline: TimelineId::new(1).unwrap() }),
+            target_end: Some(FORK.plus(1000)),
+            target_changes: Ok(changes),
+            restored: Vec::new(),
+        }
+    }
+
+    /// A source whose newest checkpoint is in segment 6.
+    fn source() -> Snapshot {
+        snapshot(3..8, Lsn::new(6 * MB_16 + 40))
+    }
+
+    fn both() -> ChangesOfBoth {
+        ChangesOfBoth { window: Ok(Window::default()) }
+    }
+
+    fn estimate(bytes: u64) -> Estimate {
+        Estimate { blocks: bytes, hashes: 0, wal: 0 }
+    }
+
+    /// Estimates of these sizes; what is not possible has none.
+    fn estimates(fork: Option<u64>, latest: Option<u64>) -> Estimates {
+        let of = |bytes: Option<u64>| {
+            bytes.map(estimate).ok_or_else(|| NotPossible::new("not possible"))
+        };
+        Estimates { fork: of(fork), latest: of(latest), compare: estimate(1 << 40) }
+    }
+
+    #[test]
+    fn auto_takes_the_cheapest_and_says_why() {
+        let (source, divergence, both) = (source(), divergence(), both());
+        let candidates = Candidates::new(&source, &divergence, &both, None);
+        let choose = |estimates| candidates.choose(StrategyChoice::Auto, &estimates).unwrap();
+        let fork = choose(estimates(Some(10), Some(20)));
+        assert_eq!(fork.strategy, Strategy::Fork);
+        assert_eq!(fork.start.redo, Lsn::new(4 * MB_16 + 40));
+        assert!(fork.why.contains("names every page"), "{}", fork.why);
+        let latest = choose(estimates(Some(20), Some(10)));
+        assert_eq!(latest.strategy, Strategy::Latest);
+        assert_eq!(latest.start, source.checkpoint());
+        assert!(!latest.why.contains("not from the fork"), "it was possible: {}", latest.why);
+    }
+
+    #[test]
+    fn auto_says_why_it_is_not_from_the_fork() {
+        let (source, divergence, both) = (source(), divergence(), both());
+        let why = NotPossible::as_asked("a tablespace is mapped");
+        let candidates = Candidates::new(&source, &divergence, &both, Some(&why));
+        let chosen = candidates.choose(StrategyChoice::Auto, &estimates(None, Some(9))).unwrap();
+        assert_eq!(chosen.strategy, Strategy::Latest);
+        assert!(chosen.why.ends_with("not from the fork: a tablespace is mapped"));
+    }
+
+    #[test]
+    fn auto_compares_where_nothing_else_is_possible() {
+        let source = source();
+        let divergence = Divergence::unknown(NotPossible::new("its WAL is damaged"));
+        let both = ChangesOfBoth::not_asked_for();
+        let candidates = Candidates::new(&source, &divergence, &both, None);
+        let chosen = candidates.choose(StrategyChoice::Auto, &estimates(None, None)).unwrap();
+        assert_eq!(chosen.strategy, Strategy::Compare);
+        assert_eq!(chosen.why, "its WAL is damaged");
+        assert!(chosen.window.is_none(), "every page is compared");
+        assert_eq!(chosen.start, source.checkpoint());
+    }
+
+    #[test]
+    fn fork_needs_a_proven_fork_point_and_the_sources_wal_since() {
+        let both = both();
+        let unproven = Divergence { fork: None, ..divergence() };
+        let whole = divergence();
+        assert!(Candidates::new(&source(), &unproven, &both, None).fork.is_err());
+        assert!(Candidates::new(&source(), &whole, &both, None).fork.is_ok());
+        // Of the segments from the fork's to that of the checkpoint none may be missing.
+        for missing in 4..=6 {
+            let mut source = source();
+            source.description.wal_segments.retain(|name| name.number != missing);
+            let why = Candidates::new(&source, &whole, &both, None).fork.unwrap_err().to_string();
+            assert!(why.contains(&Lsn::new(missing * MB_16).to_string()), "{why}");
+        }
+        let mut source = source();
+        source.description.wal_segments.retain(|name| name.number != 3);
+        assert!(Candidates::new(&source, &whole, &both, None).fork.is_ok(), "older than the fork");
+    }
+
+    #[test]
+    fn a_source_whose_checkpoint_is_older_than_the_fork_needs_the_forks_segment_alone() {
+        let (divergence, both) = (divergence(), both());
+        let source = snapshot(4..5, Lsn::new(3 * MB_16));
+        assert!(Candidates::new(&source, &divergence, &both, None).fork.is_ok());
+        let source = snapshot(3..4, Lsn::new(3 * MB_16));
+        assert!(Candidates::new(&source, &divergence, &both, None).fork.is_err());
+    }
+
+    #[test]
+    fn insisting_on_what_is_not_possible_is_an_error() {
+        let source = source();
+        let divergence = Divergence::unknown(NotPossible::new("its WAL is damaged"));
+        let both = ChangesOfBoth::not_asked_for();
+        let why = NotPossible::as_asked("a tablespace is mapped");
+        let gone = Candidates::new(&source, &divergence, &both, None);
+        let mapped = Candidates::new(&source, &divergence, &both, Some(&why));
+        let insist = |candidates: &Candidates<'_>, strategy| {
+            let insisted = StrategyChoice::Only(strategy);
+            let chosen = candidates.choose(insisted, &estimates(None, None))?;
+            Ok::<_, RewindError>((chosen.strategy, chosen.why))
+        };
+        let error = insist(&gone, Strategy::Fork).unwrap_err();
+        assert_eq!(error.class(), Class::Rebuild, "WAL does not come back");
+        assert!(error.to_string().starts_with("strategy fork is not possible: its WAL is damaged"));
+        let error = insist(&mapped, Strategy::Fork).unwrap_err();
+        assert_eq!(error.class(), Class::Preflight, "other options avoid it");
+        let error = insist(&gone, Strategy::Latest).unwrap_err();
+        assert!(error.to_string().starts_with("strategy latest is not possible"), "{error}");
+        let compare = insist(&gone, Strategy::Compare).unwrap();
+        assert_eq!(compare, (Strategy::Compare, "it was asked for".to_owned()));
+    }
 }

@@ -172,3 +172,74 @@ pub fn write_alone(config: &Config, target: &Target, disk: &dyn Disk) -> Result<
         .and_then(|()| disk.sync_directory(None))
         .map_err(|error| failed(&recovery, error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_values::{EmptyTarget, Told, config};
+
+    fn with_conninfo(conninfo: Option<&str>) -> Config {
+        let recovery = Recovery::WriteConninfo(conninfo.map(str::to_owned));
+        Config { recovery, ..config() }
+    }
+
+    fn written(config: &Config, auto_conf: Option<&str>) -> Vec<(String, String)> {
+        let target = EmptyTarget::new();
+        let auto_conf = auto_conf.map(|text| text.as_bytes().to_vec());
+        let files = files(config, &target.target, auto_conf).unwrap().into_iter();
+        files.map(|file| (file.path.to_string(), String::from_utf8(file.bytes).unwrap())).collect()
+    }
+
+    #[test]
+    fn the_signal_file_is_written_last() {
+        assert_eq!(written(&config(), None), [("standby.signal".to_owned(), String::new())]);
+        let files = written(&with_conninfo(Some("host=a")), None);
+        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["postgresql.auto.conf", "standby.signal"]);
+        assert!(files[0].1.contains("primary_conninfo = 'host=a'"), "{}", files[0].1);
+    }
+
+    #[test]
+    fn other_settings_stay() {
+        let files = written(&with_conninfo(Some("host=a")), Some("work_mem = '4MB'\n"));
+        assert!(files[0].1.starts_with("work_mem = '4MB'\n"), "{}", files[0].1);
+    }
+
+    #[test]
+    fn a_connection_must_be_given_or_be_there() {
+        let target = EmptyTarget::new();
+        let error = files(&with_conninfo(None), &target.target, None).unwrap_err();
+        assert_eq!(error.class(), Class::Usage);
+        let mirrored = Config { config_from_source: true, ..with_conninfo(None) };
+        assert_eq!(check(&mirrored).unwrap_err().class(), Class::Usage);
+        let given = Config { config_from_source: true, ..with_conninfo(Some("host=a")) };
+        assert!(check(&given).is_ok());
+    }
+
+    #[test]
+    fn settings_are_written_alone_where_they_or_a_start_are_wanted() {
+        assert!(!is_wanted(&config()));
+        assert!(is_wanted(&Config { start: true, ..config() }));
+        assert!(is_wanted(&with_conninfo(None)));
+    }
+
+    #[test]
+    fn without_a_connection_the_operator_is_warned() {
+        let target = EmptyTarget::new();
+        let told = Told::default();
+        check_target(&config(), &target.target, &told).unwrap();
+        assert!(told.all()[0].starts_with("warning: no primary_conninfo is set"));
+    }
+
+    #[test]
+    fn an_address_where_nothing_answers_is_named() {
+        let home = tempfile::tempdir().unwrap();
+        let conninfo = format!("host={} port=5432 user=x", home.path().display());
+        let dead = dead_address(&conninfo).expect("nothing answers");
+        assert!(dead.ends_with("port 5432"), "{dead}");
+        let socket = home.path().join(".s.PGSQL.5432");
+        let _listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+        assert_eq!(dead_address(&conninfo), None);
+        assert_eq!(dead_address("service=main"), None, "not judged");
+    }
+}

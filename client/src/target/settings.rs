@@ -117,3 +117,91 @@ fn conf_files(directory: &Path) -> Vec<PathBuf> {
     files.sort();
     files
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Home {
+        home: tempfile::TempDir,
+        directory: DataDir,
+    }
+
+    fn data_directory(files: &[(&str, &str)]) -> Home {
+        let home = tempfile::tempdir().unwrap();
+        for directory in ["pg_tblspc", "pg_wal", "conf.d"] {
+            std::fs::create_dir(home.path().join(directory)).unwrap();
+        }
+        std::fs::File::create(home.path().join("PG_VERSION")).unwrap();
+        for (name, text) in files {
+            let mut file = std::fs::File::create(home.path().join(name)).unwrap();
+            std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        }
+        let directory = DataDir::open(home.path()).unwrap();
+        Home { home, directory }
+    }
+
+    #[test]
+    fn the_last_value_wins_and_the_automatic_file_is_read_last() {
+        let home = data_directory(&[
+            ("postgresql.conf", "port = 1\nport = 2\nwork_mem = '4MB'\n"),
+            ("postgresql.auto.conf", "port = '3'\n"),
+        ]);
+        let settings = read(&home.directory, None).unwrap();
+        assert_eq!(settings.get("port"), Some("3"));
+        assert_eq!(settings.get("work_mem"), Some("4MB"));
+        assert_eq!(settings.get("missing"), None);
+    }
+
+    #[test]
+    fn included_files_are_read_where_they_are_included() {
+        let home = data_directory(&[
+            ("postgresql.conf", "port = 1\ninclude 'more.conf'\ninclude_dir 'conf.d'\n"),
+            ("more.conf", "port = 2\nwork_mem = 1MB\n"),
+            ("conf.d/b.conf", "work_mem = 3MB\n"),
+            ("conf.d/a.conf", "work_mem = 2MB\n"),
+            ("conf.d/.hidden.conf", "work_mem = 9MB\n"),
+            ("conf.d/note.txt", "work_mem = 9MB\n"),
+        ]);
+        let settings = read(&home.directory, None).unwrap();
+        assert_eq!(settings.get("port"), Some("2"));
+        assert_eq!(settings.get("work_mem"), Some("3MB"));
+    }
+
+    #[test]
+    fn a_file_that_is_missing_is_an_error_only_where_it_must_be_there() {
+        let home = data_directory(&[]);
+        assert!(read(&home.directory, None).is_ok(), "it may lie elsewhere");
+        let named = home.home.path().join("other.conf");
+        assert!(read(&home.directory, Some(&named)).is_err());
+        let home = data_directory(&[("postgresql.conf", "include_if_exists 'none.conf'\n")]);
+        assert!(read(&home.directory, None).is_ok());
+        let home = data_directory(&[("postgresql.conf", "include 'none.conf'\n")]);
+        let error = read(&home.directory, None).unwrap_err();
+        assert!(error.to_string().contains("none.conf"), "{error}");
+    }
+
+    #[test]
+    fn files_that_include_themselves_end_in_an_error() {
+        let home = data_directory(&[("postgresql.conf", "include 'postgresql.conf'\n")]);
+        let error = read(&home.directory, None).unwrap_err();
+        assert!(error.to_string().contains("included too deeply"), "{error}");
+    }
+
+    #[test]
+    fn a_recovery_target_is_refused() {
+        let judge = |text: &str| {
+            let home = data_directory(&[("postgresql.conf", text)]);
+            read(&home.directory, None).unwrap().refuse_recovery_target()
+        };
+        assert!(judge("").is_ok());
+        assert!(judge("recovery_target_time = ''\n").is_ok(), "empty is not set");
+        assert!(judge("recovery_target_timeline = latest\n").is_ok());
+        for name in RECOVERY_TARGETS {
+            let error = judge(&format!("{name} = 'x'\n")).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+            assert_eq!(error.class(), Class::Target);
+        }
+        assert!(judge("recovery_target_timeline = '2'\n").is_err());
+    }
+}

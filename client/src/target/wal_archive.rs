@@ -12,8 +12,23 @@ use std::sync::{Mutex, PoisonError};
 use data_dir::wal::{LocalWal, Segments};
 use pg_format::wal::SegmentName;
 
-/// Gets a segment from the source; `None` if it does not have it.
-pub type FromSource<'a> = dyn Fn(SegmentName) -> io::Result<Option<File>> + Send + Sync + 'a;
+/// Gets the segment of a number from the source; `None` if it does not have it.
+pub type FromSource<'a> = dyn Fn(u64) -> io::Result<Option<File>> + Send + Sync + 'a;
+
+/// A segment of the common history that the target's `pg_wal` does not have any more.
+#[derive(Debug)]
+pub struct RestoredSegment {
+    /// Its name.
+    pub name: SegmentName,
+    /// Its content, in a file without a name.
+    pub file: File,
+}
+
+impl RestoredSegment {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { name: self.name, file: self.file.try_clone()? })
+    }
+}
 
 /// Where segments are looked for besides `pg_wal`.
 pub struct Elsewhere<'a> {
@@ -32,7 +47,7 @@ pub struct TargetWal<'a> {
     elsewhere: Elsewhere<'a>,
     /// Segments from elsewhere, or the knowledge that there is none. Their files have no name, so
     /// that looking changes nothing.
-    found: Mutex<HashMap<u64, Option<(SegmentName, File)>>>,
+    found: Mutex<HashMap<u64, Option<RestoredSegment>>>,
 }
 
 impl std::fmt::Debug for TargetWal<'_> {
@@ -59,17 +74,15 @@ impl<'a> TargetWal<'a> {
     }
 
     /// Segments that came from elsewhere, in order.
-    pub fn fetched(&self) -> io::Result<Vec<(SegmentName, File)>> {
+    pub fn restored(&self) -> io::Result<Vec<RestoredSegment>> {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut list = Vec::new();
-        for (name, file) in found.values().flatten() {
-            list.push((*name, file.try_clone()?));
-        }
-        list.sort_by_key(|(name, _)| *name);
+        let segments = found.values().flatten().map(RestoredSegment::try_clone);
+        let mut list = segments.collect::<io::Result<Vec<_>>>()?;
+        list.sort_by_key(|segment| segment.name);
         Ok(list)
     }
 
-    fn look_elsewhere(&self, number: u64) -> io::Result<Option<(SegmentName, File)>> {
+    fn look_elsewhere(&self, number: u64) -> io::Result<Option<RestoredSegment>> {
         let size = self.local.context.segment_size;
         let spans = self.local.history.spans().iter().rev();
         for span in spans.filter(|span| size.segment_of(span.begin) <= number) {
@@ -84,10 +97,10 @@ impl<'a> TargetWal<'a> {
             if let (None, Some((source, end))) = (&file, &self.elsewhere.source)
                 && number < *end
             {
-                file = source(name)?;
+                file = source(number)?;
             }
             if let Some(file) = file.filter(|file| self.is_segment(file)) {
-                return Ok(Some((name, file)));
+                return Ok(Some(RestoredSegment { name, file }));
             }
         }
         Ok(None)
@@ -110,7 +123,7 @@ impl Segments for TargetWal<'_> {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => unknown.insert(self.look_elsewhere(number)?),
         };
-        known.as_ref().map(|(_, file)| file.try_clone()).transpose()
+        known.as_ref().map(|segment| segment.file.try_clone()).transpose()
     }
 }
 

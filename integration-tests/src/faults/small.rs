@@ -13,9 +13,9 @@ use client::apply::pg_wal::digest;
 use client::monitor::{Monitor, Step};
 use client::plan::before_images::{Image, cut_images, images};
 use client::plan::file_actions::PagesWanted;
-use client::plan::pg_wal::{SmallFile, WalChanges, WalFacts, changes};
+use client::plan::pg_wal::{SmallFile, WalChanges, WalFacts, WalNames, changes};
 use client::plan::short_segments::{Read, final_lengths};
-use client::plan::summary::Change;
+use client::plan::summary::PlannedChange;
 use client::plan::{FileAction, Plan, PlannedFile, SourceFiles, TargetFiles};
 use client::staging::disk::{Disk, FileStat, RealDisk};
 use client::staging::manifest::{Manifest, OldFile, Undo};
@@ -321,10 +321,13 @@ impl Small {
         let size = WalSegmentSize::new(16 << 20).expect("a size");
         let timeline = TimelineId::new(2).expect("a timeline");
         let staged = self.staged_wal.keys().filter_map(|name| SegmentName::parse(name, size));
+        let there = WalNames {
+            names: below("pg_wal/"),
+            statuses: below("pg_wal/archive_status/"),
+            summaries: Vec::new(),
+        };
         let facts = WalFacts {
-            names: &below("pg_wal/"),
-            statuses: &below("pg_wal/archive_status/"),
-            summaries: &[],
+            there: &there,
             size,
             history: &TimelineHistory::parse(timeline, HISTORY).expect("a history"),
             histories: &[(timeline, HISTORY.to_vec())],
@@ -501,7 +504,7 @@ impl Small {
             sync: true,
             summary: "rewound".to_owned(),
         };
-        images.extend(saved("1-cut", &cut_images(&manifest, self.plan.files.len()))?);
+        images.extend(saved("1-cut", &cut_images(&manifest.final_files(), self.plan.files.len()))?);
         manifest.undo = self.undo.then(|| Undo { images, small: self.old_files(&manifest.wal) });
         reserve::take(&**disk, directory, &manifest)?;
         let sealed = manifest.encode().map_err(std::io::Error::other)?;
@@ -585,7 +588,7 @@ pub struct Silent;
 impl Monitor for Silent {
     fn step(&self, _: Step) {}
     fn progress(&self, _: u64, _: u64) {}
-    fn planned(&self, _: &Change<'_>) {}
+    fn planned(&self, _: &PlannedChange<'_>) {}
     fn note(&self, _: &str) {}
     fn warning(&self, _: &str) {}
 }

@@ -477,7 +477,11 @@ fn a_source_that_stalls_in_the_middle_ends_the_run() {
     #[expect(clippy::disallowed_methods, reason = "a test's own file")]
     std::fs::rename(&aside, state_directory(&pair.a.data)).expect("moved");
     let ended = Rewind::new(&pair.a, &server, pki).following(&pair.b).succeed();
-    assert!(ended.text.contains("going on with what an earlier run had fetched"), "{}", ended.text);
+    assert!(
+        ended.text.contains("resuming what an earlier run had begun to fetch"),
+        "{}",
+        ended.text
+    );
     oracle::verify(&pair.a, &pair.b);
 }
 

@@ -12,7 +12,7 @@ use client::config::{Connections, SourceAddress};
 use client::monitor::Monitor;
 use client::plan::file_actions::Comparison;
 use client::source::Session;
-use client::source::compare::compare;
+use client::source::compare::{Compared, compare};
 use client::source::session::{Buffers, Link};
 use data_dir::DataDir;
 use integration_tests::faults::small::Silent;
@@ -107,7 +107,7 @@ async fn the_smallest_windows_and_queues_do_not_stop_a_transfer() {
     }
     let monitor: Arc<dyn Monitor> = Arc::new(Silent);
     let compared = compare(&session, directory, &comparisons, monitor);
-    let (differences, carried) =
+    let Compared { differences, carried } =
         tokio::time::timeout(PATIENCE, compared).await.expect("it ends").expect("compared");
     assert!(differences.values().any(|blocks| !blocks.is_empty()), "nothing differs");
     assert!(carried.total() > u64::from(2 * WINDOW_BYTES), "it all fits in a window");

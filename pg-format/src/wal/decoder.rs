@@ -7,22 +7,11 @@
 
 use std::ops::ControlFlow;
 
+use super::context::WalContext;
 use super::page::PageHeader;
 use super::record::{RECORD_BYTES_MAX, RECORD_HEADER, Record, RecordBody};
 use crate::bytes::Fields;
-use crate::{BLOCK_SIZE, FormatError, Lsn, WalFormat, WalSegmentSize};
-
-/// What must be known about a cluster to read its WAL. All of it comes from `pg_control`, never
-/// from a WAL file: a zero-filled segment would otherwise look like an empty log.
-#[derive(Debug, Clone, Copy)]
-pub struct WalContext {
-    /// The rules of its major.
-    pub format: WalFormat,
-    /// Its identifier, which every segment repeats.
-    pub system_identifier: u64,
-    /// Its segment size.
-    pub segment_size: WalSegmentSize,
-}
+use crate::{BLOCK_SIZE, FormatError, Lsn};
 
 /// Where to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! What one record changes beyond the blocks it names: the only list of resource managers.
 
-use super::{Record, RecordBody};
+use super::record::{EXTENSIONS, Record, RecordBody};
 use crate::bytes::Fields;
 use crate::control_file::{CheckPoint, WalLevel};
 use crate::{FormatError, Lsn, RelationPath, WalFormat};
@@ -11,8 +11,6 @@ const SMGR: u8 = 2;
 const DBASE: u8 = 4;
 const TBLSPC: u8 = 5;
 const XLOG2: u8 = 22;
-/// Resource managers of extensions have numbers from here on (`RM_MIN_CUSTOM_ID`, 15 and later).
-pub(super) const EXTENSIONS: u8 = 128;
 
 /// An effect that matters to a rewind.
 #[derive(Debug, Clone, PartialEq, Eq)]

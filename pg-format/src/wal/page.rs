@@ -1,6 +1,6 @@
 //! Headers of WAL pages (`access/xlog_internal.h`).
 
-use super::WalContext;
+use super::context::WalContext;
 use crate::Lsn;
 use crate::bytes::Fields;
 

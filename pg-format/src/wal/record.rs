@@ -1,9 +1,11 @@
 //! WAL records: the fixed header, the block references and the main data
 //! (`access/xlogrecord.h`, `DecodeXLogRecord`).
 
-use super::effect::EXTENSIONS;
 use crate::bytes::Fields;
 use crate::{BLOCK_SIZE, Fork, FormatError, Lsn, RelationPath, WalFormat};
+
+/// Resource managers of extensions have numbers from here on (`RM_MIN_CUSTOM_ID`, 15 and later).
+pub(super) const EXTENSIONS: u8 = 128;
 
 /// Bytes of the fixed header.
 pub const RECORD_HEADER: usize = 24;

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends there")]
 
+mod layers;
+mod shapes;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +33,7 @@ fn product() -> Vec<(String, String)> {
     let crates = ["pg-format", "data-dir", "proto", "server", "client", "certs"];
     let files = crates.iter().flat_map(|name| rust_files(&root().join(name).join("src")));
     files
+        .filter(|(name, _)| !name.ends_with("/tests.rs") && !name.ends_with("/test_values.rs"))
         .map(|(name, text)| {
             let code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
             (name, code)
@@ -70,7 +74,7 @@ fn files_open_with_their_purpose_and_stay_small() {
             faults.push(format!("{name} has {} lines", text.lines().count()));
         }
     }
-    assert_none(&faults, "every file is one room");
+    assert_none(&faults, "files are small and say what they are for");
 }
 
 #[test]
@@ -140,8 +144,7 @@ fn only_the_disk_writes() {
             .into_iter()
             // Nameless files, filled from the source.
             .filter(|fault| {
-                !(fault.starts_with("client/src/divergence/common_wal.rs")
-                    && fault.contains("file."))
+                !(fault.starts_with("client/src/divergence/search.rs") && fault.contains("file."))
             })
             .collect();
     assert_none(&faults, "every change of the target goes through client/src/staging/disk.rs");
@@ -181,6 +184,101 @@ fn every_promise_names_a_test_that_exists() {
         assert!(tests.contains(&format!("fn {name}(")), "no test {name}: {line}");
     }
     assert!(promises >= 20, "only {promises} promises");
+}
+
+/// One table makes the README, `--help` and the codes themselves.
+#[test]
+fn the_readme_has_every_exit_code() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let rows = client::error::EXIT_CODES
+        .iter()
+        .map(|exit| format!("| {} | {} | {} |", exit.code, exit.meaning, exit.target));
+    let missing: Vec<String> = rows.filter(|row| !readme.contains(row)).collect();
+    assert_none(&missing, "the README's table of exit codes");
+}
+
+/// A crate names what it depends on; what generated code alone uses is listed here.
+#[test]
+fn every_dependency_is_used() {
+    const GENERATED: [(&str, &str); 1] = [("proto", "tonic-prost")];
+    const RENAMED: [(&str, &str); 4] = [
+        ("pgrejoin-proto", "proto"),
+        ("pgrejoin-server", "server"),
+        ("pgrejoin", "client"),
+        ("pgrejoin-certs", "certs"),
+    ];
+    let mut faults = Vec::new();
+    for name in ["pg-format", "data-dir", "proto", "server", "client", "certs", "integration-tests"]
+    {
+        let manifest = fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
+        let files = rust_files(&root().join(name));
+        let code: String = files.into_iter().map(|(_, text)| text).collect();
+        let words: std::collections::BTreeSet<&str> =
+            code.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+        let mut inside = false;
+        for line in manifest.lines() {
+            if line.starts_with('[') {
+                inside = line.ends_with("dependencies]");
+                continue;
+            }
+            let dependency = line.split(['.', ' ', '=']).next().unwrap_or_default();
+            if !inside || dependency.is_empty() || dependency.starts_with('#') {
+                continue;
+            }
+            let renamed = RENAMED.iter().find(|(package, _)| *package == dependency);
+            let ident = renamed.map_or(dependency.replace('-', "_"), |(_, lib)| (*lib).to_owned());
+            if !words.contains(ident.as_str()) && !GENERATED.contains(&(name, dependency)) {
+                faults.push(format!("{name}: {dependency}"));
+            }
+        }
+    }
+    assert_none(&faults, "every dependency is used");
+}
+
+/// Numbers of rules in a text: an `R` and a number that stand alone.
+fn rules_in(text: &str) -> Vec<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let rules = words.filter(|word| {
+        let number = word.strip_prefix('R').unwrap_or_default();
+        (1..=2).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit())
+    });
+    rules.map(str::to_owned).collect()
+}
+
+#[test]
+fn every_rule_that_is_cited_is_in_the_repository() {
+    let rules = fs::read_to_string(root().join("docs/RULES.md")).unwrap();
+    let headings: Vec<String> =
+        rules.lines().filter(|line| line.starts_with("## R")).flat_map(rules_in).collect();
+    let mut faults = Vec::new();
+    for (name, text) in rust_files(&root()) {
+        let comments = text.lines().enumerate().filter(|(_, line)| line.contains("//"));
+        for (number, line) in comments {
+            let cited = rules_in(line).into_iter().filter(|rule| !headings.contains(rule));
+            faults.extend(cited.map(|rule| format!("{name}:{}: {rule}", number + 1)));
+            let papers = ["facts ", "design ", "performance A", "performance B", "reliability "];
+            let elsewhere = papers.iter().filter(|paper| {
+                line.split_once(**paper).is_some_and(|(_, rest)| {
+                    rest.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+                })
+            });
+            faults.extend(elsewhere.map(|paper| format!("{name}:{}: {paper}", number + 1)));
+        }
+    }
+    assert_none(&faults, "a rule is cited only if docs/RULES.md has it");
+}
+
+#[test]
+fn every_rule_names_tests_that_exist() {
+    let rules = fs::read_to_string(root().join("docs/RULES.md")).unwrap();
+    let code: String =
+        rust_files(&root()).into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("\n");
+    let quoted = rules.split('`').skip(1).step_by(2);
+    let is_test = |name: &&str| name.matches('_').count() >= 4 && name.to_lowercase() == **name;
+    let tests = quoted.filter(is_test);
+    let missing: Vec<String> =
+        tests.filter(|name| !code.contains(&format!("fn {name}("))).map(str::to_owned).collect();
+    assert_none(&missing, "docs/RULES.md names tests that exist");
 }
 
 /// A patch that switches a rule off must keep up with the code it changes.

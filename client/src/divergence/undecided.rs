@@ -1,0 +1,55 @@
+//! Why a question about the two histories has no answer.
+
+use std::io;
+
+use data_dir::control::ControlError;
+use data_dir::wal::WalError;
+
+use crate::error::{NotPossible, RewindError};
+
+/// See the module.
+#[derive(Debug)]
+pub enum Undecided {
+    /// The target's WAL does not tell, or is not proven to be the source's too: the strategies that go by it are
+    /// not possible.
+    NotPossible(NotPossible),
+    /// The source could not be asked.
+    Failed(RewindError),
+}
+
+impl Undecided {
+    /// The target's WAL does not tell, for this reason.
+    pub fn new(why: impl Into<String>) -> Self {
+        Self::NotPossible(NotPossible::new(why))
+    }
+
+    /// A file of the target that tells cannot be read: a disk may have lost it.
+    pub fn unreadable(what: &str) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |error| Self::new(format!("could not read {what}: {error}"))
+    }
+}
+
+impl From<RewindError> for Undecided {
+    fn from(error: RewindError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<NotPossible> for Undecided {
+    fn from(why: NotPossible) -> Self {
+        Self::NotPossible(why)
+    }
+}
+
+/// A disk that has lost some of it, or a record of an unknown kind.
+impl From<WalError> for Undecided {
+    fn from(error: WalError) -> Self {
+        Self::new(RewindError::from(error).chain())
+    }
+}
+
+impl From<ControlError> for Undecided {
+    fn from(error: ControlError) -> Self {
+        Self::new(RewindError::from(error).chain())
+    }
+}

@@ -1,0 +1,428 @@
+//! A target that is taken for a rewind: the state directory is made, and no server can start.
+//!
+//! Whoever owns a [`Claim`] decides what becomes of it. Dropped, it leaves the target as it was found.
+
+use std::io;
+use std::sync::Arc;
+
+use data_dir::DataDir;
+use pg_format::DataPath;
+
+use super::plan_reuse::before;
+use crate::apply::before_images::Gate;
+use crate::config::Config;
+use crate::error::{Abort, Class, Remedy, RewindError};
+use crate::monitor::Monitor;
+use crate::plan::Planned;
+use crate::staging::disk::Disk;
+use crate::staging::saved_plan::{PlanOptions, SavedPlan};
+use crate::staging::state_directory::{self, Keep};
+use crate::staging::{marks, pid_file, staged_bytes, state_error};
+use crate::target::{Target, running};
+
+/// Files of a plan that does not hold any more, by their index in it. Their pages are in the state directory, as a
+/// cache for another plan.
+#[derive(Debug)]
+pub struct PageCache {
+    /// The files.
+    pub files: Vec<DataPath>,
+}
+
+/// What an earlier run, or an earlier attempt of this one, has left.
+#[derive(Debug)]
+pub enum Leftover {
+    /// Nothing, or nothing that can be used.
+    Nothing,
+    /// A plan that may still hold, and what was fetched for it.
+    Plan(Box<SavedPlan>),
+    /// Pages of a plan that does not hold any more.
+    Cache(PageCache),
+}
+
+/// What a claim keeps of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// Nothing.
+    Nothing,
+    /// The plan, and what was fetched for it.
+    Plan,
+    /// Pages.
+    Cache,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Claim {
+    directory: Arc<DataDir>,
+    disk: Arc<dyn Disk>,
+    monitor: Arc<dyn Monitor>,
+    /// Ends the saving of before-images, which goes on in threads of its own.
+    saving: Arc<Gate>,
+    /// Counts the runs and attempts for this rewind: each names its packs by it.
+    run: u32,
+    /// Whether what the target holds is still to be given back.
+    is_held: bool,
+}
+
+impl Claim {
+    /// Takes the target, if nobody has started it since it was looked at: everything a plan says was read before.
+    pub fn take(
+        target: &Target,
+        monitor: &Arc<dyn Monitor>,
+        kept: Kept,
+        run: u32,
+    ) -> Result<Self, RewindError> {
+        running::refuse_running(&target.directory)?;
+        let claim = Self {
+            directory: Arc::clone(&target.directory),
+            disk: Arc::clone(&target.disk),
+            monitor: Arc::clone(monitor),
+            saving: Arc::default(),
+            run,
+            is_held: true,
+        };
+        let (disk, directory) = (&*target.disk, &*target.directory);
+        let staging = target.staging.as_ref();
+        marks::unseal(disk).map_err(state_error)?;
+        let made = match kept {
+            Kept::Nothing => state_directory::prepare(disk, directory, staging),
+            Kept::Plan => state_directory::prepare_again(disk, directory, staging, Keep::Plan),
+            Kept::Cache => state_directory::prepare_again(disk, directory, staging, Keep::Cache),
+        };
+        made.map_err(state_error)?;
+        pid_file::take(disk, directory.path())?;
+        running::refuse_running(directory)?;
+        if directory.control()?.bytes != target.control.bytes {
+            let message = "PostgreSQL was started on the target while it was looked at: keep it \
+                           stopped and run again";
+            return Err(RewindError::new(Class::Target, message));
+        }
+        Ok(claim)
+    }
+
+    /// Keeps the plan for a run after this one.
+    pub fn save_plan(
+        &self,
+        config: &Config,
+        target: &Target,
+        life: proto::model::Life,
+        planned: &Planned,
+    ) -> Result<(), RewindError> {
+        let saved = SavedPlan {
+            target_control: target.control.bytes.clone(),
+            before: before(&planned.plan, &target.files),
+            life,
+            options: PlanOptions::of(config),
+            planned: planned.clone(),
+            run: self.run,
+            staging: target.staging.clone(),
+            sync: config.sync,
+        };
+        saved.write(&*self.disk).map_err(|error| {
+            RewindError::because(Class::Preflight, "could not write the plan to staging", error)
+        })
+    }
+
+    /// Counts the runs and attempts for this rewind.
+    pub fn run(&self) -> u32 {
+        self.run
+    }
+
+    /// What ends the saving of before-images.
+    pub fn saving(&self) -> &Arc<Gate> {
+        &self.saving
+    }
+
+    /// Leaves the target as it was, and what was fetched for the next run. Without a plan nothing can be used.
+    fn keep(mut self) {
+        if !matches!(SavedPlan::read(&*self.disk), Ok(Some(_))) {
+            return;
+        }
+        self.is_held = false;
+        self.saving.close();
+        if let Err(error) = pid_file::restore(&*self.disk) {
+            self.monitor.warning(&format!("postmaster.pid could not be given back: {error}"));
+        }
+        self.monitor.note(
+            "what was fetched is kept in .pgrejoin: run the same command again to resume it, or pgrejoin rollback \
+             to clear it away",
+        );
+    }
+
+    /// Gives the plan up and keeps the pages that were fetched for it.
+    fn retire(mut self) -> Leftover {
+        self.saving.close();
+        let saved = SavedPlan::read(&*self.disk).ok().flatten();
+        match saved.map(|saved| retired(saved, &*self.disk)) {
+            Some(Ok(cache)) => {
+                self.is_held = false;
+                cache
+            }
+            _ => Leftover::Nothing,
+        }
+    }
+
+    /// Ends an attempt that came to no result: what is left of it.
+    pub fn settle(self, abort: &Abort) -> Leftover {
+        match abort {
+            Abort::Replan { .. } => return self.retire(),
+            Abort::Failed(error) if error.remedy() == Remedy::Retry => self.keep(),
+            Abort::Failed(_) => drop(self),
+        }
+        Leftover::Nothing
+    }
+
+    /// Leaves everything where it is: from here on the marks say what is to be done.
+    pub fn leave(mut self) {
+        self.is_held = false;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.is_held {
+            self.saving.close();
+            clear_away(&*self.disk, &self.directory, &*self.monitor);
+        }
+    }
+}
+
+/// Makes a cache of what was fetched for a plan.
+fn retired(saved: SavedPlan, disk: &dyn Disk) -> io::Result<Leftover> {
+    staged_bytes::retire_packs(disk)?;
+    let files = saved.planned.plan.files.into_iter().map(|file| file.path).collect();
+    Ok(Leftover::Cache(PageCache { files }))
+}
+
+/// Removes what was prepared from a target that was not changed.
+fn clear_away(disk: &dyn Disk, directory: &DataDir, monitor: &dyn Monitor) {
+    if let Err(error) = state_directory::give_back(disk, directory) {
+        monitor.warning(&format!(
+            "the target is unchanged, but .pgrejoin could not be removed: {error}"
+        ));
+    }
+}
+
+impl Leftover {
+    /// What an earlier run has left.
+    pub fn of_an_earlier_run(disk: &dyn Disk) -> io::Result<Self> {
+        let saved = SavedPlan::read(disk)?;
+        Ok(saved.map_or(Self::Nothing, |saved| Self::Plan(Box::new(saved))))
+    }
+
+    /// Makes a cache of what was fetched for a plan that does not hold. Without its packs it would not be complete,
+    /// so it is unsealed first.
+    pub fn retire_plan(saved: SavedPlan, target: &Target) -> Result<Self, RewindError> {
+        marks::unseal(&*target.disk).map_err(state_error)?;
+        match retired(saved, &*target.disk) {
+            Ok(cache) => Ok(cache),
+            Err(_) => {
+                state_directory::give_back(&*target.disk, &target.directory)
+                    .map_err(state_error)?;
+                Ok(Self::Nothing)
+            }
+        }
+    }
+
+    /// Counts the runs and attempts before this one.
+    pub fn runs(&self) -> u32 {
+        match self {
+            Self::Nothing | Self::Cache(_) => 0,
+            Self::Plan(saved) => saved.run,
+        }
+    }
+
+    /// Removes it from a target that needs no rewind.
+    pub fn discard(self, target: &Target, monitor: &dyn Monitor) {
+        match self {
+            Self::Nothing => {}
+            Self::Plan(_) | Self::Cache(_) => {
+                clear_away(&*target.disk, &target.directory, monitor);
+            }
+        }
+    }
+
+    /// Takes it, and leaves nothing in its place.
+    pub fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Nothing)
+    }
+
+    /// Removes it after a failure, unless running again can succeed with it. A plan that was not looked at may
+    /// still hold.
+    pub fn give_up(self, error: &RewindError, target: &Target, monitor: &dyn Monitor) {
+        if let Self::Cache(_) = self
+            && error.remedy() != Remedy::Retry
+        {
+            clear_away(&*target.disk, &target.directory, monitor);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Replan;
+    use crate::staging::layout;
+    use crate::test_values::{EmptyTarget, Told, node, planned};
+
+    fn monitor() -> Arc<dyn Monitor> {
+        Arc::new(Told::default())
+    }
+
+    fn claim(target: &EmptyTarget, kept: Kept) -> Claim {
+        Claim::take(&target.target, &monitor(), kept, 1).expect("taken")
+    }
+
+    /// A claim with a plan, for which one pack was fetched.
+    fn begun(target: &EmptyTarget) -> Claim {
+        let claim = claim(target, Kept::Nothing);
+        let saved = SavedPlan {
+            target_control: target.target.control.bytes.clone(),
+            before: Vec::new(),
+            life: node([1; 16]).life(),
+            options: PlanOptions {
+                strategy: crate::plan::StrategyChoice::Auto,
+                config_from_source: false,
+                mirror_extra_files: false,
+                tablespace_mapping: Vec::new(),
+                staging_dir: None,
+            },
+            planned: planned(),
+            run: 1,
+            staging: None,
+            sync: true,
+        };
+        saved.write(&*target.target.disk).expect("written");
+        target.target.disk.create_file(&layout::pack("1-0000")).expect("a pack");
+        claim
+    }
+
+    fn pack_is_there(target: &EmptyTarget) -> bool {
+        target.names().iter().any(|name| name.ends_with("packs/1-0000"))
+    }
+
+    #[test]
+    fn a_claim_that_is_dropped_leaves_the_target_as_it_was_found() {
+        let target = EmptyTarget::new();
+        let before = target.names();
+        let claim = begun(&target);
+        assert!(target.names().contains(&"postmaster.pid".to_owned()), "no server can start");
+        drop(claim);
+        assert_eq!(target.names(), before);
+    }
+
+    #[test]
+    fn a_stale_pid_file_comes_back() {
+        let target = EmptyTarget::new();
+        let path = target.home.path().join("postmaster.pid");
+        let mut file = std::fs::File::create(&path).unwrap();
+        std::io::Write::write_all(&mut file, b"999999\n/elsewhere\n").unwrap();
+        drop(begun(&target));
+        assert_eq!(std::fs::read(&path).unwrap(), b"999999\n/elsewhere\n");
+    }
+
+    #[test]
+    fn a_failure_that_a_later_run_may_not_meet_keeps_what_was_fetched() {
+        let target = EmptyTarget::new();
+        let lost = RewindError::new(Class::Transient, "the link broke");
+        let leftover = begun(&target).settle(&Abort::Failed(lost));
+        assert!(matches!(leftover, Leftover::Nothing), "not for this run");
+        assert!(pack_is_there(&target));
+        assert!(!target.names().contains(&"postmaster.pid".to_owned()), "a server may start");
+        let found = Leftover::of_an_earlier_run(&*target.target.disk).unwrap();
+        assert!(matches!(&found, Leftover::Plan(saved) if saved.run == 1));
+        assert_eq!(found.runs(), 1);
+    }
+
+    #[test]
+    fn without_a_plan_nothing_is_kept() {
+        let target = EmptyTarget::new();
+        let before = target.names();
+        let lost = RewindError::new(Class::Transient, "the link broke");
+        let leftover = claim(&target, Kept::Nothing).settle(&Abort::Failed(lost));
+        assert!(matches!(leftover, Leftover::Nothing));
+        assert_eq!(target.names(), before);
+    }
+
+    #[test]
+    fn a_failure_that_stays_gives_all_of_it_back() {
+        let target = EmptyTarget::new();
+        let before = target.names();
+        let damaged = RewindError::new(Class::Other, "the source is damaged");
+        let leftover = begun(&target).settle(&Abort::Failed(damaged));
+        assert!(matches!(leftover, Leftover::Nothing));
+        assert_eq!(target.names(), before);
+    }
+
+    #[test]
+    fn a_plan_that_does_not_hold_leaves_its_pages_as_a_cache() {
+        let target = EmptyTarget::new();
+        let before = target.names();
+        let again = Abort::replan(Replan::SourceChanged, "it was restarted");
+        let leftover = begun(&target).settle(&again);
+        assert!(matches!(leftover, Leftover::Cache(_)));
+        assert!(!pack_is_there(&target));
+        assert!(target.names().iter().any(|name| name.ends_with("cache/1-0000")));
+        // The next attempt takes it over; a failure that stays removes it.
+        let next = claim(&target, Kept::Cache);
+        assert!(target.names().iter().any(|name| name.ends_with("cache/1-0000")));
+        drop(next);
+        assert_eq!(target.names(), before);
+    }
+
+    #[test]
+    fn a_cache_is_kept_by_a_failure_that_a_later_run_may_not_meet() {
+        let target = EmptyTarget::new();
+        let before = target.names();
+        let cache = || Leftover::Cache(PageCache { files: Vec::new() });
+        drop(begun(&target).settle(&Abort::replan(Replan::SourceChanged, "restarted")));
+        let with_cache = target.names();
+        let lost = RewindError::new(Class::Transient, "the link broke");
+        cache().give_up(&lost, &target.target, &*monitor());
+        assert_eq!(target.names(), with_cache);
+        let damaged = RewindError::new(Class::Other, "the source is damaged");
+        cache().give_up(&damaged, &target.target, &*monitor());
+        assert_eq!(target.names(), before);
+    }
+
+    #[test]
+    fn a_plan_that_was_not_looked_at_survives_every_failure() {
+        let target = EmptyTarget::new();
+        let lost = RewindError::new(Class::Transient, "the link broke");
+        drop(begun(&target).settle(&Abort::Failed(lost)));
+        let before = target.names();
+        let leftover = Leftover::of_an_earlier_run(&*target.target.disk).unwrap();
+        let refused = RewindError::new(Class::Target, "another cluster");
+        leftover.give_up(&refused, &target.target, &*monitor());
+        assert_eq!(target.names(), before);
+        // A target that needs no rewind needs no plan.
+        let leftover = Leftover::of_an_earlier_run(&*target.target.disk).unwrap();
+        leftover.discard(&target.target, &*monitor());
+        assert!(!target.names().iter().any(|name| name.starts_with(".pgrejoin")));
+    }
+
+    #[test]
+    fn a_target_that_was_started_since_is_not_taken() {
+        let target = EmptyTarget::new();
+        let before = target.names();
+        let path = target.home.path().join("global/pg_control");
+        let mut bytes = target.target.control.bytes.clone();
+        bytes[24..28].copy_from_slice(&5_u32.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..288]).to_le_bytes();
+        bytes[288..292].copy_from_slice(&crc);
+        let mut file = std::fs::File::create(&path).unwrap();
+        std::io::Write::write_all(&mut file, &bytes).unwrap();
+        let refused = Claim::take(&target.target, &monitor(), Kept::Nothing, 1).unwrap_err();
+        assert_eq!(refused.class(), Class::Target);
+        assert_eq!(target.names(), before, "nothing is left of the attempt");
+    }
+
+    #[test]
+    fn what_is_sealed_is_left_to_whoever_applies_it() {
+        let target = EmptyTarget::new();
+        let claim = begun(&target);
+        let taken = target.names();
+        claim.leave();
+        assert_eq!(target.names(), taken);
+    }
+}

@@ -1,0 +1,166 @@
+//! What all connections of a pool share.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use proto::fetch::Unit;
+
+use crate::error::{Class, RewindError};
+use crate::monitor::Monitor;
+use crate::source::in_flight::{Outstanding, cost};
+use crate::source::prepare::Prepare;
+
+/// When a rate was measured last, and what had arrived by then.
+#[derive(Debug)]
+pub(crate) struct Measurement {
+    since: Instant,
+    received: u64,
+}
+
+impl Measurement {
+    /// Begins now, before anything has arrived.
+    pub(crate) fn begin() -> Self {
+        Self { since: Instant::now(), received: 0 }
+    }
+}
+
+/// What all connections share.
+pub(crate) struct Shared {
+    pub(crate) waiting: Mutex<VecDeque<Unit>>,
+    /// Connections that may ask for more.
+    pub(crate) limit: AtomicUsize,
+    /// Payload bytes over all connections.
+    pub(crate) received: AtomicU64,
+    /// What the units cost, and what of it has come.
+    pub(crate) done_bytes: AtomicU64,
+    pub(crate) total_bytes: AtomicU64,
+    /// Units there were, and those that came to their end.
+    pub(crate) units: AtomicUsize,
+    pub(crate) ended: AtomicUsize,
+    /// Whether more units come when some of these have.
+    pub(crate) pending: AtomicBool,
+    pub(crate) last_progress: Mutex<Instant>,
+    pub(crate) reconnects: AtomicU64,
+    pub(crate) frames: AtomicU64,
+    pub(crate) prepare: Arc<dyn Prepare>,
+    /// Why a unit could not be completed.
+    pub(crate) fault: Mutex<Option<RewindError>>,
+    pub(crate) monitor: Arc<dyn Monitor>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        units: Vec<Unit>,
+        later_cost: Option<u64>,
+        prepare: Arc<dyn Prepare>,
+        connections: usize,
+        monitor: Arc<dyn Monitor>,
+    ) -> Self {
+        let bytes = costs(&units) + later_cost.unwrap_or(0);
+        Self {
+            total_bytes: AtomicU64::new(bytes),
+            units: AtomicUsize::new(units.len()),
+            ended: AtomicUsize::new(0),
+            pending: AtomicBool::new(later_cost.is_some()),
+            waiting: Mutex::new(units.into()),
+            limit: AtomicUsize::new(connections),
+            received: AtomicU64::new(0),
+            done_bytes: AtomicU64::new(0),
+            last_progress: Mutex::new(Instant::now()),
+            reconnects: AtomicU64::new(0),
+            frames: AtomicU64::new(0),
+            prepare,
+            fault: Mutex::new(None),
+            monitor,
+        }
+    }
+
+    pub(crate) fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<Unit>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is more to ask for than what is asked for, now or later.
+    pub(crate) fn has_more(&self) -> bool {
+        let waiting = self.waiting();
+        !waiting.is_empty() || self.is_pending(&waiting)
+    }
+
+    /// Whether units come that are not in the list yet. Looked at with the list in hand.
+    pub(crate) fn is_pending(&self, _waiting: &VecDeque<Unit>) -> bool {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Adds the units that were to come, of which `expected` was the cost.
+    pub(crate) fn add(&self, units: Vec<Unit>, expected: u64) {
+        let mut waiting = self.waiting();
+        self.units.fetch_add(units.len(), Ordering::Relaxed);
+        let less = expected.saturating_sub(costs(&units));
+        self.total_bytes.fetch_sub(less, Ordering::Relaxed);
+        waiting.extend(units);
+        self.pending.store(false, Ordering::Relaxed);
+    }
+
+    /// Adds what some of the units turned out to need.
+    pub(crate) fn add_more(&self, units: Vec<Unit>) {
+        let mut waiting = self.waiting();
+        self.units.fetch_add(units.len(), Ordering::Relaxed);
+        self.total_bytes.fetch_add(costs(&units), Ordering::Relaxed);
+        waiting.extend(units);
+    }
+
+    pub(crate) fn total_bytes(&self) -> u64 {
+        self.total_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn progressed(&self, bytes: u64) {
+        let done = self.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.monitor.progress(done.min(self.total_bytes()), self.total_bytes());
+        *self.last_progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Payload bytes a second since it was asked last.
+    pub(crate) fn rate(&self, measured: &mut Measurement) -> f64 {
+        let now = self.received.load(Ordering::Relaxed);
+        let bytes = now.saturating_sub(std::mem::replace(&mut measured.received, now));
+        let elapsed = std::mem::replace(&mut measured.since, Instant::now()).elapsed();
+        bytes as f64 / elapsed.as_secs_f64().max(f64::EPSILON)
+    }
+
+    /// Payload bytes that are likely still to come, if they shrink as the others did.
+    pub(crate) fn left(&self) -> f64 {
+        let done = self.done_bytes.load(Ordering::Relaxed).max(1);
+        let received = self.received.load(Ordering::Relaxed);
+        self.total_bytes().saturating_sub(done) as f64 * received as f64 / done as f64
+    }
+
+    /// Whatever went wrong, a plan that was not fetched whole must not be sealed.
+    pub(crate) fn check_all_came(&self) -> Result<(), RewindError> {
+        let ended = self.ended.load(Ordering::Relaxed);
+        let units = self.units.load(Ordering::Relaxed);
+        if ended == units {
+            return Ok(());
+        }
+        let message = format!("only {ended} of {units} things asked for came");
+        Err(RewindError::new(Class::Other, message))
+    }
+
+    pub(crate) fn take_fault(&self) -> Option<RewindError> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn silent_for(&self) -> Duration {
+        self.last_progress.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}
+
+fn costs(units: &[Unit]) -> u64 {
+    units.iter().map(|unit| cost(&unit.kind)).sum()
+}
+
+pub(crate) type SharedOutstanding = Arc<Mutex<Outstanding>>;
+
+pub(crate) fn lock(outstanding: &SharedOutstanding) -> std::sync::MutexGuard<'_, Outstanding> {
+    outstanding.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,260 @@
+//! One connection of a pool: asks, receives, checks, and begins again where it is lost.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use proto::fetch::ItemBody;
+use proto::frame::Frame;
+use proto::limits::{PROGRESS_TIMEOUT, RECEIVE_BUDGET_BYTES};
+use proto::status::CallError;
+use tokio::sync::mpsc;
+
+use super::shared::{Shared, SharedOutstanding, lock};
+use super::sink::Sink;
+use crate::error::{Class, RewindError};
+use crate::source::Session;
+use crate::source::connect::Connection;
+use crate::source::in_flight::is_finished;
+use crate::source::requests::{Asked, Place, ask};
+
+/// Pause before a lost connection is made again: a server that refuses must not be hammered.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Least that is kept asked for on a connection.
+const WINDOW_BYTES_MIN: u64 = 1 << 20;
+
+/// Round trip of a link on which waiting for one costs more than connections that end unevenly.
+const LONG: Duration = Duration::from_millis(5);
+
+pub(super) struct Worker {
+    session: Session,
+    /// Counts the connections of this run.
+    number: usize,
+    /// Whether the run fails without it; others only make it faster.
+    needed: bool,
+    /// The connection it begins with.
+    first: Option<Connection>,
+    shared: Arc<Shared>,
+    outstanding: SharedOutstanding,
+    payload_bytes: u64,
+}
+
+/// How a stream ended.
+enum Ended {
+    Done,
+    Broken(CallError),
+}
+
+impl Worker {
+    pub(super) fn new(
+        session: &Session,
+        shared: &Arc<Shared>,
+        number: usize,
+        needed: bool,
+        first: Option<Connection>,
+    ) -> Self {
+        let (session, shared) = (session.clone(), Arc::clone(shared));
+        let outstanding = Arc::default();
+        Self { session, number, needed, first, shared, outstanding, payload_bytes: 0 }
+    }
+
+    /// Works until no unit is waiting; returns the payload bytes received.
+    pub(super) async fn work(mut self, mut sink: Box<dyn Sink>) -> Result<u64, RewindError> {
+        let wanted = |worker: &Self| {
+            let limit = worker.shared.limit.load(Ordering::Relaxed);
+            worker.number < limit && worker.shared.has_more()
+        };
+        while wanted(&self) {
+            let connection = match self.first.take() {
+                Some(connection) => connection,
+                None if self.needed => self.session.take(self.number).await?,
+                None => match self.session.try_take(self.number).await? {
+                    Some(connection) => connection,
+                    None => break,
+                },
+            };
+            let (sender, receiver) = mpsc::channel(self.session.buffers().frames);
+            let checker = self.checker(sink, receiver);
+            let ended = self.stream(connection.client.clone(), sender).await;
+            let (returned, checked) = checker.await.map_err(|error| {
+                RewindError::because(Class::Other, "a checking thread failed", error)
+            })?;
+            sink = returned;
+            checked?;
+            if let Some(fault) = self.shared.take_fault() {
+                return Err(fault);
+            }
+            let early = CallError::Broken("the stream ended before all replies came".to_owned());
+            let lost = self.give_back();
+            let ended = match (lost, ended) {
+                (true, Ended::Done) => Ended::Broken(early),
+                (_, ended) => ended,
+            };
+            match ended {
+                Ended::Done => self.session.give(self.number, connection),
+                Ended::Broken(error) => {
+                    // The source ends a stream on which nothing is asked for long, as while units are
+                    // still to come. Whoever it refuses for another reason is refused again.
+                    if !lost && self.shared.pending.load(Ordering::Relaxed) {
+                        tracing::debug!(%error, "idle data connection lost");
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
+                    if !error.is_transient() {
+                        return Err(error.into());
+                    }
+                    if self.shared.silent_for() > self.session.patience() {
+                        return Err(error.into());
+                    }
+                    self.shared.reconnects.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(%error, "data connection lost");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        if let Some(unused) = self.first.take() {
+            self.session.give(self.number, unused);
+        }
+        tokio::task::spawn_blocking(move || sink.finish()).await.map_err(|error| {
+            RewindError::because(Class::Other, "a checking thread failed", error)
+        })??;
+        Ok(self.payload_bytes)
+    }
+
+    /// Checks frames and feeds the sink, on a blocking thread.
+    fn checker(
+        &self,
+        mut sink: Box<dyn Sink>,
+        mut frames: mpsc::Receiver<Frame>,
+    ) -> tokio::task::JoinHandle<(Box<dyn Sink>, Result<(), RewindError>)> {
+        let (outstanding, shared) = (Arc::clone(&self.outstanding), Arc::clone(&self.shared));
+        let rate = self.session.rate().cloned();
+        tokio::task::spawn_blocking(move || {
+            let mut check = |frame: &Frame| -> Result<(), RewindError> {
+                // What is not taken fills the window, and the source waits.
+                if let Some(rate) = &rate {
+                    rate.wait(frame.payload.len());
+                }
+                let invalid = |error: &dyn std::error::Error| {
+                    let message = format!("the source sent an invalid reply: {error}");
+                    RewindError::new(Class::Other, message)
+                };
+                let items = frame.items().map_err(|error| invalid(&error))?;
+                // A peer must not keep a run alive with nothing.
+                if items.is_empty() {
+                    let message = "the source sent a frame with nothing in it";
+                    return Err(RewindError::new(Class::Other, message));
+                }
+                let done = {
+                    let mut outstanding = lock(&outstanding);
+                    let before = outstanding.cost();
+                    for item in &items {
+                        outstanding.receive(item).map_err(|error| invalid(&error))?;
+                        if matches!(item.body, ItemBody::End { .. }) {
+                            shared.ended.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                    before.saturating_sub(outstanding.cost())
+                };
+                shared.add_more(sink.receive(frame, &items)?);
+                shared.frames.fetch_add(1, Ordering::Relaxed);
+                shared.progressed(done);
+                Ok(())
+            };
+            let mut result = Ok(());
+            while let Some(frame) = frames.blocking_recv() {
+                result = check(&frame);
+                if result.is_err() {
+                    break;
+                }
+            }
+            (sink, result)
+        })
+    }
+
+    /// Asks and receives on one connection until nothing is left or it breaks.
+    async fn stream(
+        &mut self,
+        mut client: proto::client::Client,
+        checked: mpsc::Sender<Frame>,
+    ) -> Ended {
+        let (requests, queue) = mpsc::channel(self.session.buffers().requests);
+        let asked = Arc::new(Asked::default());
+        let asking = tokio::spawn(ask(
+            Arc::clone(&self.shared),
+            Arc::clone(&asked),
+            Arc::clone(&self.outstanding),
+            requests,
+            Place { number: self.number, window: self.window() },
+        ));
+        let ended = match client.fetch(queue).await {
+            Ok(mut frames) => self.receive(&mut frames, &checked, &asked).await,
+            Err(error) => Ended::Broken(error),
+        };
+        drop(checked);
+        asking.abort();
+        // Aborted or finished, both are fine: what it had taken is outstanding.
+        drop(asking.await);
+        ended
+    }
+
+    /// Bytes this connection keeps asked for: its part of the receive budget, but of a small plan no
+    /// more than half of its share, so that no connection takes what others could carry; on a long
+    /// link all of its share, since whoever asked for more later would wait for a round trip.
+    fn window(&self) -> u64 {
+        let connections = self.shared.limit.load(Ordering::Relaxed).max(1) as u64;
+        let budget = u64::from(RECEIVE_BUDGET_BYTES) / connections;
+        let parts = if self.session.round_trip() > LONG { 1 } else { 2 };
+        budget.min((self.shared.total_bytes() / connections / parts).max(WINDOW_BYTES_MIN))
+    }
+
+    async fn receive(
+        &mut self,
+        frames: &mut proto::client::Frames,
+        checked: &mpsc::Sender<Frame>,
+        asked: &Asked,
+    ) -> Ended {
+        let limit = PROGRESS_TIMEOUT.min(self.session.patience());
+        loop {
+            match tokio::time::timeout(limit, frames.next()).await {
+                Ok(Ok(Some(frame))) => {
+                    let bytes = frame.payload.len() as u64;
+                    self.payload_bytes += bytes;
+                    self.shared.received.fetch_add(bytes, Ordering::Relaxed);
+                    if checked.send(frame).await.is_err() {
+                        // The checker found a fault and reports it.
+                        return Ended::Done;
+                    }
+                }
+                Ok(Ok(None)) => return Ended::Done,
+                Ok(Err(error)) => return Ended::Broken(error),
+                // It is this node that was slow: nothing was asked for all that time.
+                Err(_) if asked.silent_for() < limit => {}
+                // Nor does the source owe anything while more is waited for.
+                Err(_) if lock(&self.outstanding).is_empty() => {}
+                Err(_) => {
+                    let seconds = limit.as_secs();
+                    let message = format!("the source has sent nothing for {seconds} seconds");
+                    return Ended::Broken(CallError::Broken(message));
+                }
+            }
+        }
+    }
+
+    /// Puts what was asked for and did not arrive back to the front of the list; tells whether
+    /// there was any.
+    fn give_back(&self) -> bool {
+        let left = lock(&self.outstanding).take();
+        let mut waiting = self.shared.waiting();
+        let before = waiting.len();
+        for unit in left.into_iter().rev() {
+            match is_finished(&unit) {
+                // All of it came; only the word that it is the end was lost.
+                true => drop(self.shared.ended.fetch_add(1, Ordering::Relaxed)),
+                false => waiting.push_front(unit),
+            }
+        }
+        waiting.len() > before
+    }
+}

@@ -1,0 +1,179 @@
+//! The shapes of functions and types.
+
+use std::collections::BTreeMap;
+
+use syn::spanned::Spanned as _;
+use syn::visit::Visit;
+
+use super::{assert_none, product};
+
+/// Fields of a struct at most.
+const FIELDS_MAX: usize = 10;
+/// Structs that may have more.
+const WIDE: [(&str, &str); 12] = [
+    ("Config", "each is an independent choice of the operator"),
+    ("RewindArgs", "each is an option of the command line"),
+    ("Cli", "each is an option of the command line"),
+    ("Args", "each is an option of the command line"),
+    ("Settings", "each is an independent choice of the operator"),
+    ("Manifest", "everything that a rewind changes, in one checked file"),
+    ("Outcome", "everything that is reported"),
+    ("Carriage", "everything that is counted of a transfer"),
+    ("ControlFile", "PostgreSQL's own"),
+    ("CheckpointCopy", "PostgreSQL's own"),
+    ("Window", "everything that WAL says was changed"),
+    ("Shared", "what the connections of a pool count together"),
+];
+/// Names that crates with a command line each have.
+const PER_PROGRAM: [&str; 4] = ["Config", "Cli", "Args", "Command"];
+
+#[derive(Default)]
+struct Shapes {
+    file: String,
+    faults: Vec<String>,
+    wide: Vec<String>,
+    names: Vec<String>,
+}
+
+impl Shapes {
+    fn fault(&mut self, at: proc_macro2::Span, what: &str) {
+        self.faults.push(format!("{}:{}: {what}", self.file, at.start().line));
+    }
+
+    fn signature(&mut self, signature: &syn::Signature) {
+        for input in &signature.inputs {
+            if let syn::FnArg::Typed(argument) = input
+                && is_tuple(&argument.ty)
+            {
+                self.fault(argument.span(), "a parameter is a tuple");
+            }
+        }
+    }
+}
+
+/// Whether a type is a tuple of something, or a reference to one.
+fn is_tuple(ty: &syn::Type) -> bool {
+    match ty {
+        syn::Type::Tuple(tuple) => !tuple.elems.is_empty(),
+        syn::Type::Reference(reference) => is_tuple(&reference.elem),
+        _ => false,
+    }
+}
+
+/// The types that a path's last part is given.
+fn arguments(path: &syn::Path) -> Vec<&syn::Type> {
+    let Some(syn::PathArguments::AngleBracketed(arguments)) =
+        path.segments.last().map(|part| &part.arguments)
+    else {
+        return Vec::new();
+    };
+    let types = arguments.args.iter().filter_map(|argument| match argument {
+        syn::GenericArgument::Type(ty) => Some(ty),
+        _ => None,
+    });
+    types.collect()
+}
+
+fn is_named(ty: &syn::Type, name: &str) -> bool {
+    match ty {
+        syn::Type::Path(path) => path.path.segments.last().is_some_and(|part| part.ident == name),
+        _ => false,
+    }
+}
+
+impl<'ast> Visit<'ast> for Shapes {
+    fn visit_item_fn(&mut self, function: &'ast syn::ItemFn) {
+        self.signature(&function.sig);
+        syn::visit::visit_item_fn(self, function);
+    }
+
+    fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
+        self.signature(&function.sig);
+        syn::visit::visit_impl_item_fn(self, function);
+    }
+
+    fn visit_trait_item_fn(&mut self, function: &'ast syn::TraitItemFn) {
+        self.signature(&function.sig);
+        syn::visit::visit_trait_item_fn(self, function);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        if path.segments.last().is_some_and(|part| part.ident == "Result") {
+            let arguments = arguments(path);
+            if arguments.first().is_some_and(|ty| is_named(ty, "Result")) {
+                self.fault(path.span(), "a result holds a result");
+            }
+            if arguments.get(1).is_some_and(|ty| is_named(ty, "String")) {
+                self.fault(path.span(), "an error is a text");
+            }
+        }
+        syn::visit::visit_path(self, path);
+    }
+
+    fn visit_item_struct(&mut self, item: &'ast syn::ItemStruct) {
+        let name = item.ident.to_string();
+        if item.fields.len() > FIELDS_MAX {
+            self.wide.push(name.clone());
+            if !WIDE.iter().any(|(wide, _)| *wide == name) {
+                let fields = item.fields.len();
+                self.fault(item.ident.span(), &format!("{name} has {fields} fields"));
+            }
+        }
+        if !matches!(item.vis, syn::Visibility::Inherited) {
+            self.names.push(name);
+        }
+    }
+
+    fn visit_item_enum(&mut self, item: &'ast syn::ItemEnum) {
+        if !matches!(item.vis, syn::Visibility::Inherited) {
+            self.names.push(item.ident.to_string());
+        }
+        syn::visit::visit_item_enum(self, item);
+    }
+}
+
+/// The shapes in all files of these crates.
+fn shapes(crates: &[&str]) -> Vec<Shapes> {
+    let files = product().into_iter();
+    let files = files.filter(|(name, _)| crates.iter().any(|within| name.starts_with(within)));
+    let shapes = files.map(|(name, text)| {
+        let file = syn::parse_file(&text).expect("a file that compiles");
+        let mut shapes = Shapes { file: name, ..Shapes::default() };
+        shapes.visit_file(&file);
+        shapes
+    });
+    shapes.collect()
+}
+
+#[test]
+fn functions_and_structs_of_the_client_are_plain() {
+    let shapes = shapes(&["client/src/"]);
+    // Texts of the command line's own parsers are shown to the operator by it.
+    let faults = shapes.iter().flat_map(|shapes| &shapes.faults);
+    let faults: Vec<String> =
+        faults.filter(|fault| !fault.starts_with("client/src/cli.rs")).cloned().collect();
+    assert_none(&faults, "no tuple parameters, no nested results, no wide structs");
+}
+
+#[test]
+fn clap_stays_with_the_command_line() {
+    let allowed = ["client/src/cli.rs", "client/src/config.rs", "client/src/main.rs"];
+    let faults =
+        super::with_words(&["client/src"], &["clap", "StrategyArg", "OutputArg"], &allowed);
+    assert_none(&faults, "clap's types end in cli.rs, config.rs and main.rs");
+}
+
+#[test]
+fn a_type_name_stands_for_one_type() {
+    let mut files: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for Shapes { file, names, .. } in shapes(&["client/src/"]) {
+        for name in names {
+            files.entry(name).or_default().push(file.clone());
+        }
+    }
+    let twice = files
+        .iter()
+        .filter(|(name, files)| files.len() > 1 && !PER_PROGRAM.contains(&name.as_str()));
+    let faults: Vec<String> = twice.map(|(name, files)| format!("{name}: {files:?}")).collect();
+    assert_none(&faults, "type names are unique");
+}
