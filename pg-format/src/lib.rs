@@ -19,6 +19,7 @@ pub mod relation;
 pub mod relation_map;
 pub mod timeline;
 pub mod tuple_state;
+pub mod two_phase;
 pub mod version;
 pub mod wal;
 

@@ -17,8 +17,8 @@ use crate::allow::AllowList;
 use crate::audit::{Session, Sessions};
 use crate::config::Queues;
 use crate::fetch::{self, Job};
-use crate::output::Rates;
-use crate::{end, list, node};
+use crate::reply_stream::Rates;
+use crate::{list, node, wal_end};
 
 /// Batches of a file list made but not sent.
 const LIST_BATCHES_QUEUED: usize = 4;
@@ -173,7 +173,7 @@ impl Handler for Calls {
     async fn seal(&self, peer: Arc<Peer>) -> Result<Sealed, Refusal> {
         self.admit(&peer, "seal")?;
         let pgdata = self.pgdata.clone();
-        self.blocking(&peer, move || end::seal(&pgdata)).await
+        self.blocking(&peer, move || wal_end::seal(&pgdata)).await
     }
 }
 

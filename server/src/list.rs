@@ -13,7 +13,7 @@ use proto::{Reason, Refusal};
 use tokio::sync::mpsc::Sender;
 
 use crate::node;
-use crate::served::Served;
+use crate::served_files::Served;
 
 /// What an entry takes beside its path, at most.
 const ENTRY_BYTES: usize = 32;

@@ -24,7 +24,7 @@ use crate::audit::Sessions;
 use crate::config::Config;
 use crate::handler::Calls;
 use crate::node::chain;
-use crate::output::Rates;
+use crate::reply_stream::Rates;
 
 /// How long streams may go on after the server was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use data_dir::dir::read_at;
+use pg_format::wal::page::{ADDRESS_END, page_address};
 use pg_format::wal::{Decoder, Progress, SegmentName, Start, WalContext};
 use pg_format::{BLOCK_BYTES, BLOCK_SIZE, Lsn, TimelineHistory};
 use proto::fetch::{ItemBody, Unit, UnitKind};
@@ -34,10 +35,9 @@ const UNITS_AT_ONCE: u64 = 4;
 
 /// Whether the page at `offset` was written for the position `lsn` (`xlp_pageaddr`).
 fn is_in_place(file: &File, offset: u64, lsn: Lsn) -> std::io::Result<bool> {
-    let mut header = [0; 16];
+    let mut header = [0; ADDRESS_END];
     let bytes = read_at(file, &mut header, offset)?;
-    let address = header.last_chunk().copied().map(u64::from_le_bytes);
-    Ok(bytes == header.len() && address == Some(lsn.as_u64()))
+    Ok(page_address(header.get(..bytes).unwrap_or_default()) == Some(lsn))
 }
 
 /// Adds a page to the pieces.

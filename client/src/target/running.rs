@@ -6,12 +6,17 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, Instant};
 
 use data_dir::DataDir;
 use pg_format::postmaster_pid::SharedMemory;
 
 use crate::error::{Class, RewindError};
 
+/// How long a server may take to end after its pid file is gone.
+const ENDING: Duration = Duration::from_secs(2);
+/// How often it is looked for meanwhile.
+const PAUSE: Duration = Duration::from_millis(20);
 /// Ancestors looked at to tell the operator's own shell from a server.
 const ANCESTORS_MAX: usize = 64;
 
@@ -34,12 +39,25 @@ pub fn refuse_running(directory: &DataDir) -> Result<(), RewindError> {
             ));
         }
     }
-    if let Some((pid, name)) = processes_in(directory).first() {
+    if let Some((pid, name)) = lasting_process(directory, pid_file.is_none()) {
         return refuse(format!(
             "process {pid} ({name}) works in it: stop the server, or end that process"
         ));
     }
     Ok(())
+}
+
+/// A process that works in the directory. One whose server has given its pid file up may be just ending: whoever stopped
+/// it was told that it is down as soon as that file was gone.
+fn lasting_process(directory: &DataDir, may_be_ending: bool) -> Option<(i32, String)> {
+    let since = Instant::now();
+    loop {
+        let found = processes_in(directory).into_iter().next()?;
+        if !may_be_ending || since.elapsed() > ENDING {
+            return Some(found);
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// Number of processes attached to a System V shared memory segment. Ids begin anew at every boot, so
@@ -95,4 +113,37 @@ fn parent(pid: i32) -> io::Result<i32> {
     // The name in parentheses may hold anything; what follows the last one is regular.
     let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     rest.split_whitespace().nth(1).and_then(|p| p.parse().ok()).ok_or_else(|| io::Error::other("?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+    use crate::test_values::EmptyTarget;
+
+    /// A process that works in a directory for so many seconds.
+    fn at_work(target: &EmptyTarget, seconds: &str) -> Child {
+        Command::new("sleep").arg(seconds).current_dir(target.home.path()).spawn().expect("sleep")
+    }
+
+    #[test]
+    fn a_server_that_is_just_ending_is_waited_for() {
+        let target = EmptyTarget::new();
+        let mut ending = at_work(&target, "0.3");
+        let reaper = std::thread::spawn(move || ending.wait());
+        assert!(refuse_running(&target.target.directory).is_ok());
+        reaper.join().expect("reaped").expect("ended");
+    }
+
+    #[test]
+    fn a_process_that_goes_on_is_named() {
+        let target = EmptyTarget::new();
+        let mut lasting = at_work(&target, "60");
+        let refused = refuse_running(&target.target.directory).expect_err("it is in use");
+        lasting.kill().expect("killed");
+        lasting.wait().expect("reaped");
+        assert_eq!(refused.class(), Class::Target);
+        assert!(refused.to_string().contains("(sleep) works in it"), "{refused}");
+    }
 }

@@ -12,6 +12,15 @@ pub const LONG_HEADER: usize = 40;
 const FIRST_IS_CONTRECORD: u16 = 0x0001;
 const IS_LONG: u16 = 0x0002;
 
+/// Where the position in a page's header ends (`xlp_pageaddr`).
+pub const ADDRESS_END: usize = 16;
+
+/// The position that a page was written for, from the first [`ADDRESS_END`] bytes of it; `None` if there are fewer.
+pub fn page_address(header: &[u8]) -> Option<Lsn> {
+    let address = header.get(8..ADDRESS_END)?.first_chunk().copied()?;
+    Some(Lsn::new(u64::from_le_bytes(address)))
+}
+
 /// A WAL page header that passed every check the server makes
 /// (`XLogReaderValidatePageHeader`), but for the order of timelines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use proto::{Reason, Refusal};
 use tokio::sync::mpsc::Sender;
 
 use crate::audit::Session;
-use crate::level::{Level, Packing, Sent};
+use crate::compression::{Level, Packing, Sent};
 
 /// A frame that is not full is sent after so long; far below the client's progress deadline.
 const FRAME_AGE_MAX: Duration = Duration::from_secs(1);

@@ -1,15 +1,17 @@
 //! What this node's own WAL says it changed.
 
-use data_dir::DataDir;
+use std::ops::Range;
+
 use data_dir::wal::LocalWal;
 use data_dir::window::Window;
 use data_dir::window_scan::{scan_changes, scan_covered};
-use pg_format::{Covered, Lsn, TimelineHistory};
-use proto::Refusal;
-use proto::fetch::{Change, Reached};
-use proto::model::Node;
+use pg_format::{Covered, Lsn};
+use proto::fetch::{Change, Item, ItemBody, Reached};
+use proto::{Reason, Refusal};
 
+use super::{Answered, proof};
 use crate::node;
+use crate::reply_stream::Output;
 
 /// WAL that is read before what it says is sent: a slow disk reads it in the time a client waits for a sign
 /// of life, and what it says fits in memory.
@@ -17,19 +19,57 @@ const STEP_BYTES: u64 = 64 << 20;
 /// The same with `--max-rate`, which all of a client's streams share.
 const STEP_BYTES_LIMITED: u64 = 4 << 20;
 
-/// Receives what is found, and is told how many bytes were read.
-pub(crate) type Give<'g> = dyn FnMut(u64, Change) -> Result<(), Refusal> + 'g;
+/// What is asked of a range of WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// What its records change.
+    Changes,
+    /// The blocks that replay of it rebuilds whatever they hold.
+    Rebuilt,
+}
+
+/// Sends what the records of this node's history that begin in a range change. Says how far the answer
+/// reaches: less than the range if the WAL is not there or not whole.
+pub(crate) fn answer(
+    wal: &LocalWal<'_>,
+    output: &mut Output,
+    unit: u64,
+    range: Range<Lsn>,
+    wanted: Wanted,
+) -> Result<Answered, Refusal> {
+    let size = wal.context.segment_size;
+    let most = proof::PROOF_SEGMENTS_MAX.saturating_mul(size.bytes());
+    if range.end.distance_from(range.start) > most {
+        return Err(Refusal::new(Reason::InvalidRequest, "changes of too many segments"));
+    }
+    let segments = wal.directory.wal_segments(size).map_err(node::control_refusal)?;
+    let last = segments.iter().map(|name| name.number).max().unwrap_or(0);
+    let steps = Steps::new(range, output.is_limited());
+    let give: &mut Give<'_> = &mut |read, change| {
+        output.read("changes", read);
+        output.send(Item { unit, body: ItemBody::Change(change) })
+    };
+    let end = match wanted {
+        Wanted::Changes => changes(wal, last, steps, give),
+        Wanted::Rebuilt => rebuilt(wal, last, steps, give),
+    };
+    end.map(|end| Answered::of(end.as_u64()))
+}
+
+/// Receives what is found, and how many bytes were read for it.
+type Give<'g> = dyn FnMut(u64, Change) -> Result<(), Refusal> + 'g;
 
 /// A range that is read in steps.
-pub(crate) struct Steps {
+struct Steps {
     reached: Reached,
     to: Lsn,
     bytes: u64,
 }
 
 impl Steps {
-    /// The records that begin in `[from, to)`; `limited` if their reading is slowed.
-    pub(crate) fn new((from, to): (Lsn, Lsn), limited: bool) -> Self {
+    /// The records that begin in the range; `limited` if their reading is slowed.
+    fn new(range: Range<Lsn>, limited: bool) -> Self {
+        let Range { start: from, end: to } = range;
         let reached =
             Reached { from, to: from, minimal_at: None, unknown_at: None, extension_at: None };
         Self { reached, to, bytes: if limited { STEP_BYTES_LIMITED } else { STEP_BYTES } }
@@ -40,7 +80,7 @@ impl Steps {
         (from < self.to).then(|| (from, from.plus(self.bytes).min(self.to)))
     }
 
-    /// Tells how far the answer reaches.
+    /// Says how far the answer reaches.
     fn reach(&mut self, next: Lsn, give: &mut Give<'_>) -> Result<(), Refusal> {
         let read = next.distance_from(self.reached.to);
         self.reached.to = next;
@@ -48,16 +88,14 @@ impl Steps {
     }
 }
 
-/// Gives away what the records of this node's history that begin in a range change. Tells how far the
-/// answer reaches: less than the range if the WAL is not there or not whole.
-pub(crate) fn changes(
-    node: (&DataDir, &Node, &TimelineHistory),
+fn changes(
+    wal: &LocalWal<'_>,
+    last: u64,
     mut steps: Steps,
     give: &mut Give<'_>,
 ) -> Result<Lsn, Refusal> {
-    let (wal, last) = wal_of(node)?;
     while let Some(step) = steps.next() {
-        let (window, next) = scan_changes(&wal, wal.context, step, last)
+        let (window, next) = scan_changes(wal, wal.context, step, last)
             .map_err(|error| node::internal("its WAL", &error))?;
         let Some(next) = next else {
             break;
@@ -72,16 +110,15 @@ pub(crate) fn changes(
     Ok(steps.reached.to)
 }
 
-/// The same with the blocks that replay of the range rebuilds whatever they hold.
-pub(crate) fn rebuilt(
-    node: (&DataDir, &Node, &TimelineHistory),
+fn rebuilt(
+    wal: &LocalWal<'_>,
+    last: u64,
     mut steps: Steps,
     give: &mut Give<'_>,
 ) -> Result<Lsn, Refusal> {
-    let (wal, last) = wal_of(node)?;
     let mut covered = Covered::new(steps.reached.to);
     while let Some(step) = steps.next() {
-        let (part, next) = scan_covered(&wal, wal.context, step, last)
+        let (part, next) = scan_covered(wal, wal.context, step, last)
             .map_err(|error| node::internal("its WAL", &error))?;
         covered.absorb(part);
         let Some(next) = next else {
@@ -98,16 +135,6 @@ pub(crate) fn rebuilt(
         break;
     }
     Ok(steps.reached.to)
-}
-
-/// The node's WAL and the newest segment of it.
-fn wal_of<'n>(
-    (directory, node, history): (&'n DataDir, &Node, &'n TimelineHistory),
-) -> Result<(LocalWal<'n>, u64), Refusal> {
-    let context = node::wal_context(&node.control);
-    let segments = directory.wal_segments(context.segment_size).map_err(node::control_refusal)?;
-    let last = segments.iter().map(|name| name.number).max().unwrap_or(0);
-    Ok((LocalWal { directory, history, context }, last))
 }
 
 fn pieces(window: Window) -> impl Iterator<Item = Change> {

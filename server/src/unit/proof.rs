@@ -1,0 +1,68 @@
+//! Digests or CRCs of the records of this node's WAL.
+
+use std::ops::ControlFlow;
+
+use data_dir::proof;
+use data_dir::wal::LocalWal;
+use pg_format::Lsn;
+use pg_format::wal::Start;
+use proto::fetch::{Item, ItemBody, ProofStart};
+use proto::{PageHash, Reason, Refusal};
+
+use super::Answered;
+use crate::node;
+use crate::reply_stream::Output;
+
+/// Segments one proof may cover, and at least one when each record is asked for.
+pub(super) const PROOF_SEGMENTS_MAX: u64 = 1 << 16;
+
+/// What is proven.
+#[derive(Clone, Copy)]
+pub(crate) struct Range {
+    pub(crate) from: ProofStart,
+    pub(crate) to: Lsn,
+    /// Whether each record is sent, or a digest of each segment.
+    pub(crate) each_record: bool,
+}
+
+/// Sends them.
+pub(crate) fn answer(
+    wal: &LocalWal<'_>,
+    output: &mut Output,
+    unit: u64,
+    range: Range,
+) -> Result<Answered, Refusal> {
+    let Range { from, to, each_record } = range;
+    let (first, from) = match from {
+        ProofStart::Record(lsn) => (lsn, Start::Record(lsn)),
+        ProofStart::Segment(lsn) => (lsn, Start::FirstAfter(lsn)),
+    };
+    let context = wal.context;
+    let segments = if each_record { 1 } else { PROOF_SEGMENTS_MAX };
+    if to.distance_from(first) > segments.saturating_mul(context.segment_size.bytes()) {
+        return Err(Refusal::new(Reason::InvalidRequest, "a proof of too many segments"));
+    }
+    // Nothing is collected: replies leave as they are made, so memory has a bound and the
+    // client sees that the work goes on.
+    let mut failed = None;
+    let mut give = |body| match output.send(Item { unit, body }) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(refusal) => {
+            failed = Some(refusal);
+            ControlFlow::Break(())
+        }
+    };
+    let end = if each_record {
+        proof::records(wal, context, from, to, &mut |lsn, crc| {
+            give(ItemBody::RecordCrc { lsn, crc })
+        })
+    } else {
+        proof::digests(wal, context, from, to, &mut |segment| {
+            let digest = PageHash::from_bytes(segment.digest);
+            let (number, records) = (segment.number, segment.records);
+            give(ItemBody::SegmentDigest { number, records, digest })
+        })
+    };
+    let end = end.map_err(|error| node::internal("its WAL", &error))?;
+    failed.map_or(Ok(Answered::of(end.as_u64())), Err)
+}
