@@ -20,6 +20,8 @@ pub mod strategy;
 pub mod target;
 pub mod task;
 #[cfg(test)]
+mod test_peer;
+#[cfg(test)]
 mod test_values;
 
 pub use config::Config;

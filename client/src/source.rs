@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod connect;
 pub mod connection_count;
+pub mod dial;
 pub mod in_flight;
 pub mod page_delta;
 pub mod pool;
@@ -13,6 +14,7 @@ pub mod snapshot;
 
 use std::sync::Arc;
 
+use dial::Dial;
 use session::{Buffers, Link};
 
 use crate::config::Config;
@@ -52,9 +54,21 @@ impl Source {
             max_rate: config.max_rate,
             buffers: Buffers::default(),
         };
+        Self::open(Arc::new(config.source), link, patience).await
+    }
+
+    /// The same of a source that is reached by `dial`.
+    ///
+    /// # Errors
+    /// See [`Source::connect`].
+    pub async fn open(
+        dial: Arc<dyn Dial>,
+        link: Link,
+        patience: Patience,
+    ) -> Result<Self, RewindError> {
         let opened = match patience {
-            Patience::None => Session::open(config.source, link).await,
-            Patience::UntilTimeout => Session::open_again(&config.source, link).await,
+            Patience::None => Session::open(dial, link).await,
+            Patience::UntilTimeout => Session::open_again(dial, link).await,
         };
         let (session, mut description) = opened?;
         description.wal_segments.sort_unstable();

@@ -289,7 +289,7 @@ mod tests {
     use super::*;
     use crate::error::Remedy;
     use crate::plan::{FileAction, PlannedFile};
-    use crate::test_values::control;
+    use crate::test_values::{control, least_files};
 
     const CHANGED: Remedy = Remedy::Replan(Replan::SourceChanged);
 
@@ -321,40 +321,25 @@ mod tests {
         DataPath::new(name).unwrap()
     }
 
-    /// The least that a cluster has.
-    fn small() -> Vec<(&'static str, Option<u64>)> {
-        vec![
-            ("PG_VERSION", Some(3)),
-            ("global", None),
-            ("global/pg_filenode.map", Some(512)),
-            ("global/1262", Some(8192)),
-            ("base", None),
-            ("base/5", None),
-            ("base/5/PG_VERSION", Some(3)),
-            ("base/5/pg_filenode.map", Some(512)),
-            ("base/5/1259", Some(8192)),
-        ]
-    }
-
     fn listed(files: Vec<(&'static str, Option<u64>)>) -> Result<SourceFiles, RewindError> {
         let entries = files.into_iter().map(|(name, bytes)| FileEntry { path: path(name), bytes });
         check_list(entries.collect(), &control())
     }
 
     fn without(name: &str) -> Result<SourceFiles, RewindError> {
-        let mut files = small();
+        let mut files = least_files();
         files.retain(|(file, _)| *file != name);
         listed(files)
     }
 
     #[test]
     fn a_list_that_lacks_what_every_cluster_has_is_not_believed() {
-        assert!(listed(small()).is_ok());
+        assert!(listed(least_files()).is_ok());
         assert!(listed(Vec::new()).is_err(), "an empty list is no cluster");
         for name in ["PG_VERSION", "global/pg_filenode.map"] {
             assert_eq!(without(name).unwrap_err().class(), Class::Other, "{name}");
         }
-        let mut no_database = small();
+        let mut no_database = least_files();
         no_database.retain(|(name, _)| !name.starts_with("base/5"));
         assert_eq!(listed(no_database).unwrap_err().class(), Class::Other);
     }
@@ -369,7 +354,7 @@ mod tests {
             assert!(check_databases(&files, &TargetFiles::new()).is_ok(), "{name}");
         }
         // In another tablespace a database has relations alone.
-        let mut spread = small();
+        let mut spread = least_files();
         spread.push(("pg_tblspc/9/PG_15_202209061/5/16384", Some(8192)));
         assert!(check_databases(&listed(spread).unwrap(), &whole).is_ok());
     }
@@ -397,7 +382,7 @@ mod tests {
             ("base/5", Some(8192)),
             ("base/5/1259/1", Some(8192)),
         ] {
-            let mut files = small();
+            let mut files = least_files();
             files.push(more);
             assert_eq!(listed(files).unwrap_err().class(), Class::Other, "{more:?}");
         }
@@ -438,7 +423,7 @@ mod tests {
             whole: (0..2).map(|file| BytesWanted { file, bytes: 3 }).collect(),
             ..Plan::default()
         };
-        let listed = listed(small()).unwrap();
+        let listed = listed(least_files()).unwrap();
         let mut map = 0x59_2717_i32.to_le_bytes().to_vec();
         map.extend(1_i32.to_le_bytes());
         map.extend(1262_u32.to_le_bytes());

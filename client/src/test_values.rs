@@ -31,6 +31,8 @@ pub(crate) fn control_bytes() -> Vec<u8> {
     };
     put(8, &1300_u32.to_le_bytes());
     put(12, &202_209_061_u32.to_le_bytes());
+    put(32, &0x300_0060_u64.to_le_bytes());
+    put(40, &0x300_0028_u64.to_le_bytes());
     put(48, &1_u32.to_le_bytes());
     put(172, &1_i32.to_le_bytes());
     put(204, &8_u32.to_le_bytes());
@@ -83,6 +85,58 @@ pub(crate) fn snapshot(segments: std::ops::Range<u64>, redo: Lsn) -> Snapshot {
     let description = described(segments, redo, 0);
     let history = TimelineHistory::parse(description.node.timeline, b"").expect("a history");
     Snapshot { description, history }
+}
+
+/// The files that every cluster has, with their lengths; directories have none.
+pub(crate) fn least_files() -> Vec<(&'static str, Option<u64>)> {
+    vec![
+        ("PG_VERSION", Some(3)),
+        ("global", None),
+        ("global/pg_filenode.map", Some(512)),
+        ("global/1262", Some(8192)),
+        ("base", None),
+        ("base/5", None),
+        ("base/5/PG_VERSION", Some(3)),
+        ("base/5/pg_filenode.map", Some(512)),
+        ("base/5/1259", Some(8192)),
+    ]
+}
+
+/// The beginning of WAL segment 3 of PostgreSQL 15 on timeline 1: so many records that change nothing
+/// (`XLOG_NOOP`), the first of them at `planned().start.redo`. Also the end of the last one.
+pub(crate) fn wal_of_noops(records: usize) -> (Vec<u8>, Lsn) {
+    let start = 0x300_0000_u64;
+    let mut bytes = Vec::new();
+    // xlp_magic, xlp_info (a long header), xlp_tli, xlp_pageaddr, xlp_rem_len, padding.
+    bytes.extend(0xD110_u16.to_le_bytes());
+    bytes.extend(2_u16.to_le_bytes());
+    bytes.extend(1_u32.to_le_bytes());
+    bytes.extend(start.to_le_bytes());
+    bytes.extend([0; 8]);
+    // xlp_sysid, xlp_seg_size, xlp_xlog_blcksz.
+    bytes.extend(0_u64.to_le_bytes());
+    bytes.extend((16_u32 << 20).to_le_bytes());
+    bytes.extend(8192_u32.to_le_bytes());
+    let mut previous = 0_u64;
+    for _ in 0..records {
+        let at = start + bytes.len() as u64;
+        // xl_tot_len, xl_xid, xl_prev, xl_info, xl_rmid, padding; then a short block of six bytes.
+        let mut header = Vec::new();
+        header.extend(32_u32.to_le_bytes());
+        header.extend(0_u32.to_le_bytes());
+        header.extend(previous.to_le_bytes());
+        header.extend([0x20, 0, 0, 0]);
+        let data = [255, 6, 0, 0, 0, 0, 0, 0];
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&data), &header);
+        bytes.extend(&header);
+        bytes.extend(crc.to_le_bytes());
+        bytes.extend(data);
+        previous = at;
+    }
+    let end = Lsn::new(start + bytes.len() as u64);
+    assert!(bytes.len() <= 8192, "no more than one page");
+    bytes.resize(8192, 0);
+    (bytes, end)
 }
 
 /// A rewind that changes nothing but `pg_control`.

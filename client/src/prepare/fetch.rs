@@ -246,3 +246,6 @@ impl Sink for PackSink {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -165,42 +165,4 @@ async fn ask(source: &Source, kind: UnitKind) -> Result<Vec<ItemBody>, RewindErr
 }
 
 #[cfg(test)]
-mod tests {
-    use pg_format::{Covered, Lsn};
-
-    use super::*;
-    use crate::test_values::{node, snapshot};
-
-    fn sealed(end: u64, directory: u8) -> Sealed {
-        let node = node([directory; 16]);
-        Sealed { end: Lsn::new(end), end_timeline: node.timeline, node }
-    }
-
-    fn replayed(end: u64) -> Replayed {
-        let (end, covered) = (Lsn::new(end), Covered::new(Lsn::new(0)));
-        Replayed { hazards: Vec::new(), covered, end }
-    }
-
-    #[test]
-    fn another_life_of_the_source_is_planned_for_anew() {
-        let source = snapshot(0..1, Lsn::new(100));
-        assert!(check_same_life(&source, &sealed(200, 1)).is_ok());
-        let other = check_same_life(&source, &sealed(200, 2)).unwrap_err();
-        assert!(matches!(other, Abort::Replan { reason: Replan::SourceChanged, .. }));
-    }
-
-    #[test]
-    fn wal_around_the_fork_that_does_not_fit_is_done_without_where_that_is_possible() {
-        let judge = |wanted, strategy, end| {
-            check_fork_fits(wanted, strategy, &replayed(end), &sealed(200, 1))
-        };
-        use Strategy::{Fork, Latest};
-        use StrategyChoice::{Auto, Only};
-        assert!(judge(Auto, Fork, 200).is_ok());
-        let short = judge(Auto, Fork, 150).unwrap_err();
-        assert!(matches!(short, Abort::Replan { reason: Replan::ForkImpossible, .. }));
-        // The check of the end refuses it.
-        assert!(judge(Only(Fork), Fork, 150).is_ok());
-        assert!(judge(Auto, Latest, 150).is_ok());
-    }
-}
+mod tests;

@@ -235,3 +235,6 @@ async fn open_all(session: &Session, shared: &Shared) -> Result<Vec<Connection>,
     }
     Ok(opened)
 }
+
+#[cfg(test)]
+mod tests;

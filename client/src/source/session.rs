@@ -14,10 +14,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::config::{Connections, SourceAddress};
+use crate::config::Connections;
 use crate::error::{Remedy, Replan, RewindError};
 use crate::plan::SourceFiles;
-use crate::source::connect::{Connection, connect, reach};
+use crate::source::connect::{Connection, connect, secure};
+use crate::source::dial::Dial;
 use crate::source::in_flight::{Outstanding, Unexpected};
 use crate::source_checks::check_list;
 
@@ -62,7 +63,7 @@ impl Default for Buffers {
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Session {
-    source: Arc<SourceAddress>,
+    source: Arc<dyn Dial>,
     link: Link,
     /// The link's round trip, as the first connection met it: how many connections there are and what
     /// each may receive follows from it and must not change.
@@ -97,22 +98,21 @@ impl Session {
     /// Connects and asks the source what it is. Fails at the first error: whoever starts a rewind
     /// against a source that is not there wants to know at once.
     pub async fn open(
-        source: SourceAddress,
+        source: Arc<dyn Dial>,
         link: Link,
     ) -> Result<(Self, Description), RewindError> {
         let Link { connections, patience, max_rate, .. } = link;
         // Which window it gets is decided before its round trip is known; it asks questions alone.
         let share = window(link, 0, connections.first(Duration::MAX));
-        let reached = reach(&source).await?;
-        let source = Arc::new(source);
+        let reached = source.reach().await?;
         // The others begin as soon as it is known how many there are to be.
         let number = connections.first(reached.round_trip);
         let opening = (0..number).map(|n| {
             let (source, share) = (Arc::clone(&source), window(link, n, number));
-            tokio::spawn(async move { open(&source, share, patience).await })
+            tokio::spawn(async move { open(&*source, share, patience).await })
         });
         let spare = Spare { open: Vec::new(), opening: opening.collect() };
-        let mut control = reached.secure(&source, share, patience).await?;
+        let mut control = secure(reached, &source.address(), share, patience).await?;
         let early = AbortOnDropHandle::new(tokio::spawn(listed(control.clone(), patience)));
         let description = control.describe(DESCRIBE_TIMEOUT.min(patience)).await?;
         let early = Arc::new(Mutex::new(Some(early)));
@@ -127,12 +127,12 @@ impl Session {
 
     /// The same for a run that has begun: a source between two roles is waited for.
     pub async fn open_again(
-        source: &SourceAddress,
+        source: Arc<dyn Dial>,
         link: Link,
     ) -> Result<(Self, Description), RewindError> {
         let (since, patience) = (Instant::now(), link.patience);
         loop {
-            let opened = Self::open(source.clone(), link).await;
+            let opened = Self::open(Arc::clone(&source), link).await;
             match opened {
                 Err(error) if error.remedy() == Remedy::Retry && since.elapsed() < patience => {
                     tracing::debug!(error = %error.chain(), "source not ready, trying again");
@@ -260,7 +260,7 @@ impl Session {
 
     async fn connect_once(&self, number: usize) -> Result<Connection, RewindError> {
         let share = window(self.link, number, self.first_connections());
-        let (connection, node) = open(&self.source, share, self.link.patience).await?;
+        let (connection, node) = open(&*self.source, share, self.link.patience).await?;
         self.check(&node)?;
         Ok(connection)
     }
@@ -398,7 +398,7 @@ pub struct Answer {
 
 /// Opens a connection and asks what is at its other end.
 async fn open(
-    source: &SourceAddress,
+    source: &dyn Dial,
     window: u32,
     patience: Duration,
 ) -> Result<(Connection, Node), RewindError> {
@@ -459,36 +459,4 @@ async fn fold<T: Default>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BUDGET: u32 = 64 << 20;
-
-    fn windows(connections: Connections, first: usize) -> Vec<u32> {
-        let buffers = Buffers { receive_bytes: BUDGET, ..Buffers::default() };
-        let patience = Duration::from_secs(1);
-        let link = Link { connections, patience, max_rate: None, buffers };
-        (0..connections.most()).map(|number| window(link, number, first)).collect()
-    }
-
-    #[test]
-    fn the_receive_budget_is_shared_out_once() {
-        for (connections, first) in
-            [(Connections::Fixed(3), 3), (Connections::Adaptive, 4), (Connections::Adaptive, 8)]
-        {
-            let windows = windows(connections, first);
-            // The connection that asks questions has the share of a first one.
-            let sum: u64 =
-                windows.iter().chain(windows.first()).map(|share| u64::from(*share)).sum();
-            assert!(sum <= u64::from(BUDGET), "{connections:?}: {sum}");
-            assert!(sum > u64::from(BUDGET) * 9 / 10, "{connections:?}: {sum} is wasted");
-        }
-    }
-
-    #[test]
-    fn a_share_does_not_change_when_connections_are_added() {
-        let windows = windows(Connections::Adaptive, 4);
-        assert!(windows[..4].iter().all(|share| *share == windows[0]));
-        assert!(windows[4..].iter().all(|share| *share == windows[4]));
-    }
-}
+mod tests;

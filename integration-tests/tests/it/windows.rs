@@ -92,7 +92,8 @@ async fn the_smallest_windows_and_queues_do_not_stop_a_transfer() {
     let buffers = Buffers { receive_bytes: 3 * WINDOW_BYTES, frames: 1, requests: 1 };
     let connections = Connections::Fixed(2);
     let link = Link { connections, patience: PATIENCE, max_rate: None, buffers };
-    let (session, _) = Session::open(source(&pair, &pki, port), link).await.expect("a session");
+    let (session, _) =
+        Session::open(Arc::new(source(&pair, &pki, port)), link).await.expect("a session");
     let directory = Arc::new(DataDir::open(&pair.a.data).expect("data directory"));
     // Every file many times over: requests with hashes go up while hashes come down.
     let mut comparisons = Vec::new();

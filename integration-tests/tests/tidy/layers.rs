@@ -99,7 +99,7 @@ fn uses(name: &str) -> BTreeMap<String, BTreeSet<String>> {
         .into_iter()
         .filter_map(|(path, text)| {
             let module = path.strip_prefix(&source)?.strip_suffix(".rs")?;
-            let is_module = !matches!(module, "lib" | "main" | "test_values");
+            let is_module = !matches!(module, "lib" | "main");
             is_module.then(|| (module.split('/').map(str::to_owned).collect(), text))
         })
         .collect();

@@ -28,12 +28,15 @@ fn rust_files(directory: &Path) -> Vec<(String, String)> {
     found
 }
 
+/// Files that only tests are made of.
+const TEST_FILES: [&str; 3] = ["/tests.rs", "/test_values.rs", "/test_peer.rs"];
+
 /// Sources of the products, tests left out.
 fn product() -> Vec<(String, String)> {
     let crates = ["pg-format", "data-dir", "proto", "server", "client", "certs"];
     let files = crates.iter().flat_map(|name| rust_files(&root().join(name).join("src")));
     files
-        .filter(|(name, _)| !name.ends_with("/tests.rs") && !name.ends_with("/test_values.rs"))
+        .filter(|(name, _)| TEST_FILES.iter().all(|test| !name.ends_with(test)))
         .map(|(name, text)| {
             let code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
             (name, code)

@@ -217,13 +217,17 @@ impl Worker {
     ) -> Ended {
         let limit = PROGRESS_TIMEOUT.min(self.session.patience());
         loop {
-            match tokio::time::timeout(limit, frames.next()).await {
+            let next = tokio::select! {
+                next = tokio::time::timeout(limit, frames.next()) => next,
+                // The checker found a fault and reports it; nothing more need come.
+                () = checked.closed() => return Ended::Done,
+            };
+            match next {
                 Ok(Ok(Some(frame))) => {
                     let bytes = frame.payload.len() as u64;
                     self.payload_bytes += bytes;
                     self.shared.received.fetch_add(bytes, Ordering::Relaxed);
                     if checked.send(frame).await.is_err() {
-                        // The checker found a fault and reports it.
                         return Ended::Done;
                     }
                 }

@@ -1,0 +1,147 @@
+//! Reaches the source: a byte stream that is proven to lead to it, each step with its own clear error.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::limits::HANDSHAKE_TIMEOUT;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::config::SourceAddress;
+use crate::error::{Class, RewindError};
+use crate::outcome::utc_now;
+
+/// A two-way stream of bytes, whatever carries it.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
+
+/// The second step of a dial: proves who is at the other end.
+pub type Handshake = Pin<Box<dyn Future<Output = Result<Box<dyn ByteStream>, RewindError>> + Send>>;
+
+/// Something that answered at the source's address.
+pub struct Reached {
+    /// How long the link took to answer.
+    pub round_trip: Duration,
+    /// Proves that it is the source.
+    pub handshake: Handshake,
+}
+
+impl std::fmt::Debug for Reached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reached").field("round_trip", &self.round_trip).finish_non_exhaustive()
+    }
+}
+
+/// A way to reach the source.
+#[tonic::async_trait]
+pub trait Dial: std::fmt::Debug + Send + Sync {
+    /// The first step: something answers. Tried once.
+    ///
+    /// # Errors
+    /// Nothing answers in time (`Class::Transient`).
+    async fn reach(&self) -> Result<Reached, RewindError>;
+
+    /// What messages call the source's address.
+    fn address(&self) -> String;
+}
+
+#[tonic::async_trait]
+impl Dial for SourceAddress {
+    async fn reach(&self) -> Result<Reached, RewindError> {
+        let address = self.address();
+        let unreachable = format!("could not connect to the source at {address}");
+        let since = Instant::now();
+        let connecting = TcpStream::connect((self.host.as_str(), self.port));
+        let tcp = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await;
+        let round_trip = since.elapsed();
+        let transient = |what: &str, error| RewindError::because(Class::Transient, what, error);
+        let tcp = tcp
+            .map_err(|_| RewindError::new(Class::Transient, format!("{unreachable}: no answer")))?
+            .map_err(|error| transient(&unreachable, error))?;
+        // Small requests must not wait for the acknowledgement of earlier ones.
+        tcp.set_nodelay(true).map_err(|error| transient("TCP socket", error))?;
+        drop(SockRef::from(&tcp).set_tcp_congestion(b"bbr"));
+        let connector = TlsConnector::from(Arc::clone(&self.tls));
+        let handshake = secure(connector.connect(self.server_name.clone(), tcp), address);
+        Ok(Reached { round_trip, handshake: Box::pin(handshake) })
+    }
+
+    fn address(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// Waits for a TLS handshake.
+async fn secure<S: ByteStream + 'static>(
+    handshake: impl Future<Output = io::Result<S>>,
+    address: String,
+) -> Result<Box<dyn ByteStream>, RewindError> {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(Ok(tls)) => Ok(Box::new(tls)),
+        Ok(Err(error)) => Err(handshake_error(&address, error)),
+        Err(_) => {
+            let message = format!("the source at {address} does not answer the TLS handshake");
+            Err(RewindError::new(Class::Transient, message))
+        }
+    }
+}
+
+/// What a failed handshake means to the operator.
+fn handshake_error(address: &str, error: io::Error) -> RewindError {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let (class, advice) = match tls {
+        Some(rustls::Error::InvalidCertificate(_)) => (
+            Class::Authentication,
+            format!("its certificate is not acceptable (this node's clock says {})", utc_now()),
+        ),
+        Some(rustls::Error::InvalidMessage(_)) => {
+            (Class::Authentication, "it does not speak TLS".to_owned())
+        }
+        Some(_) => (Class::Authentication, "TLS handshake failed".to_owned()),
+        None => (Class::Transient, "the connection broke in the TLS handshake".to_owned()),
+    };
+    RewindError::because(class, format!("source at {address}: {advice}"), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{CertificateError, InvalidMessage};
+
+    use super::*;
+
+    fn class_of(error: rustls::Error) -> Class {
+        let error = io::Error::new(io::ErrorKind::InvalidData, error);
+        handshake_error("source.example:7432", error).class()
+    }
+
+    #[test]
+    fn whom_the_source_is_not_is_a_question_of_authentication() {
+        let expired = rustls::Error::InvalidCertificate(CertificateError::Expired);
+        assert_eq!(class_of(expired), Class::Authentication);
+        let plain = rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType);
+        assert_eq!(class_of(plain), Class::Authentication);
+        assert_eq!(class_of(rustls::Error::HandshakeNotComplete), Class::Authentication);
+    }
+
+    #[test]
+    fn a_link_that_broke_may_be_there_again_later() {
+        let broken = io::Error::from(io::ErrorKind::ConnectionReset);
+        assert_eq!(handshake_error("source.example:7432", broken).class(), Class::Transient);
+    }
+
+    #[test]
+    fn an_ipv6_address_stands_in_brackets() {
+        let mut source = crate::test_values::config().source;
+        assert_eq!(source.address(), "source.example:7432");
+        source.host = "::1".to_owned();
+        assert_eq!(source.address(), "[::1]:7432");
+    }
+}
