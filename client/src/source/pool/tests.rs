@@ -353,3 +353,12 @@ fn what_was_carried_later_is_added() {
     assert_eq!(carried.payload_bytes, [6, 2]);
     assert_eq!((carried.total(), carried.frames, carried.reconnects), (8, 3, 3));
 }
+
+#[test]
+fn a_fetch_is_whole_only_when_every_unit_has_ended() {
+    let units = vec![unit(7, 1), unit(8, 1)];
+    let shared = Shared::new(units, None, Arc::new(AsTheyAre), 1, Arc::new(Told::default()));
+    assert_eq!(shared.check_all_came().unwrap_err().class(), Class::Other);
+    shared.ended.store(2, Ordering::Relaxed);
+    shared.check_all_came().unwrap();
+}
