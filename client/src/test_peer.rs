@@ -24,7 +24,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use crate::error::{Class, RewindError};
-use crate::source::dial::{ByteStream, Dial, Reached};
+use crate::source::dial::{ByteStream, Dial, Dialled};
 
 /// Bytes of a stream that may be on their way in each direction.
 const STREAM_BYTES: usize = 1 << 20;
@@ -148,7 +148,7 @@ impl TestPeer {
 
 #[tonic::async_trait]
 impl Dial for TestPeer {
-    async fn reach(&self) -> Result<Reached, RewindError> {
+    async fn reach(&self) -> Result<Dialled, RewindError> {
         if self.connections() >= self.0.connections_max.load(Ordering::Relaxed) {
             return Err(RewindError::new(Class::Transient, "the peer takes no connection"));
         }
@@ -172,7 +172,7 @@ impl Dial for TestPeer {
             .serve_with_incoming(incoming.chain(tokio_stream::pending()));
         tokio::spawn(serving);
         let handshake = async move { Ok(Box::new(ours) as Box<dyn ByteStream>) };
-        Ok(Reached { round_trip: Duration::ZERO, handshake: Box::pin(handshake) })
+        Ok(Dialled { round_trip: Duration::ZERO, handshake: Box::pin(handshake) })
     }
 
     fn address(&self) -> String {

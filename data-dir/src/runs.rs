@@ -13,7 +13,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use pg_format::Lsn;
 use pg_format::wal::{EndOfWal, Start, WalContext};
 
-use crate::wal::{Scanned, Segments, Sink, WalError, scan};
+use crate::wal::{RecordSink, Scanned, Segments, WalError, scan};
 
 /// Threads at most: more would wait for the disk.
 const THREADS_MAX: usize = 8;
@@ -32,7 +32,7 @@ pub struct Runs {
 }
 
 /// What one run brought.
-struct Part<T> {
+struct RunPart<T> {
     value: T,
     /// Its first record and that one's predecessor.
     first: Option<(Lsn, Lsn)>,
@@ -107,7 +107,7 @@ struct Joiner<T> {
     next: usize,
     /// The run that is to be read next.
     taken: usize,
-    waiting: BTreeMap<usize, Result<Part<T>, WalError>>,
+    waiting: BTreeMap<usize, Result<RunPart<T>, WalError>>,
     /// Nothing more is joined: the WAL ends, or the next part does not follow.
     over: bool,
 }
@@ -136,7 +136,12 @@ fn take<T>(joiner: &Mutex<Joiner<T>>, moved: &Condvar, ahead: usize) -> Option<u
 }
 
 impl<T> Joiner<T> {
-    fn offer(&mut self, index: usize, part: Result<Part<T>, WalError>, merge: &dyn Fn(&mut T, T)) {
+    fn offer(
+        &mut self,
+        index: usize,
+        part: Result<RunPart<T>, WalError>,
+        merge: &dyn Fn(&mut T, T),
+    ) {
         self.waiting.insert(index, part);
         while let Some(part) = self.waiting.remove(&self.next) {
             self.next += 1;
@@ -146,7 +151,7 @@ impl<T> Joiner<T> {
         }
     }
 
-    fn join(&mut self, part: Result<Part<T>, WalError>, merge: &dyn Fn(&mut T, T)) {
+    fn join(&mut self, part: Result<RunPart<T>, WalError>, merge: &dyn Fn(&mut T, T)) {
         let part = match (part, &self.whole) {
             (Ok(part), _) => part,
             (Err(error), None) => {
@@ -238,11 +243,11 @@ fn run<T>(
     context: WalContext,
     (start, end): (Start, Lsn),
     how: How<'_, T>,
-) -> Result<Part<T>, WalError> {
+) -> Result<RunPart<T>, WalError> {
     let mut value = (how.new)();
     let mut first = None;
     let mut last: Option<(Lsn, Lsn)> = None;
-    let give: &mut Sink<'_> = &mut |record, body| {
+    let give: &mut RecordSink<'_> = &mut |record, body| {
         if record.lsn >= end {
             return ControlFlow::Break(());
         }
@@ -258,5 +263,5 @@ fn run<T>(
         (None, None) => Scanned { last_record: None, ..scanned },
         (Some(_), _) => scanned,
     };
-    Ok(Part { value, first, scanned })
+    Ok(RunPart { value, first, scanned })
 }

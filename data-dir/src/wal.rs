@@ -80,14 +80,14 @@ pub struct Scanned {
 }
 
 /// Receives the records of a scan.
-pub type Sink<'s> = dyn FnMut(&Record<'_>, &RecordBody) -> ControlFlow<()> + 's;
+pub type RecordSink<'s> = dyn FnMut(&Record<'_>, &RecordBody) -> ControlFlow<()> + 's;
 
 /// Hands every record from `start` on to `sink`, until the WAL ends or `sink` breaks.
 pub fn scan(
     segments: &dyn Segments,
     context: WalContext,
     start: Start,
-    sink: &mut Sink<'_>,
+    sink: &mut RecordSink<'_>,
 ) -> Result<Scanned, WalError> {
     scan_pages(segments, context, start, (FirstPage::Checked, sink))
 }
@@ -103,7 +103,7 @@ fn scan_pages(
     segments: &dyn Segments,
     context: WalContext,
     start: Start,
-    (first_page, sink): (FirstPage, &mut Sink<'_>),
+    (first_page, sink): (FirstPage, &mut RecordSink<'_>),
 ) -> Result<Scanned, WalError> {
     let mut decoder = Decoder::new(context, start);
     let size = context.segment_size;
@@ -181,7 +181,7 @@ pub fn records_after(
                 ControlFlow::Break(())
             };
             // The damage may be in the very page that vouches for its segment.
-            let how: (_, &mut Sink<'_>) = (FirstPage::Ignored, &mut note);
+            let how: (_, &mut RecordSink<'_>) = (FirstPage::Ignored, &mut note);
             scan_pages(segments, context, Start::FirstAfter(page), how)?;
             if found.is_some() {
                 return Ok(found);

@@ -21,7 +21,7 @@ const RUN_BYTES: u64 = 32 << 20;
 
 /// A part of the window, and what could not be understood in it.
 #[derive(Default)]
-struct Part {
+struct ScanPart {
     window: Window,
     fault: Option<FormatError>,
 }
@@ -96,20 +96,20 @@ pub fn scan_window_in(
     fork: Lsn,
 ) -> Result<(Window, Scanned), WalError> {
     let (Start::Record(start) | Start::FirstAfter(start)) = runs.start;
-    let sink: &ValueSink<'_, Part> =
+    let sink: &ValueSink<'_, ScanPart> =
         &|part, record, body| match effect(record, body, context.format) {
             Ok(effect) => note(&mut part.window, record, body, &effect, fork),
             Err(error) => drop(part.fault.get_or_insert(error)),
         };
-    let merge = |whole: &mut Part, later: Part| {
+    let merge = |whole: &mut ScanPart, later: ScanPart| {
         // What comes behind a fault is of no use.
         if whole.fault.is_none() {
             whole.window.absorb(later.window);
             whole.fault = later.fault;
         }
     };
-    let how = How { new: &Part::default, sink, merge: &merge };
-    let (Part { window, fault }, scanned) = scan_runs(segments, context, runs, how)?;
+    let how = How { new: &ScanPart::default, sink, merge: &merge };
+    let (ScanPart { window, fault }, scanned) = scan_runs(segments, context, runs, how)?;
     match fault {
         Some(error) => Err(error.into()),
         None => Ok((Window { start, end: scanned.end, ..window }, scanned)),

@@ -112,12 +112,12 @@ fn peer<T>(request: &Request<T>) -> Result<Arc<Peer>, Status> {
     peer.ok_or_else(|| Refusal::new(Reason::NotAllowed, "no client certificate").into())
 }
 
-type ReplyStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type BoxedReplies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl<H: Handler> Rejoin for Adapter<H> {
-    type ListFilesStream = ReplyStream<wire::ListFilesReply>;
-    type FetchStream = ReplyStream<wire::FetchFrame>;
+    type ListFilesStream = BoxedReplies<wire::ListFilesReply>;
+    type FetchStream = BoxedReplies<wire::FetchFrame>;
 
     async fn describe(
         &self,

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use crate::allow::AllowList;
-use crate::audit::{Session, Sessions};
+use crate::audit::{AuditSession, AuditSessions};
 
 /// Pause after the system refused a connection, mostly because file descriptors ran out: at once
 /// again would only burn the processor.
@@ -39,18 +39,18 @@ const LINGER_BYTES: u64 = 64 << 10;
 pub(crate) type CurrentTls = Arc<RwLock<Arc<ServerConfig>>>;
 
 /// A connection whose client has a certificate of the authority.
-pub(crate) struct Connection {
+pub(crate) struct AcceptedConnection {
     stream: TlsStream<TcpStream>,
     peer: Arc<Peer>,
     /// When it ends, whatever it does; for clients that are not allowed.
     deadline: Option<Pin<Box<Sleep>>>,
     _slot: OwnedSemaphorePermit,
     _identity: IdentitySlot,
-    _session: Arc<Session>,
+    _session: Arc<AuditSession>,
     _stranger: Option<OwnedSemaphorePermit>,
 }
 
-impl Connected for Connection {
+impl Connected for AcceptedConnection {
     type ConnectInfo = Arc<Peer>;
 
     fn connect_info(&self) -> Arc<Peer> {
@@ -58,7 +58,7 @@ impl Connected for Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for AcceptedConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -73,7 +73,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for AcceptedConnection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -129,13 +129,17 @@ impl Drop for IdentitySlot {
 pub(crate) struct Door {
     tls: CurrentTls,
     allow: Arc<AllowList>,
-    sessions: Arc<Sessions>,
+    sessions: Arc<AuditSessions>,
     identities: Identities,
     strangers: Arc<Semaphore>,
 }
 
 impl Door {
-    pub(crate) fn new(tls: CurrentTls, allow: Arc<AllowList>, sessions: Arc<Sessions>) -> Self {
+    pub(crate) fn new(
+        tls: CurrentTls,
+        allow: Arc<AllowList>,
+        sessions: Arc<AuditSessions>,
+    ) -> Self {
         let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
         Self { tls, allow, sessions, identities: Identities::default(), strangers }
     }
@@ -146,7 +150,7 @@ impl Door {
         stream: TlsStream<TcpStream>,
         peer: Peer,
         slot: OwnedSemaphorePermit,
-    ) -> Result<Connection, &'static str> {
+    ) -> Result<AcceptedConnection, &'static str> {
         let allowed = self.allow.check(&peer).is_ok();
         let stranger = match allowed {
             true => None,
@@ -160,7 +164,7 @@ impl Door {
         let identity = IdentitySlot::take(&self.identities, &peer.fingerprint)
             .ok_or("too many connections of one client")?;
         let peer = Arc::new(peer);
-        Ok(Connection {
+        Ok(AcceptedConnection {
             stream,
             deadline: (!allowed).then(|| Box::pin(tokio::time::sleep(STRANGER_LIFE))),
             _slot: slot,
@@ -177,7 +181,7 @@ pub(crate) async fn accept(
     listener: TcpListener,
     door: Door,
     stop: CancellationToken,
-    accepted: mpsc::Sender<io::Result<Connection>>,
+    accepted: mpsc::Sender<io::Result<AcceptedConnection>>,
 ) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));

@@ -12,14 +12,14 @@ use proto::tls::Peer;
 
 /// What one connection was given.
 #[derive(Debug)]
-pub(crate) struct Session {
+pub(crate) struct AuditSession {
     peer: Arc<Peer>,
     /// Bytes read, by kind, and calls made, by name.
     served: Mutex<BTreeMap<&'static str, u64>>,
     sent_bytes: AtomicU64,
 }
 
-impl Session {
+impl AuditSession {
     pub(crate) fn new(peer: Arc<Peer>) -> Self {
         Self { peer, served: Mutex::default(), sent_bytes: AtomicU64::new(0) }
     }
@@ -36,7 +36,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for AuditSession {
     fn drop(&mut self) {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         let kinds: Vec<String> =
@@ -55,12 +55,12 @@ impl Drop for Session {
 
 /// The open sessions, found by the address of the client's end, which no two share.
 #[derive(Debug, Default)]
-pub(crate) struct Sessions(Mutex<HashMap<SocketAddr, Weak<Session>>>);
+pub(crate) struct AuditSessions(Mutex<HashMap<SocketAddr, Weak<AuditSession>>>);
 
-impl Sessions {
+impl AuditSessions {
     /// A new connection; it must hold the session as long as it lives.
-    pub(crate) fn open(&self, peer: &Arc<Peer>) -> Arc<Session> {
-        let session = Arc::new(Session::new(Arc::clone(peer)));
+    pub(crate) fn open(&self, peer: &Arc<Peer>) -> Arc<AuditSession> {
+        let session = Arc::new(AuditSession::new(Arc::clone(peer)));
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|_, session| session.strong_count() > 0);
         open.insert(peer.address, Arc::downgrade(&session));
@@ -68,10 +68,10 @@ impl Sessions {
     }
 
     /// The session a call belongs to.
-    pub(crate) fn of(&self, peer: &Arc<Peer>) -> Arc<Session> {
+    pub(crate) fn of(&self, peer: &Arc<Peer>) -> Arc<AuditSession> {
         let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = open.get(&peer.address).and_then(Weak::upgrade);
         // A call outlives its connection only while both are being torn down.
-        found.unwrap_or_else(|| Arc::new(Session::new(Arc::clone(peer))))
+        found.unwrap_or_else(|| Arc::new(AuditSession::new(Arc::clone(peer))))
     }
 }

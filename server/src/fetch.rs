@@ -18,19 +18,19 @@ use proto::{Reason, Refusal};
 use tokio::sync::mpsc::{Receiver, Sender};
 
 use crate::allow::AllowList;
-use crate::audit::Session;
+use crate::audit::AuditSession;
 use crate::node;
-use crate::reply_stream::{Output, Rates};
+use crate::reply_stream::{RateLimits, ReplyStream};
 use crate::served_files::Served;
 use crate::unit::{Answered, Requested, changes, file, hashes, missing, pages, proof, wal};
 
 /// One stream's worker; lives on a blocking thread.
-pub(crate) struct Worker {
+pub(crate) struct StreamWorker {
     directory: DataDir,
     served: Served,
     node: Node,
     history: TimelineHistory,
-    output: Output,
+    output: ReplyStream,
     allow: Arc<AllowList>,
     peer: Arc<Peer>,
     /// Units of one file follow each other.
@@ -40,18 +40,18 @@ pub(crate) struct Worker {
 }
 
 /// What a worker is given.
-pub(crate) struct Job {
+pub(crate) struct StreamJob {
     pub(crate) pgdata: PathBuf,
     pub(crate) units: Receiver<Vec<Unit>>,
     pub(crate) frames: Sender<Result<Frame, Refusal>>,
-    pub(crate) rates: Option<Arc<Rates>>,
-    pub(crate) session: Arc<Session>,
+    pub(crate) rates: Option<Arc<RateLimits>>,
+    pub(crate) session: Arc<AuditSession>,
     pub(crate) allow: Arc<AllowList>,
     pub(crate) peer: Arc<Peer>,
 }
 
 /// Works on all units of a stream. Blocks.
-pub(crate) fn run(job: Job) {
+pub(crate) fn run(job: StreamJob) {
     let frames = job.frames.clone();
     if let Err(refusal) = work(job) {
         // If the client is gone there is nobody to tell.
@@ -59,8 +59,8 @@ pub(crate) fn run(job: Job) {
     }
 }
 
-fn work(job: Job) -> Result<(), Refusal> {
-    let Job { pgdata, mut units, frames, rates, session, allow, peer } = job;
+fn work(job: StreamJob) -> Result<(), Refusal> {
+    let StreamJob { pgdata, mut units, frames, rates, session, allow, peer } = job;
     let directory = node::open(&pgdata)?;
     let node = node::inspect(&directory)?;
     let history = node
@@ -68,12 +68,12 @@ fn work(job: Job) -> Result<(), Refusal> {
         .map_err(|error| Refusal::new(Reason::Damaged, format!("source: {error}")))?;
     let version = tablespace_version_directory(node.control.major, node.control.catalog_version);
     let served = Served::new(&directory, version);
-    let mut worker = Worker {
+    let mut worker = StreamWorker {
         directory,
         served,
         node,
         history,
-        output: Output::new(frames, rates, session),
+        output: ReplyStream::new(frames, rates, session),
         allow,
         peer,
         open: None,
@@ -99,7 +99,7 @@ fn next_batch(units: &mut Receiver<Vec<Unit>>) -> Result<Option<Vec<Unit>>, Refu
         .map_err(|_| Refusal::new(Reason::InvalidRequest, "client asks for nothing any more"))
 }
 
-impl Worker {
+impl StreamWorker {
     fn unit(&mut self, unit: Unit) -> Result<(), Refusal> {
         // A name removed from the list is refused at its next unit, whatever is queued.
         self.allow.check(&self.peer)?;
@@ -140,15 +140,15 @@ impl Worker {
                 let Self { directory, history, output, node, .. } = self;
                 let wal =
                     LocalWal { directory, history, context: node::wal_context(&node.control) };
-                proof::answer(&wal, output, id, proof::Range { from, to, each_record })
+                proof::answer(&wal, output, id, proof::ProofRange { from, to, each_record })
             }
             UnitKind::Changes { from, to, rebuilt } => {
                 let Self { directory, history, output, node, .. } = self;
                 let wal =
                     LocalWal { directory, history, context: node::wal_context(&node.control) };
                 let wanted = match rebuilt {
-                    true => changes::Wanted::Rebuilt,
-                    false => changes::Wanted::Changes,
+                    true => changes::ChangesWanted::Rebuilt,
+                    false => changes::ChangesWanted::Changes,
                 };
                 changes::answer(&wal, output, id, from..to, wanted)
             }
@@ -169,7 +169,7 @@ impl Worker {
         &mut self,
         id: u64,
         path: &DataPath,
-        answer: impl FnOnce(&ControlFile, &mut Output, Requested<'_>) -> Result<Answered, Refusal>,
+        answer: impl FnOnce(&ControlFile, &mut ReplyStream, Requested<'_>) -> Result<Answered, Refusal>,
     ) -> Result<Answered, Refusal> {
         match self.open(path)? {
             Some(file) => {

@@ -14,10 +14,10 @@ use proto::{Reason, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::allow::AllowList;
-use crate::audit::{Session, Sessions};
+use crate::audit::{AuditSession, AuditSessions};
 use crate::config::Queues;
-use crate::fetch::{self, Job};
-use crate::reply_stream::Rates;
+use crate::fetch::{self, StreamJob};
+use crate::reply_stream::RateLimits;
 use crate::{list, node, wal_end};
 
 /// Batches of a file list made but not sent.
@@ -27,8 +27,8 @@ const LIST_BATCHES_QUEUED: usize = 4;
 pub(crate) struct Calls {
     pub(crate) pgdata: PathBuf,
     pub(crate) allow: Arc<AllowList>,
-    pub(crate) rates: Option<Arc<Rates>>,
-    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) rates: Option<Arc<RateLimits>>,
+    pub(crate) sessions: Arc<AuditSessions>,
     queues: Queues,
     /// One permit for each blocking worker.
     workers: Arc<Semaphore>,
@@ -48,8 +48,8 @@ impl Calls {
     pub(crate) fn new(
         pgdata: PathBuf,
         (allow, queues): (Arc<AllowList>, Queues),
-        rates: Option<Arc<Rates>>,
-        sessions: Arc<Sessions>,
+        rates: Option<Arc<RateLimits>>,
+        sessions: Arc<AuditSessions>,
     ) -> Self {
         let workers = Arc::new(Semaphore::new(WORKERS_MAX as usize));
         Self { pgdata, allow, rates, sessions, queues, workers, held: Mutex::default() }
@@ -62,7 +62,7 @@ impl Calls {
     }
 
     /// Refuses a client that is not allowed, and notes the call.
-    fn admit(&self, peer: &Arc<Peer>, call: &'static str) -> Result<Arc<Session>, Refusal> {
+    fn admit(&self, peer: &Arc<Peer>, call: &'static str) -> Result<Arc<AuditSession>, Refusal> {
         self.allow.check(peer).inspect_err(|refusal| {
             tracing::warn!(target: "audit", peer = peer.name(), address = %peer.address, call, %refusal, "refused");
         })?;
@@ -155,7 +155,7 @@ impl Handler for Calls {
         });
         let (pgdata, rates) = (self.pgdata.clone(), self.rates.clone());
         tokio::task::spawn_blocking(move || {
-            let job = Job {
+            let job = StreamJob {
                 pgdata,
                 units: queued,
                 frames,

@@ -4,12 +4,12 @@ use proto::delta::{AnyOffset, PageCodec as _, SIGNATURE_BYTES};
 use proto::fetch::{PageContent, PageDifference, Signatures};
 
 /// The signatures of one unit, taken in the order of its pages.
-pub(crate) struct Differences<'s> {
+pub(crate) struct PageDifferences<'s> {
     codec: AnyOffset,
     signatures: &'s [[u8; SIGNATURE_BYTES]],
 }
 
-impl<'s> Differences<'s> {
+impl<'s> PageDifferences<'s> {
     pub(crate) fn new(signatures: Option<&'s Signatures>) -> Self {
         let seed = signatures.map_or(0, |signatures| signatures.seed);
         let pages = signatures.map_or(&[][..], |signatures| signatures.pages.as_ref());

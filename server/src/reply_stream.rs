@@ -10,7 +10,7 @@ use proto::rate::RateLimit;
 use proto::{Reason, Refusal};
 use tokio::sync::mpsc::Sender;
 
-use crate::audit::Session;
+use crate::audit::AuditSession;
 use crate::compression::{Level, Packing, Sent};
 
 /// A frame that is not full is sent after so long; far below the client's progress deadline.
@@ -18,12 +18,12 @@ const FRAME_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// `--max-rate`: what may be sent to all clients together, and read for them.
 #[derive(Debug)]
-pub(crate) struct Rates {
+pub(crate) struct RateLimits {
     wire: RateLimit,
     disk: RateLimit,
 }
 
-impl Rates {
+impl RateLimits {
     /// The same limit for both.
     pub(crate) fn new(bytes_per_second: u64) -> Self {
         Self { wire: RateLimit::new(bytes_per_second), disk: RateLimit::new(bytes_per_second) }
@@ -31,11 +31,11 @@ impl Rates {
 }
 
 /// See the module. Lives on a blocking thread.
-pub(crate) struct Output {
+pub(crate) struct ReplyStream {
     encoder: FrameEncoder,
     frames: Sender<Result<Frame, Refusal>>,
-    rates: Option<Arc<Rates>>,
-    session: Arc<Session>,
+    rates: Option<Arc<RateLimits>>,
+    session: Arc<AuditSession>,
     level: Level,
     /// When the last frame was taken.
     last_frame: Instant,
@@ -45,11 +45,11 @@ pub(crate) struct Output {
     measured: Option<(u64, FrameEncoder)>,
 }
 
-impl Output {
+impl ReplyStream {
     pub(crate) fn new(
         frames: Sender<Result<Frame, Refusal>>,
-        rates: Option<Arc<Rates>>,
-        session: Arc<Session>,
+        rates: Option<Arc<RateLimits>>,
+        session: Arc<AuditSession>,
     ) -> Self {
         let encoder = FrameEncoder::new();
         let (level, last_frame, held_back) = (Level::new(), Instant::now(), Duration::ZERO);

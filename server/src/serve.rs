@@ -20,11 +20,11 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
 use crate::accept::{CurrentTls, Door, accept};
-use crate::audit::Sessions;
+use crate::audit::AuditSessions;
 use crate::config::Config;
 use crate::handler::Calls;
 use crate::node::chain;
-use crate::reply_stream::Rates;
+use crate::reply_stream::RateLimits;
 
 /// How long streams may go on after the server was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -73,12 +73,12 @@ pub async fn serve(
 
     let tls = Arc::clone(&reloaded.tls);
     let (accepted, connections) = mpsc::channel(ACCEPTED_QUEUED);
-    let sessions = Arc::new(Sessions::default());
+    let sessions = Arc::new(AuditSessions::default());
     let door = Door::new(tls, Arc::clone(&config.allow), Arc::clone(&sessions));
     tokio::spawn(accept(listener, door, stop.clone(), accepted));
     let watcher = tokio::spawn(watch(reloaded, reload));
 
-    let rates = config.max_rate.map(|rate| Arc::new(Rates::new(rate)));
+    let rates = config.max_rate.map(|rate| Arc::new(RateLimits::new(rate)));
     let calls = Arc::new(Calls::new(config.pgdata, (config.allow, config.queues), rates, sessions));
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(SERVICE, ServingStatus::Serving).await;

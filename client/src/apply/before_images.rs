@@ -122,18 +122,18 @@ impl Saver {
 }
 
 /// Receives images: index of the planned file, offset, bytes.
-pub type Give<'g> = dyn FnMut(usize, u64, &[u8]) -> io::Result<()> + 'g;
+pub type TakeImage<'g> = dyn FnMut(usize, u64, &[u8]) -> io::Result<()> + 'g;
 
 /// Hands out all images of a saved file.
 pub fn read(
     file: File,
     digest: &PackDigest,
     signer: Signer,
-    give: &mut Give<'_>,
+    give: &mut TakeImage<'_>,
 ) -> Result<(), PackError> {
     let mut records = Records::open(file, signer)?;
     while records.bytes < digest.bytes {
-        let Record { file, offset, bytes } = next_image(&mut records)?;
+        let ImageRecord { file, offset, bytes } = next_image(&mut records)?;
         give(file, offset, &bytes)?;
     }
     records.check(digest)
@@ -182,7 +182,7 @@ fn held(disk: &dyn Disk, name: &str) -> io::Result<Option<(Ranges, PackDigest)>>
         let mut records = Records::open(file, Signer::new(disk, name))?;
         let mut held = Ranges::default();
         while records.bytes < bytes {
-            let Record { file, offset, bytes } = next_image(&mut records)?;
+            let ImageRecord { file, offset, bytes } = next_image(&mut records)?;
             held.insert(file, offset..offset + bytes.len() as u64);
         }
         Ok((held, PackDigest { name: name.to_owned(), bytes, crc: records.crc }))
@@ -236,7 +236,7 @@ fn pieces(range: &Range<u64>) -> impl Iterator<Item = u64> + use<> {
 }
 
 /// One image.
-struct Record {
+struct ImageRecord {
     /// Index of the file in the plan.
     file: usize,
     offset: u64,
@@ -244,7 +244,7 @@ struct Record {
 }
 
 /// The next image of a file of them.
-fn next_image(records: &mut Records) -> Result<Record, PackError> {
+fn next_image(records: &mut Records) -> Result<ImageRecord, PackError> {
     let damaged = |why: &str| PackError::Damaged(why.to_owned());
     let head = records.head()?;
     let [MAGIC, file, length, stored, stored_crc, low, high] = head.words else {
@@ -264,5 +264,5 @@ fn next_image(records: &mut Records) -> Result<Record, PackError> {
         return Err(damaged("an image has a wrong length"));
     }
     let offset = u64::from(high) << 32 | u64::from(low);
-    Ok(Record { file: file as usize, offset, bytes: payload })
+    Ok(ImageRecord { file: file as usize, offset, bytes: payload })
 }

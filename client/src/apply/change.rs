@@ -1,5 +1,5 @@
-//! One run that changes the target: on to the source's history ([`Change::redo`]) or back to what it was
-//! ([`Change::roll_back`]). Both walk over the same manifest, and either can follow the other from wherever
+//! One run that changes the target: on to the source's history ([`TargetChange::redo`]) or back to what it was
+//! ([`TargetChange::roll_back`]). Both walk over the same manifest, and either can follow the other from wherever
 //! that one stopped.
 
 use std::io;
@@ -19,7 +19,7 @@ use crate::task::Signals;
 
 /// See the module.
 #[derive(Debug, Clone, Copy)]
-pub struct Change<'a> {
+pub struct TargetChange<'a> {
     /// What is done or taken back.
     pub manifest: &'a Manifest,
     /// Through this door.
@@ -32,7 +32,7 @@ pub struct Change<'a> {
     pub monitor: &'a dyn Monitor,
 }
 
-impl<'a> Change<'a> {
+impl<'a> TargetChange<'a> {
     /// Whether the operator insists on an end.
     pub(crate) fn go_on(&self) -> Result<(), RewindError> {
         if self.signals.stop_at_once() {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pg_format::{BLOCK_BYTES, DataPath};
 use proto::fetch::{Item, ItemBody, PageContent};
 
-use crate::apply::change::{Change, failed, in_parallel, sync_directories};
+use crate::apply::change::{TargetChange, failed, in_parallel, sync_directories};
 use crate::apply::{pg_wal, plan_validity};
 use crate::error::{Class, RewindError};
 use crate::monitor::Step;
@@ -24,7 +24,7 @@ use crate::staging::{layout, marks, pack, reserve, state_directory, warning};
 /// Threads that wait for the disk; one file after the other would leave it idle.
 const SYNC_THREADS: usize = 8;
 
-impl Change<'_> {
+impl TargetChange<'_> {
     /// Hides `pg_control`, changes everything, commits, cleans up.
     pub fn redo(&self) -> Result<(), RewindError> {
         // Staged data that cannot be read back must be found while the target is as it was.
@@ -80,7 +80,7 @@ impl Change<'_> {
         let directory = Arc::new(directory.map_err(reopen)?);
         let reopen = failed("could not open the target again");
         let disk = self.disk.reopen(&directory).map_err(reopen)?;
-        Change { disk: &*disk, directory: &directory, ..*self }.change()
+        TargetChange { disk: &*disk, directory: &directory, ..*self }.change()
     }
 
     /// Nobody may have been at work here since the plan was made.

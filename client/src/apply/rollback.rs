@@ -9,7 +9,7 @@ use std::io;
 use pg_format::DataPath;
 
 use crate::apply::before_images;
-use crate::apply::change::{Change, NO_WAY_OUT, failed, sync_directories};
+use crate::apply::change::{NO_WAY_OUT, TargetChange, failed, sync_directories};
 use crate::error::{Class, RewindError};
 use crate::monitor::Step;
 use crate::plan::FileAction;
@@ -17,7 +17,7 @@ use crate::staging::disk::{beside, remove_tree, replace_file};
 use crate::staging::manifest::Undo;
 use crate::staging::{layout, marks, pid_file, reserve, state_directory};
 
-impl Change<'_> {
+impl TargetChange<'_> {
     /// Puts everything back where it was, `pg_control` last, and cleans up.
     pub fn roll_back(&self) -> Result<(), RewindError> {
         let Some(way_back) = &self.manifest.undo else {

@@ -227,7 +227,7 @@ async fn decide(
             cx.steps.begin(Step::List);
             let listed = joined(early.listed).await?;
             let end = announced.sealed.end;
-            let found = Found { divergence: &divergence, changes: &changes, listed, end };
+            let found = AttemptFindings { divergence: &divergence, changes: &changes, listed, end };
             match plan_anew(cx, config, target, source, found, attempts).await? {
                 NewPlan::Report(outcome) => return Ok(Decision::Report(outcome)),
                 NewPlan::Made(made) => *made,
@@ -288,7 +288,7 @@ fn reuse_plan(
 }
 
 /// What is known of both nodes.
-struct Found<'a> {
+struct AttemptFindings<'a> {
     divergence: &'a Divergence,
     changes: &'a ChangesOfBoth,
     listed: Listed,
@@ -308,10 +308,10 @@ async fn plan_anew(
     config: &Config,
     target: &Arc<Target>,
     source: &Source,
-    found: Found<'_>,
+    found: AttemptFindings<'_>,
     attempts: &mut Attempts,
 ) -> Result<NewPlan, Abort> {
-    let Found { divergence, changes, listed, end } = found;
+    let AttemptFindings { divergence, changes, listed, end } = found;
     let snapshot = &source.snapshot;
     let mapping = &config.tablespace_mapping;
     let tablespaces = || tablespaces::against_fork(&target.files, &snapshot.description, mapping);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use data_dir::DataDir;
 
 use super::status::{SPOILED, UNSTARTED, by_marks, describe_state};
-use crate::apply::change::Change;
+use crate::apply::change::TargetChange;
 use crate::apply::plan_validity;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
@@ -29,7 +29,7 @@ pub(crate) async fn finish_earlier(
     config: &Config,
     directory: &Arc<DataDir>,
 ) -> Result<Option<Outcome>, RewindError> {
-    let Found { directory, disk, state } = open_state(directory)?;
+    let FoundState { directory, disk, state } = open_state(directory)?;
     if config.dry_run {
         let outcome = || Outcome::new(Ended::WouldRewind, describe_state(&state));
         return Ok(ends_there(&directory, &state).then(outcome));
@@ -38,7 +38,7 @@ pub(crate) async fn finish_earlier(
     let (monitor, signals) = (Arc::clone(&cx.monitor), Arc::clone(&cx.stop.signals));
     blocking(move || {
         let (monitor, signals) = (&*monitor, &*signals);
-        let work = Work { directory: &directory, disk: &*disk, monitor, signals };
+        let work = UnfinishedRewind { directory: &directory, disk: &*disk, monitor, signals };
         match state {
             State::None => Ok(None),
             State::Preparing | State::Sealed(_) => {
@@ -126,17 +126,17 @@ fn nothing(reason: &str) -> Result<Outcome, RewindError> {
 }
 
 /// What it takes to finish an interrupted run, without the source.
-struct Work<'a> {
+struct UnfinishedRewind<'a> {
     directory: &'a DataDir,
     disk: &'a dyn Disk,
     monitor: &'a dyn Monitor,
     signals: &'a Signals,
 }
 
-impl Work<'_> {
-    fn change<'m>(&'m self, manifest: &'m Manifest) -> Change<'m> {
+impl UnfinishedRewind<'_> {
+    fn change<'m>(&'m self, manifest: &'m Manifest) -> TargetChange<'m> {
         let Self { directory, disk, monitor, signals } = *self;
-        Change { manifest, disk, directory, signals, monitor }
+        TargetChange { manifest, disk, directory, signals, monitor }
     }
 
     /// Changes the target as the manifest says; what was done before is done again.
@@ -189,15 +189,15 @@ fn end(
     target: &Path,
     monitor: &dyn Monitor,
     signals: &Signals,
-    ending: impl FnOnce(&Work<'_>, State) -> Result<Outcome, RewindError>,
+    ending: impl FnOnce(&UnfinishedRewind<'_>, State) -> Result<Outcome, RewindError>,
 ) -> Result<Outcome, RewindError> {
     let locked = || {
         let held = Arc::new(target::lock_only(target)?);
-        let Found { directory, disk, state } = open_state(&held)?;
+        let FoundState { directory, disk, state } = open_state(&held)?;
         if !state.is_over() {
             target::running::refuse_running(&directory)?;
         }
-        ending(&Work { directory: &directory, disk: &*disk, monitor, signals }, state)
+        ending(&UnfinishedRewind { directory: &directory, disk: &*disk, monitor, signals }, state)
     };
     by_marks(target, locked())
 }
@@ -281,14 +281,14 @@ pub fn rollback(
 }
 
 /// A locked target, the door to it, and what an earlier run left.
-struct Found {
+struct FoundState {
     /// The directory with every tablespace there was, also one whose link has gone.
     directory: Arc<DataDir>,
     disk: Arc<dyn Disk>,
     state: State,
 }
 
-fn open_state(locked: &Arc<DataDir>) -> Result<Found, RewindError> {
+fn open_state(locked: &Arc<DataDir>) -> Result<FoundState, RewindError> {
     let plain = RealDisk::new(Arc::clone(locked), None, true).map_err(state_error)?;
     let state = marks::load(&plain).map_err(state_error)?;
     let (staging, sync) = match (state.manifest(), &state) {
@@ -318,5 +318,5 @@ fn open_state(locked: &Arc<DataDir>) -> Result<Found, RewindError> {
         }
         None => state_error(error),
     })?;
-    Ok(Found { directory, disk: Arc::new(disk), state })
+    Ok(FoundState { directory, disk: Arc::new(disk), state })
 }

@@ -9,7 +9,7 @@ use data_dir::DataDir;
 use super::attempt::{Attempted, Attempts, Opening, Ready, attempt};
 use super::recover;
 use super::status::by_marks;
-use crate::apply::change::Change;
+use crate::apply::change::TargetChange;
 use crate::config::Config;
 use crate::error::{Abort, Class, Replan, RewindError};
 use crate::monitor::{Monitor, Step};
@@ -142,7 +142,7 @@ async fn apply(
     let applied = blocking(move || {
         cx.stop.signals.check()?;
         running::refuse_running(&changed.directory)?;
-        let change = Change {
+        let change = TargetChange {
             manifest: &manifest,
             disk: &*changed.disk,
             directory: &changed.directory,

@@ -22,7 +22,7 @@ const PROOF_BYTES_MIN: u64 = 1 << 20;
 
 /// Positions between which records are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Range {
+struct SearchRange {
     start: Lsn,
     end: Lsn,
 }
@@ -30,7 +30,7 @@ struct Range {
 /// The source's digests of a range, asked for while the target's own WAL is being read.
 #[derive(Debug)]
 pub struct Early {
-    range: Range,
+    range: SearchRange,
     items: Pending<Vec<Item>>,
 }
 
@@ -81,7 +81,8 @@ pub fn ask_early(
         to => first_common(search, local, redo, to).ok().flatten(),
     };
     first.map(|first| {
-        let range = Range { start: local.context.segment_size.start_of(first), end: forked_at };
+        let range =
+            SearchRange { start: local.context.segment_size.start_of(first), end: forked_at };
         let mut session = search.source.session.clone();
         let units = vec![Unit { id: 0, kind: digests_unit(range) }];
         let asked = async move { session.ask(units).await.map(|answer| answer.items) };
@@ -105,7 +106,7 @@ pub fn prove(
     };
     let mut step = 1;
     loop {
-        let range = Range { start: size.start_of(first), end: to };
+        let range = SearchRange { start: size.start_of(first), end: to };
         let fork = first_difference(search, local, range, early.take())?;
         // A range that begins with a difference proves nothing: the histories parted earlier.
         let checkpoint = own.last_checkpoint_before(fork).is_some_and(|c| c.lsn >= range.start);
@@ -131,7 +132,7 @@ pub fn prove(
 fn first_difference(
     search: &Search<'_>,
     local: &LocalWal<'_>,
-    range: Range,
+    range: SearchRange,
     early: Option<Early>,
 ) -> Result<Lsn, Undecided> {
     let mut ours = Vec::new();
@@ -145,7 +146,11 @@ fn first_difference(
     if let Some(number) = differs {
         let size = local.context.segment_size;
         let end = size.start_of(number + 1).min(range.end);
-        return first_different_record(search, local, Range { start: size.start_of(number), end });
+        return first_different_record(
+            search,
+            local,
+            SearchRange { start: size.start_of(number), end },
+        );
     }
     if theirs.end < our_end.min(range.end) {
         check_their_end(search, range, theirs.end)?;
@@ -157,9 +162,9 @@ fn first_difference(
 fn first_different_record(
     search: &Search<'_>,
     local: &LocalWal<'_>,
-    range: Range,
+    range: SearchRange,
 ) -> Result<Lsn, Undecided> {
-    let Range { start, end: to } = range;
+    let SearchRange { start, end: to } = range;
     let mut ours = Vec::new();
     let from = Start::FirstAfter(start);
     let our_end = proof::records(local, local.context, from, to, &mut |lsn, crc| {
@@ -186,7 +191,7 @@ fn first_different_record(
 
 /// Whether the source's WAL ends where its records of a range do: one that has more and cannot read it
 /// proves nothing about what lies there.
-fn check_their_end(search: &Search<'_>, range: Range, seen: Lsn) -> Result<(), Undecided> {
+fn check_their_end(search: &Search<'_>, range: SearchRange, seen: Lsn) -> Result<(), Undecided> {
     let mut session = search.source.session.clone();
     let announced = search.runtime.block_on(async move { session.seal().await })?.end;
     // It may have written more in between: what it had then must be readable now.
@@ -203,7 +208,7 @@ fn check_their_end(search: &Search<'_>, range: Range, seen: Lsn) -> Result<(), U
 
 fn source_digests(
     search: &Search<'_>,
-    range: Range,
+    range: SearchRange,
     early: Option<Early>,
 ) -> Result<Theirs, RewindError> {
     let items = match early.filter(|early| early.range == range) {
@@ -224,7 +229,7 @@ fn source_digests(
     Ok(theirs)
 }
 
-fn digests_unit(Range { start, end: to }: Range) -> UnitKind {
+fn digests_unit(SearchRange { start, end: to }: SearchRange) -> UnitKind {
     UnitKind::Proof { from: ProofStart::Segment(start), to, each_record: false }
 }
 

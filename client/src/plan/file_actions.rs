@@ -96,7 +96,7 @@ enum Treatment {
 }
 
 /// Facts with what follows from them for all files.
-struct Context<'a> {
+struct FileContext<'a> {
     facts: &'a Facts<'a>,
     /// Relations of which the source has an init fork.
     unlogged_on_source: BTreeSet<RelationPath>,
@@ -113,7 +113,7 @@ fn init_forks<'p>(paths: impl Iterator<Item = &'p DataPath>) -> BTreeSet<Relatio
         .collect()
 }
 
-impl<'a> Context<'a> {
+impl<'a> FileContext<'a> {
     fn new(facts: &'a Facts<'a>) -> Result<Self, RewindError> {
         let mut untrusted = Vec::new();
         if let Some(window) = facts.window {
@@ -192,7 +192,7 @@ pub struct Comparison {
 
 /// Files whose page hashes the plan needs.
 pub fn comparisons(facts: &Facts<'_>) -> Result<Vec<Comparison>, RewindError> {
-    let context = Context::new(facts)?;
+    let context = FileContext::new(facts)?;
     let mut list = Vec::new();
     for (path, bytes) in facts.source {
         let (Some(theirs), Some(ours)) = (bytes, facts.target.get(path).and_then(file_bytes))
@@ -216,7 +216,7 @@ pub fn blocks_in(bytes: u64) -> u32 {
 
 /// Makes the plan. `differences` has an entry for every file of [`comparisons`].
 pub fn build(facts: &Facts<'_>, differences: &Differences) -> Result<Plan, RewindError> {
-    let context = Context::new(facts)?;
+    let context = FileContext::new(facts)?;
     let mut plan = Plan::default();
     remove_what_the_source_lacks(&context, &mut plan);
     for (path, bytes) in facts.source {
@@ -233,7 +233,7 @@ fn add(plan: &mut Plan, path: &DataPath, action: FileAction) -> usize {
     plan.files.len() - 1
 }
 
-fn make_directory(context: &Context<'_>, path: &DataPath, plan: &mut Plan) {
+fn make_directory(context: &FileContext<'_>, path: &DataPath, plan: &mut Plan) {
     if context.facts.target.contains_key(path) || is_kept_directory(context, path) {
         return;
     }
@@ -243,7 +243,7 @@ fn make_directory(context: &Context<'_>, path: &DataPath, plan: &mut Plan) {
 }
 
 /// Directories that are not PostgreSQL's are made only when extra files are mirrored.
-fn is_kept_directory(context: &Context<'_>, path: &DataPath) -> bool {
+fn is_kept_directory(context: &FileContext<'_>, path: &DataPath) -> bool {
     let known = |path: &DataPath| {
         let first = path.components().next().unwrap_or_default();
         first.starts_with("pg_") || first == "base" || first == "global"
@@ -252,7 +252,7 @@ fn is_kept_directory(context: &Context<'_>, path: &DataPath) -> bool {
 }
 
 fn fetch_file(
-    context: &Context<'_>,
+    context: &FileContext<'_>,
     path: &DataPath,
     bytes: u64,
     differences: &Differences,
@@ -306,7 +306,7 @@ fn fetch_file(
 
 /// R2: what the window names, what lies behind a truncation, and the tail.
 fn window_pages(
-    context: &Context<'_>,
+    context: &FileContext<'_>,
     segment: RelationSegment,
     ours: u32,
     end: u32,
@@ -324,7 +324,7 @@ fn window_pages(
     }
 }
 
-fn remove_what_the_source_lacks(context: &Context<'_>, plan: &mut Plan) {
+fn remove_what_the_source_lacks(context: &FileContext<'_>, plan: &mut Plan) {
     let mut removed: Option<DataPath> = None;
     for (path, entry) in context.facts.target {
         if removed.as_ref().is_some_and(|tree| path.is_within(tree.as_str())) {
@@ -363,7 +363,7 @@ fn remove_what_the_source_lacks(context: &Context<'_>, plan: &mut Plan) {
 }
 
 /// A tablespace's link is removed by itself, and from where it leads only what is this version's.
-fn remove_directory(context: &Context<'_>, path: &DataPath, entry: &Entry, plan: &mut Plan) {
+fn remove_directory(context: &FileContext<'_>, path: &DataPath, entry: &Entry, plan: &mut Plan) {
     if !matches!(entry.kind, EntryKind::Directory { link: Some(_) }) {
         add(plan, path, FileAction::RemoveTree);
         return;
@@ -378,7 +378,7 @@ fn remove_directory(context: &Context<'_>, path: &DataPath, entry: &Entry, plan:
 
 /// Whether a directory the source does not have goes: databases, tablespaces, slots and the like;
 /// what PostgreSQL does not know only when extra files are mirrored.
-fn removes_directory(context: &Context<'_>, path: &DataPath) -> bool {
+fn removes_directory(context: &FileContext<'_>, path: &DataPath) -> bool {
     let is_oid = |name: &str| name.bytes().all(|b| b.is_ascii_digit());
     let parts: Vec<&str> = path.components().collect();
     match parts[..] {

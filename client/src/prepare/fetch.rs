@@ -48,7 +48,7 @@ pub struct Fetched {
 
 /// What is fetched for a plan.
 #[derive(Debug)]
-pub struct Wanted<'a> {
+pub struct FetchWanted<'a> {
     /// Pages and files.
     pub plan: &'a Plan,
     /// Counts the runs and attempts for this rewind.
@@ -67,10 +67,10 @@ pub struct Wanted<'a> {
 pub async fn fetch(
     session: &Session,
     disk: &Arc<dyn Disk>,
-    wanted: Wanted<'_>,
+    wanted: FetchWanted<'_>,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Fetched, RewindError> {
-    let Wanted { plan, run, recovered, wal, own, covered } = wanted;
+    let FetchWanted { plan, run, recovered, wal, own, covered } = wanted;
     let WalPieces { units: mut first, receiver: wal } = wal;
     let left = units(plan).into_iter().filter_map(|unit| recovered.left(unit));
     let (mut coverable, others) = divide(left);
@@ -96,7 +96,7 @@ pub async fn fetch(
     let prepare = Arc::clone(&own) as Arc<dyn Prepare>;
     let mut carried = pool::run(
         session,
-        Work { units: first, later: Some(later), prepare, start: pool::Start::Together },
+        Work { units: first, later: Some(later), prepare, start: pool::PoolStart::Together },
         |number| sink(format!("{run}-{number:04}")),
         Arc::clone(&monitor),
     )
@@ -108,7 +108,7 @@ pub async fn fetch(
         wrong.filter_map(|(id, blocks)| whole_unit(id, blocks, &paths)).collect();
     if !wrong.is_empty() {
         tracing::debug!(units = wrong.len(), "pages that could not be rebuilt are fetched whole");
-        let (prepare, start) = (Arc::new(AsTheyAre), pool::Start::AsTheyCome);
+        let (prepare, start) = (Arc::new(AsTheyAre), pool::PoolStart::AsTheyCome);
         let again = pool::run(
             session,
             Work { units: wrong, later: None, prepare, start },

@@ -14,7 +14,7 @@ use proto::limits::UNIT_HASHES_MAX;
 use crate::error::{Class, RewindError};
 use crate::plan::units::file_of_unit;
 use crate::source::Session;
-use crate::source::pool::{self, Sink, Start, Work};
+use crate::source::pool::{self, PoolStart, Sink, Work};
 use crate::source::prepare::AsTheyAre;
 use crate::staging::disk::{Disk, remove_tree};
 use crate::staging::layout;
@@ -22,7 +22,7 @@ use crate::staging::pack::{self, PackWriter, STAGING_LEVEL};
 use crate::task::Context;
 
 /// A page of the old plan: index of its file there, and its block.
-type Page = (usize, u32);
+type CachedPage = (usize, u32);
 
 /// Takes over what is still the same; payload bytes of the hashes it took. `files` are those of the old
 /// plan, `units` are the new one's.
@@ -63,7 +63,7 @@ pub async fn take_over(
     let prepare = Arc::new(AsTheyAre);
     let carried = pool::run(
         session,
-        Work { units: questions, later: None, prepare, start: Start::AsTheyCome },
+        Work { units: questions, later: None, prepare, start: PoolStart::AsTheyCome },
         |_| {
             let (known, asked, same) = (Arc::clone(&known), Arc::clone(&asked), Arc::clone(&same));
             Ok(Box::new(HashSink { known, asked, same }))
@@ -96,7 +96,10 @@ fn runs(blocks: &[u32]) -> Vec<BlockRange> {
 }
 
 /// Hands out every sound page in the cache.
-fn pages(disk: &dyn Disk, give: &mut dyn FnMut(Page, &Item) -> io::Result<()>) -> io::Result<()> {
+fn pages(
+    disk: &dyn Disk,
+    give: &mut dyn FnMut(CachedPage, &Item) -> io::Result<()>,
+) -> io::Result<()> {
     let directory = DataPath::new(layout::CACHE).map_err(io::Error::other)?;
     for name in disk.names(&directory)? {
         let file = disk.open(&directory.join(&name).map_err(io::Error::other)?)?;
@@ -114,7 +117,7 @@ fn pages(disk: &dyn Disk, give: &mut dyn FnMut(Page, &Item) -> io::Result<()>) -
     Ok(())
 }
 
-fn index(disk: &dyn Disk) -> io::Result<HashMap<Page, PageHash>> {
+fn index(disk: &dyn Disk) -> io::Result<HashMap<CachedPage, PageHash>> {
     let mut known = HashMap::new();
     pages(disk, &mut |page, item| {
         if let ItemBody::Page { content: PageContent::Present(content), .. } = &item.body {
@@ -126,7 +129,11 @@ fn index(disk: &dyn Disk) -> io::Result<HashMap<Page, PageHash>> {
 }
 
 /// Writes a pack with every page that has a unit in the new plan, and removes the cache.
-fn write(disk: &Arc<dyn Disk>, run: u32, unit_of: impl Fn(Page) -> Option<u64>) -> io::Result<()> {
+fn write(
+    disk: &Arc<dyn Disk>,
+    run: u32,
+    unit_of: impl Fn(CachedPage) -> Option<u64>,
+) -> io::Result<()> {
     let mut writer = PackWriter::create(Arc::clone(disk), format!("{run}-cache"))?;
     let mut encoder = FrameEncoder::new();
     encoder.pack(Some(STAGING_LEVEL), None);
@@ -146,10 +153,10 @@ fn write(disk: &Arc<dyn Disk>, run: u32, unit_of: impl Fn(Page) -> Option<u64>) 
 
 /// Notes which pages have the hash the source has now.
 struct HashSink {
-    known: Arc<HashMap<Page, PageHash>>,
+    known: Arc<HashMap<CachedPage, PageHash>>,
     /// The old file each unit asks about.
     asked: Arc<HashMap<u64, usize>>,
-    same: Arc<Mutex<HashSet<Page>>>,
+    same: Arc<Mutex<HashSet<CachedPage>>>,
 }
 
 impl Sink for HashSink {

@@ -70,7 +70,7 @@ pub struct Replayed {
 }
 
 /// What one run of segments brings.
-struct Part {
+struct ReplayPart {
     hazards: Vec<Hazard>,
     covered: Covered,
     fault: Option<FormatError>,
@@ -87,21 +87,21 @@ fn replay(
     let last = size.segment_of(Lsn::new(to.as_u64().saturating_sub(1)));
     let segments = (RUN_BYTES / size.bytes()).max(1);
     let runs = Runs { start: Start::Record(from), last, segments, end: to };
-    let new = || Part { hazards: Vec::new(), covered: Covered::new(from), fault: None };
-    let sink: &ValueSink<'_, Part> = &|part, record, body| {
+    let new = || ReplayPart { hazards: Vec::new(), covered: Covered::new(from), fault: None };
+    let sink: &ValueSink<'_, ReplayPart> = &|part, record, body| {
         part.covered.note(body);
         match effect(record, body, context.format) {
             Ok(effect) => part.hazards.extend(Hazard::of(record.lsn, &effect)),
             Err(error) => drop(part.fault.get_or_insert(error)),
         }
     };
-    let merge = |whole: &mut Part, later: Part| {
+    let merge = |whole: &mut ReplayPart, later: ReplayPart| {
         whole.hazards.extend(later.hazards);
         whole.covered.absorb(later.covered);
         whole.fault = whole.fault.take().or(later.fault);
     };
     let how = How { new: &new, sink, merge: &merge };
-    let (Part { hazards, covered, fault }, scanned) = scan_runs(wal, context, runs, how)?;
+    let (ReplayPart { hazards, covered, fault }, scanned) = scan_runs(wal, context, runs, how)?;
     match fault {
         Some(error) => Err(error.into()),
         None => Ok(Replayed { hazards, covered, end: scanned.end }),

@@ -7,7 +7,7 @@ use pg_format::{Covered, Lsn};
 use tokio::sync::oneshot;
 
 use super::claim::Claim;
-use super::fetch::{self, Fetched, Wanted};
+use super::fetch::{self, FetchWanted, Fetched};
 use super::room::BeforeImages;
 use super::save_before_images::{self, Which};
 use super::wal_follower::WalFollower;
@@ -116,7 +116,7 @@ async fn fetch_all(
     let receiver = Arc::clone(&pieces.receiver);
     let (say, covered) = oneshot::channel();
     let wanted =
-        Wanted { plan: &planned.plan, run: claim.run(), recovered, wal: pieces, own, covered };
+        FetchWanted { plan: &planned.plan, run: claim.run(), recovered, wal: pieces, own, covered };
     let mut fetch =
         pin!(fetch::fetch(&source.session, &target.disk, wanted, Arc::clone(&cx.monitor)));
     let look = look_at_wal(cx, job, follower, &receiver, announced);

@@ -22,7 +22,7 @@ use crate::monitor::Monitor;
 use crate::plan::Differences;
 use crate::plan::file_actions::Comparison;
 use crate::source::Session;
-use crate::source::pool::{self, Carried, Sink, Start, Work};
+use crate::source::pool::{self, Carried, PoolStart, Sink, Work};
 use crate::source::prepare::{Announce, Prepare};
 
 /// What a comparison found.
@@ -53,12 +53,12 @@ pub async fn compare(
             first += range.count;
         }
     }
-    let own = Arc::new(OwnPages { directory, asked: Arc::default() });
+    let own = Arc::new(OwnHashes { directory, asked: Arc::default() });
     let differences = Arc::new(Mutex::new(differences));
     let prepare = Arc::clone(&own) as Arc<dyn Prepare>;
     let carried = pool::run(
         session,
-        Work { units, later: None, prepare, start: Start::AsTheyCome },
+        Work { units, later: None, prepare, start: PoolStart::AsTheyCome },
         |_| {
             let (own, differences) = (Arc::clone(&own), Arc::clone(&differences));
             Ok(Box::new(CompareSink { own, differences }))
@@ -72,14 +72,14 @@ pub async fn compare(
 }
 
 /// What is still to come of a question.
-struct Asked {
+struct AskedHashes {
     path: DataPath,
     range: BlockRange,
     /// Hashes of this node's pages of that range; fewer where its file ends.
     own: Vec<PageHash>,
 }
 
-impl Asked {
+impl AskedHashes {
     /// Takes the next pages off: their numbers and this node's hashes of them.
     fn take(&mut self, count: u32) -> impl Iterator<Item = (u32, Option<PageHash>)> + use<> {
         let count = count.min(self.range.count);
@@ -96,15 +96,15 @@ impl Asked {
 const COST_AT_ONCE: u64 = 2 << 20;
 
 /// Questions by the number of their unit.
-type AllAsked = Arc<Mutex<HashMap<u64, Asked>>>;
+type AllAsked = Arc<Mutex<HashMap<u64, AskedHashes>>>;
 
 /// Hashes this node's pages for the questions, and keeps the hashes until they are answered.
-struct OwnPages {
+struct OwnHashes {
     directory: Arc<DataDir>,
     asked: AllAsked,
 }
 
-impl OwnPages {
+impl OwnHashes {
     fn hashes(&self, path: &DataPath, range: BlockRange) -> io::Result<Vec<PageHash>> {
         let file = self.directory.open_file(path)?;
         let mut buffer = vec![0; RUN_PAGES as usize * BLOCK_SIZE];
@@ -132,7 +132,7 @@ impl OwnPages {
     }
 }
 
-impl Prepare for OwnPages {
+impl Prepare for OwnHashes {
     fn prepare(&self, unit: &mut Unit) -> Result<Announce, RewindError> {
         let UnitKind::Hashes { path, range, own } = &mut unit.kind else {
             return Ok(Box::new(|| {}));
@@ -143,7 +143,7 @@ impl Prepare for OwnPages {
         *own = hashes.chunks(RUN_PAGES as usize).map(run_hash).collect();
         // Pages that went away are like none the source has.
         own.resize(range.count.div_ceil(RUN_PAGES) as usize, run_hash(&[]));
-        let asked = Asked { path: path.clone(), range: *range, own: hashes };
+        let asked = AskedHashes { path: path.clone(), range: *range, own: hashes };
         let (all, id) = (Arc::clone(&self.asked), unit.id);
         Ok(Box::new(move || {
             all.lock().unwrap_or_else(PoisonError::into_inner).insert(id, asked);
@@ -156,7 +156,7 @@ impl Prepare for OwnPages {
 }
 
 struct CompareSink {
-    own: Arc<OwnPages>,
+    own: Arc<OwnHashes>,
     differences: Arc<Mutex<Differences>>,
 }
 

@@ -16,7 +16,7 @@ use tonic::transport::Endpoint;
 
 use crate::error::{Class, RewindError};
 use crate::outcome::utc_now;
-use crate::source::dial::{ByteStream, Dial, Reached};
+use crate::source::dial::{ByteStream, Dial, Dialled};
 
 /// What HTTP/2 calls the source. The connection is made already and its certificate checked against
 /// the real name, which need not even have the form of a URI (IPv6).
@@ -72,12 +72,12 @@ pub async fn connect(
 
 /// The steps after the source was reached: the handshake and HTTP/2.
 pub async fn secure(
-    reached: Reached,
+    reached: Dialled,
     address: &str,
     window: u32,
     patience: Duration,
 ) -> Result<Connection, RewindError> {
-    let Reached { round_trip, handshake } = reached;
+    let Dialled { round_trip, handshake } = reached;
     let stream = handshake.await?;
     let broke = Arc::new(Mutex::new(None));
     let mut stream = Some(Watched { stream, broke: Arc::clone(&broke) });

@@ -24,16 +24,16 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
 pub type Handshake = Pin<Box<dyn Future<Output = Result<Box<dyn ByteStream>, RewindError>> + Send>>;
 
 /// Something that answered at the source's address.
-pub struct Reached {
+pub struct Dialled {
     /// How long the link took to answer.
     pub round_trip: Duration,
     /// Proves that it is the source.
     pub handshake: Handshake,
 }
 
-impl std::fmt::Debug for Reached {
+impl std::fmt::Debug for Dialled {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reached").field("round_trip", &self.round_trip).finish_non_exhaustive()
+        f.debug_struct("Dialled").field("round_trip", &self.round_trip).finish_non_exhaustive()
     }
 }
 
@@ -44,7 +44,7 @@ pub trait Dial: std::fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// Nothing answers in time (`Class::Transient`).
-    async fn reach(&self) -> Result<Reached, RewindError>;
+    async fn reach(&self) -> Result<Dialled, RewindError>;
 
     /// What messages call the source's address.
     fn address(&self) -> String;
@@ -52,7 +52,7 @@ pub trait Dial: std::fmt::Debug + Send + Sync {
 
 #[tonic::async_trait]
 impl Dial for SourceAddress {
-    async fn reach(&self) -> Result<Reached, RewindError> {
+    async fn reach(&self) -> Result<Dialled, RewindError> {
         let address = self.address();
         let unreachable = format!("could not connect to the source at {address}");
         let since = Instant::now();
@@ -68,7 +68,7 @@ impl Dial for SourceAddress {
         drop(SockRef::from(&tcp).set_tcp_congestion(b"bbr"));
         let connector = TlsConnector::from(Arc::clone(&self.tls));
         let handshake = secure(connector.connect(self.server_name.clone(), tcp), address);
-        Ok(Reached { round_trip, handshake: Box::pin(handshake) })
+        Ok(Dialled { round_trip, handshake: Box::pin(handshake) })
     }
 
     fn address(&self) -> String {

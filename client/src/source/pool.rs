@@ -17,7 +17,7 @@ use proto::fetch::Unit;
 use proto::limits::CONNECTIONS_DEFAULT;
 use shared::{Measurement, Shared};
 use tokio::task::JoinSet;
-use worker::Worker;
+use worker::ConnectionWorker;
 
 use crate::error::{Class, RewindError};
 use crate::monitor::Monitor;
@@ -30,7 +30,7 @@ pub use sink::Sink;
 
 /// Which connections are waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
+pub enum PoolStart {
     /// All: one that came late would find that the others have taken its share.
     Together,
     /// None: little is asked for, and round trips are what it costs.
@@ -60,7 +60,7 @@ pub struct Work {
     /// Completes each before it is asked for.
     pub prepare: Arc<dyn Prepare>,
     /// Which connections are waited for.
-    pub start: Start,
+    pub start: PoolStart,
 }
 
 impl std::fmt::Debug for Work {
@@ -124,7 +124,7 @@ impl Workers<'_> {
     fn begin(&mut self, opened: Option<Connection>, needed: bool) -> Result<(), RewindError> {
         let number = self.begun;
         let needed = needed || number < CONNECTIONS_DEFAULT;
-        let worker = Worker::new(self.session, self.shared, number, needed, opened);
+        let worker = ConnectionWorker::new(self.session, self.shared, number, needed, opened);
         let sink = (self.sink)(number)?;
         self.begun += 1;
         self.running
@@ -148,8 +148,8 @@ pub async fn run(
     let later_cost = later.as_ref().map(|later| later.cost);
     let shared = Arc::new(Shared::new(units, later_cost, prepare, first, monitor));
     let mut opened = match start {
-        Start::Together => open_all(session, &shared).await?,
-        Start::AsTheyCome => Vec::new(),
+        PoolStart::Together => open_all(session, &shared).await?,
+        PoolStart::AsTheyCome => Vec::new(),
     };
     let mut workers =
         Workers { session, shared: &shared, sink: &mut sink, running: JoinSet::new(), begun: 0 };

@@ -15,24 +15,24 @@ use crate::source::prepare::Announce;
 
 /// When something was asked for last: before that the source owes nothing.
 #[derive(Debug)]
-pub(crate) struct Asked(Mutex<State>);
+pub(crate) struct LastAsked(Mutex<AskedState>);
 
 #[derive(Debug)]
-struct State {
+struct AskedState {
     at: Instant,
     completing: bool,
 }
 
-impl Default for Asked {
+impl Default for LastAsked {
     fn default() -> Self {
-        Self(Mutex::new(State { at: Instant::now(), completing: false }))
+        Self(Mutex::new(AskedState { at: Instant::now(), completing: false }))
     }
 }
 
-impl Asked {
+impl LastAsked {
     fn note(&self, completing: bool) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
-            State { at: Instant::now(), completing };
+            AskedState { at: Instant::now(), completing };
     }
 
     /// How long the source has been asked for nothing more; no time at all while this node itself
@@ -56,7 +56,7 @@ pub(crate) struct Place {
 /// the stream's requests end.
 pub(crate) async fn ask(
     shared: Arc<Shared>,
-    asked: Arc<Asked>,
+    asked: Arc<LastAsked>,
     outstanding: SharedOutstanding,
     requests: mpsc::Sender<Vec<Unit>>,
     place: Place,

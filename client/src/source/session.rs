@@ -326,7 +326,7 @@ impl Session {
 
     /// The list that was asked for first, if it is not older than the checkpoint that replay may begin
     /// at. Whatever went wrong with it shows when it is asked for again.
-    async fn listed_early(&self) -> Option<Listed> {
+    async fn listed_early(&self) -> Option<ReceivedList> {
         let early = self.early.lock().unwrap_or_else(PoisonError::into_inner).take();
         let listed = early?.await.ok()?.ok()?;
         (listed.redo == self.first.control.checkpoint_copy.redo).then_some(listed)
@@ -364,17 +364,17 @@ impl Session {
 }
 
 /// A file list that is being received.
-type Listing = AbortOnDropHandle<Result<Listed, CallError>>;
+type Listing = AbortOnDropHandle<Result<ReceivedList, CallError>>;
 
 /// A file list as it came.
 #[derive(Debug)]
-struct Listed {
+struct ReceivedList {
     entries: Vec<FileEntry>,
     /// Redo position of the source's newest checkpoint when the listing began.
     redo: Lsn,
 }
 
-async fn listed(mut connection: Connection, patience: Duration) -> Result<Listed, CallError> {
+async fn listed(mut connection: Connection, patience: Duration) -> Result<ReceivedList, CallError> {
     let mut list = connection.client.list_files().await?;
     let mut entries = Vec::new();
     while let Some(batch) = within(patience, list.next()).await? {
@@ -384,7 +384,7 @@ async fn listed(mut connection: Connection, patience: Duration) -> Result<Listed
             return Err(CallError::InvalidReply(message));
         }
     }
-    Ok(Listed { entries, redo: list.redo().unwrap_or(Lsn::INVALID) })
+    Ok(ReceivedList { entries, redo: list.redo().unwrap_or(Lsn::INVALID) })
 }
 
 /// What came of a few questions.

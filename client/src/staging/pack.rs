@@ -170,14 +170,14 @@ impl PackWriter {
 }
 
 /// Receives the replies in a pack, frame by frame.
-pub type Give<'g> = dyn FnMut(Vec<Item>) -> io::Result<()> + 'g;
+pub type TakeItems<'g> = dyn FnMut(Vec<Item>) -> io::Result<()> + 'g;
 
 /// Hands out all replies of a sealed pack.
 pub fn read(
     file: File,
     digest: &PackDigest,
     signer: Signer,
-    give: &mut Give<'_>,
+    give: &mut TakeItems<'_>,
 ) -> Result<(), PackError> {
     let mut records = Records::open(file, signer)?;
     while records.bytes < digest.bytes {
@@ -226,7 +226,7 @@ fn same_content(digest: &PackDigest, bytes: u64, crc: u32) -> Result<(), PackErr
 pub fn recover(
     file: File,
     signer: Signer,
-    give: &mut Give<'_>,
+    give: &mut TakeItems<'_>,
 ) -> Result<Option<(u64, u32)>, PackError> {
     let mut records = match Records::open(file, signer) {
         Ok(records) => records,

@@ -60,7 +60,7 @@ impl Waiting<'_> {
     /// Waits as long as the node makes progress, and no longer than the time-out without any.
     fn until_it_streams(&self) -> Result<(), RewindError> {
         let began = Instant::now();
-        let (mut reached, mut since) = (Reached::default(), Instant::now());
+        let (mut reached, mut since) = (StartProgress::default(), Instant::now());
         loop {
             std::thread::sleep(PAUSE);
             let Some(pid) = self.directory.postmaster_pid().ok().flatten() else {
@@ -139,13 +139,13 @@ impl Waiting<'_> {
 
 /// How far replay has come, by what only grows: processes come and go without any progress.
 #[derive(Default)]
-struct Reached {
+struct StartProgress {
     recovery_point: u64,
     /// Name of the segment being replayed, without its timeline.
     segment: String,
 }
 
-impl Reached {
+impl StartProgress {
     /// Looks again; whether it is farther than before.
     fn advance(&mut self, directory: &DataDir, children: &[Child]) -> bool {
         let point = directory.control().map_or(0, |c| c.file.min_recovery_point.as_u64());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use client::RewindError;
 use client::apply::before_images::{Gate, save};
-use client::apply::change::Change as Work;
+use client::apply::change::TargetChange as Work;
 use client::apply::pg_wal::digest;
 use client::monitor::{Monitor, Step};
 use client::plan::before_images::{Image, cut_images, images};

@@ -86,7 +86,7 @@ struct OpenPage<'p> {
 }
 
 /// How a step inside one page ended.
-enum Step {
+enum DecodeStep {
     /// Go on with the next record or page.
     Next,
     End(EndOfWal),
@@ -161,26 +161,26 @@ impl Decoder {
                 break;
             }
             match self.page(page, first, &mut out)? {
-                Step::Next => {}
-                Step::End(end) => return Ok(Progress::End(end)),
-                Step::Stopped => return Ok(Progress::Stopped),
+                DecodeStep::Next => {}
+                DecodeStep::End(end) => return Ok(Progress::End(end)),
+                DecodeStep::Stopped => return Ok(Progress::Stopped),
             }
             first = first.plus(crate::BLOCK_BYTES);
         }
         Ok(Progress::Wants(self.wants()))
     }
 
-    fn page(&mut self, page: &[u8], at: Lsn, out: &mut Out<'_>) -> Result<Step, FormatError> {
+    fn page(&mut self, page: &[u8], at: Lsn, out: &mut Out<'_>) -> Result<DecodeStep, FormatError> {
         let header = match PageHeader::parse(page, at, &self.context) {
             Ok(header) if header.timeline < self.latest_timeline => {
-                return Ok(Step::End(self.failed(at, "timeline goes back")));
+                return Ok(DecodeStep::End(self.failed(at, "timeline goes back")));
             }
             Ok(header) => header,
-            Err(why) => return Ok(Step::End(self.failed(at, why))),
+            Err(why) => return Ok(DecodeStep::End(self.failed(at, why))),
         };
         self.latest_timeline = header.timeline;
         match self.enter(OpenPage { bytes: page, at, header }, out)? {
-            Step::Next => {}
+            DecodeStep::Next => {}
             other => return Ok(other),
         }
         let page_end = at.plus(crate::BLOCK_BYTES);
@@ -189,15 +189,15 @@ impl Decoder {
                 break;
             }
             match self.record(page, at, out)? {
-                Step::Next => {}
+                DecodeStep::Next => {}
                 other => return Ok(other),
             }
         }
-        Ok(Step::Next)
+        Ok(DecodeStep::Next)
     }
 
     /// Deals with what a page begins with, so that `position` is where a record begins.
-    fn enter(&mut self, page: OpenPage<'_>, out: &mut Out<'_>) -> Result<Step, FormatError> {
+    fn enter(&mut self, page: OpenPage<'_>, out: &mut Out<'_>) -> Result<DecodeStep, FormatError> {
         let OpenPage { at, header, .. } = page;
         let content = at.plus(header.bytes as u64);
         if let Some(partial) = self.partial.take() {
@@ -206,7 +206,7 @@ impl Decoder {
             }
             self.overwritten = Some(partial.lsn);
             self.position = content;
-            return Ok(Step::Next);
+            return Ok(DecodeStep::Next);
         }
         if self.seeking {
             let rest = if header.continues { header.continuation_bytes } else { 0 };
@@ -218,17 +218,17 @@ impl Decoder {
                 self.seeking = false;
             }
             self.end = self.position;
-            return Ok(Step::Next);
+            return Ok(DecodeStep::Next);
         }
         if self.position == at || self.position == content {
             if header.continues {
-                return Ok(Step::End(self.failed(at, "page begins inside another record")));
+                return Ok(DecodeStep::End(self.failed(at, "page begins inside another record")));
             }
             self.position = content;
         } else if self.position < content {
-            return Ok(Step::End(self.failed(at, "position lies inside a page header")));
+            return Ok(DecodeStep::End(self.failed(at, "position lies inside a page header")));
         }
-        Ok(Step::Next)
+        Ok(DecodeStep::Next)
     }
 
     /// Adds a page's share to a record that began earlier.
@@ -237,11 +237,13 @@ impl Decoder {
         mut partial: Partial,
         page: OpenPage<'_>,
         out: &mut Out<'_>,
-    ) -> Result<Step, FormatError> {
+    ) -> Result<DecodeStep, FormatError> {
         let OpenPage { bytes: page, at, header } = page;
         let missing = partial.total - partial.bytes.len();
         if !header.continues || u64::from(header.continuation_bytes) != missing as u64 {
-            return Ok(Step::End(self.failed(at, "record is not continued on the next page")));
+            return Ok(DecodeStep::End(
+                self.failed(at, "record is not continued on the next page"),
+            ));
         }
         let share = missing.min(BLOCK_SIZE - header.bytes);
         partial
@@ -250,7 +252,7 @@ impl Decoder {
         if partial.bytes.len() < partial.total {
             self.position = at.plus(crate::BLOCK_BYTES);
             self.partial = Some(partial);
-            return Ok(Step::Next);
+            return Ok(DecodeStep::Next);
         }
         self.position = at.plus((header.bytes + share) as u64).aligned();
         let step = self.complete(partial.lsn, &partial.bytes, at, out);
@@ -259,21 +261,26 @@ impl Decoder {
     }
 
     /// Reads the record at `position`, or the part of it that lies on this page.
-    fn record(&mut self, page: &[u8], at: Lsn, out: &mut Out<'_>) -> Result<Step, FormatError> {
+    fn record(
+        &mut self,
+        page: &[u8],
+        at: Lsn,
+        out: &mut Out<'_>,
+    ) -> Result<DecodeStep, FormatError> {
         let lsn = self.position;
         let rest = page.get(lsn.page_offset()..).unwrap_or_default();
         let total = Fields::new("WAL record", rest).u32(0)?;
         if (total as usize) < RECORD_HEADER {
             let why = if total == 0 { "no record" } else { "record is too short" };
-            return Ok(Step::End(self.failed(at, why)));
+            return Ok(DecodeStep::End(self.failed(at, why)));
         }
         if total > RECORD_BYTES_MAX {
-            return Ok(Step::End(self.failed(at, "record is too long")));
+            return Ok(DecodeStep::End(self.failed(at, "record is too long")));
         }
         if rest.len() >= RECORD_HEADER
             && let Err(why) = self.check_header(rest, lsn)
         {
-            return Ok(Step::End(self.failed(at, why)));
+            return Ok(DecodeStep::End(self.failed(at, why)));
         }
         let total = total as usize;
         if let Some(bytes) = rest.get(..total) {
@@ -285,7 +292,7 @@ impl Decoder {
         bytes.extend_from_slice(rest);
         self.partial = Some(Partial { lsn, total, bytes });
         self.position = at.plus(crate::BLOCK_BYTES);
-        Ok(Step::Next)
+        Ok(DecodeStep::Next)
     }
 
     /// The checks of `ValidXLogRecordHeader`.
@@ -306,12 +313,12 @@ impl Decoder {
         bytes: &[u8],
         page: Lsn,
         out: &mut Out<'_>,
-    ) -> Result<Step, FormatError> {
+    ) -> Result<DecodeStep, FormatError> {
         if let Err(why) = self.check_header(bytes, lsn) {
-            return Ok(Step::End(self.failed(page, why)));
+            return Ok(DecodeStep::End(self.failed(page, why)));
         }
         if !Record::crc_fits(bytes) {
-            return Ok(Step::End(self.failed(page, "record has a wrong CRC")));
+            return Ok(DecodeStep::End(self.failed(page, "record has a wrong CRC")));
         }
         let switch =
             bytes.get(16).is_some_and(|info| info & 0xF0 == 0x40) && bytes.get(17) == Some(&0);
@@ -325,14 +332,16 @@ impl Decoder {
         if let Some(lost) = self.overwritten.take() {
             let named = super::effect::overwritten_record(&record, &out.body);
             if named != Some(lost) {
-                return Ok(Step::End(self.failed(page, "overwritten record is not announced")));
+                return Ok(DecodeStep::End(
+                    self.failed(page, "overwritten record is not announced"),
+                ));
             }
         }
         self.previous = Some(lsn);
         self.end = self.position;
         match (out.sink)(&record, &out.body) {
-            ControlFlow::Continue(()) => Ok(Step::Next),
-            ControlFlow::Break(()) => Ok(Step::Stopped),
+            ControlFlow::Continue(()) => Ok(DecodeStep::Next),
+            ControlFlow::Break(()) => Ok(DecodeStep::Stopped),
         }
     }
 }

@@ -11,7 +11,7 @@ use proto::{Reason, Refusal};
 
 use super::{Answered, proof};
 use crate::node;
-use crate::reply_stream::Output;
+use crate::reply_stream::ReplyStream;
 
 /// WAL that is read before what it says is sent: a slow disk reads it in the time a client waits for a sign
 /// of life, and what it says fits in memory.
@@ -21,7 +21,7 @@ const STEP_BYTES_LIMITED: u64 = 4 << 20;
 
 /// What is asked of a range of WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub(crate) enum ChangesWanted {
     /// What its records change.
     Changes,
     /// The blocks that replay of it rebuilds whatever they hold.
@@ -32,10 +32,10 @@ pub(crate) enum Wanted {
 /// reaches: less than the range if the WAL is not there or not whole.
 pub(crate) fn answer(
     wal: &LocalWal<'_>,
-    output: &mut Output,
+    output: &mut ReplyStream,
     unit: u64,
     range: Range<Lsn>,
-    wanted: Wanted,
+    wanted: ChangesWanted,
 ) -> Result<Answered, Refusal> {
     let size = wal.context.segment_size;
     let most = proof::PROOF_SEGMENTS_MAX.saturating_mul(size.bytes());
@@ -44,29 +44,29 @@ pub(crate) fn answer(
     }
     let segments = wal.directory.wal_segments(size).map_err(node::control_refusal)?;
     let last = segments.iter().map(|name| name.number).max().unwrap_or(0);
-    let steps = Steps::new(range, output.is_limited());
-    let give: &mut Give<'_> = &mut |read, change| {
+    let steps = ScanSteps::new(range, output.is_limited());
+    let give: &mut SendChange<'_> = &mut |read, change| {
         output.read("changes", read);
         output.send(Item { unit, body: ItemBody::Change(change) })
     };
     let end = match wanted {
-        Wanted::Changes => changes(wal, last, steps, give),
-        Wanted::Rebuilt => rebuilt(wal, last, steps, give),
+        ChangesWanted::Changes => changes(wal, last, steps, give),
+        ChangesWanted::Rebuilt => rebuilt(wal, last, steps, give),
     };
     end.map(|end| Answered::of(end.as_u64()))
 }
 
 /// Receives what is found, and how many bytes were read for it.
-type Give<'g> = dyn FnMut(u64, Change) -> Result<(), Refusal> + 'g;
+type SendChange<'g> = dyn FnMut(u64, Change) -> Result<(), Refusal> + 'g;
 
 /// A range that is read in steps.
-struct Steps {
+struct ScanSteps {
     reached: Reached,
     to: Lsn,
     bytes: u64,
 }
 
-impl Steps {
+impl ScanSteps {
     /// The records that begin in the range; `limited` if their reading is slowed.
     fn new(range: Range<Lsn>, limited: bool) -> Self {
         let Range { start: from, end: to } = range;
@@ -81,7 +81,7 @@ impl Steps {
     }
 
     /// Says how far the answer reaches.
-    fn reach(&mut self, next: Lsn, give: &mut Give<'_>) -> Result<(), Refusal> {
+    fn reach(&mut self, next: Lsn, give: &mut SendChange<'_>) -> Result<(), Refusal> {
         let read = next.distance_from(self.reached.to);
         self.reached.to = next;
         give(read, Change::Reached(self.reached))
@@ -91,8 +91,8 @@ impl Steps {
 fn changes(
     wal: &LocalWal<'_>,
     last: u64,
-    mut steps: Steps,
-    give: &mut Give<'_>,
+    mut steps: ScanSteps,
+    give: &mut SendChange<'_>,
 ) -> Result<Lsn, Refusal> {
     while let Some(step) = steps.next() {
         let (window, next) = scan_changes(wal, wal.context, step, last)
@@ -113,8 +113,8 @@ fn changes(
 fn rebuilt(
     wal: &LocalWal<'_>,
     last: u64,
-    mut steps: Steps,
-    give: &mut Give<'_>,
+    mut steps: ScanSteps,
+    give: &mut SendChange<'_>,
 ) -> Result<Lsn, Refusal> {
     let mut covered = Covered::new(steps.reached.to);
     while let Some(step) = steps.next() {

@@ -12,7 +12,7 @@ use proto::limits::CHUNK_BYTES;
 use proto::{Reason, Refusal};
 
 use super::{Answered, Requested};
-use crate::reply_stream::Output;
+use crate::reply_stream::ReplyStream;
 
 /// Relation maps have 512 or 524 bytes, two-phase files seldom more than a few thousand.
 const SEALED_FILE_BYTES_MAX: usize = 1 << 20;
@@ -23,7 +23,7 @@ const SEALED_FILE_PAUSE: Duration = Duration::from_millis(10);
 /// Sends a range of a file.
 pub(crate) fn answer(
     major: Major,
-    output: &mut Output,
+    output: &mut ReplyStream,
     requested: Requested<'_>,
     range: Range<u64>,
 ) -> Result<Answered, Refusal> {
@@ -41,7 +41,7 @@ pub(crate) fn answer(
 /// CRC and is read again.
 fn sealed_file(
     major: Major,
-    output: &mut Output,
+    output: &mut ReplyStream,
     requested: Requested<'_>,
     offset: u64,
 ) -> Result<Answered, Refusal> {
@@ -81,7 +81,7 @@ fn crc_fits(path: &DataPath, bytes: &[u8], major: Major) -> bool {
 /// Sends bytes of a file until the range is sent or it ends; returns how many were. What is read is accounted as
 /// `kind`.
 pub(super) fn chunks(
-    output: &mut Output,
+    output: &mut ReplyStream,
     kind: &'static str,
     requested: Requested<'_>,
     range: Range<u64>,

@@ -8,12 +8,12 @@ use proto::limits::RUN_PAGES;
 use proto::{PageHash, Refusal};
 
 use super::{Answered, Requested, pages};
-use crate::reply_stream::Output;
+use crate::reply_stream::ReplyStream;
 
 /// Sends hashes of a range of pages. Of a run of which the client's own hash is the same, only that.
 pub(crate) fn answer(
     control: &ControlFile,
-    output: &mut Output,
+    output: &mut ReplyStream,
     requested: Requested<'_>,
     range: BlockRange,
     own: &[PageHash],
@@ -46,7 +46,7 @@ pub(crate) fn answer(
 /// Hashes of a run of pages; fewer than it has if the file ends.
 fn run_hashes(
     control: &ControlFile,
-    output: &mut Output,
+    output: &mut ReplyStream,
     requested: Requested<'_>,
     run: BlockRange,
 ) -> Result<Vec<PageHash>, Refusal> {

@@ -5,9 +5,9 @@ use proto::Refusal;
 use proto::fetch::{BlockRange, Item, ItemBody, PageContent, Signatures};
 
 use super::{Answered, Requested};
-use crate::page_delta::Differences;
+use crate::page_delta::PageDifferences;
 use crate::page_reader::{Check, Pages};
-use crate::reply_stream::Output;
+use crate::reply_stream::ReplyStream;
 
 /// Pages read at once.
 const RUN_BLOCKS: u32 = 32;
@@ -15,15 +15,15 @@ const RUN_BLOCKS: u32 = 32;
 /// Sends pages.
 pub(crate) fn answer(
     control: &ControlFile,
-    output: &mut Output,
+    output: &mut ReplyStream,
     requested: Requested<'_>,
     ranges: &[BlockRange],
     signatures: Option<&Signatures>,
 ) -> Result<Answered, Refusal> {
-    let mut differences = Differences::new(signatures);
+    let mut differences = PageDifferences::new(signatures);
     let unit = requested.id;
     for range in ranges {
-        let give: &mut Give<'_> = &mut |output, block, content| {
+        let give: &mut SendPage<'_> = &mut |output, block, content| {
             let content = differences.next(content);
             output.send(Item { unit, body: ItemBody::Page { block, content } })
         };
@@ -33,16 +33,17 @@ pub(crate) fn answer(
 }
 
 /// Receives each page.
-pub(super) type Give<'g> = dyn FnMut(&mut Output, u32, PageContent) -> Result<(), Refusal> + 'g;
+pub(super) type SendPage<'g> =
+    dyn FnMut(&mut ReplyStream, u32, PageContent) -> Result<(), Refusal> + 'g;
 
 /// Reads pages in runs and hands each out; what is read is accounted as `kind`.
 pub(super) fn each(
     control: &ControlFile,
-    output: &mut Output,
+    output: &mut ReplyStream,
     kind: &'static str,
     requested: Requested<'_>,
     range: BlockRange,
-    give: &mut Give<'_>,
+    give: &mut SendPage<'_>,
 ) -> Result<(), Refusal> {
     let Requested { path, file, .. } = requested;
     let check = Check::of(path, control.has_checksums());

@@ -11,14 +11,14 @@ use proto::{PageHash, Reason, Refusal};
 
 use super::Answered;
 use crate::node;
-use crate::reply_stream::Output;
+use crate::reply_stream::ReplyStream;
 
 /// Segments one proof may cover, and at least one when each record is asked for.
 pub(super) const PROOF_SEGMENTS_MAX: u64 = 1 << 16;
 
 /// What is proven.
 #[derive(Clone, Copy)]
-pub(crate) struct Range {
+pub(crate) struct ProofRange {
     pub(crate) from: ProofStart,
     pub(crate) to: Lsn,
     /// Whether each record is sent, or a digest of each segment.
@@ -28,11 +28,11 @@ pub(crate) struct Range {
 /// Sends them.
 pub(crate) fn answer(
     wal: &LocalWal<'_>,
-    output: &mut Output,
+    output: &mut ReplyStream,
     unit: u64,
-    range: Range,
+    range: ProofRange,
 ) -> Result<Answered, Refusal> {
-    let Range { from, to, each_record } = range;
+    let ProofRange { from, to, each_record } = range;
     let (first, from) = match from {
         ProofStart::Record(lsn) => (lsn, Start::Record(lsn)),
         ProofStart::Segment(lsn) => (lsn, Start::FirstAfter(lsn)),

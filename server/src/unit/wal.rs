@@ -8,12 +8,12 @@ use pg_format::{BLOCK_BYTES, Lsn};
 use proto::Refusal;
 
 use super::{Answered, Requested, file};
-use crate::reply_stream::Output;
+use crate::reply_stream::ReplyStream;
 
 /// Sends WAL of a range of the segment that begins at `start`, but nothing behind the first page that was not
 /// written at its place: a recycled segment is full of old WAL that nobody needs.
 pub(crate) fn answer(
-    output: &mut Output,
+    output: &mut ReplyStream,
     requested: Requested<'_>,
     start: Lsn,
     range: Range<u64>,

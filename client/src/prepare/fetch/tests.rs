@@ -98,7 +98,7 @@ impl Staging {
         }
         let run = self.runs.fetch_add(1, Ordering::Relaxed);
         let recovered = Recovered::read(&**self.disk(), plan).expect("readable");
-        let wanted = Wanted { plan, run, recovered, wal, own, covered: heard };
+        let wanted = FetchWanted { plan, run, recovered, wal, own, covered: heard };
         fetch(&session, self.disk(), wanted, Arc::new(Told::default())).await
     }
 

@@ -73,7 +73,7 @@ fn unit(id: u64, count: u32) -> Unit {
 }
 
 fn work(units: Vec<Unit>) -> Work {
-    Work { units, later: None, prepare: Arc::new(AsTheyAre), start: Start::Together }
+    Work { units, later: None, prepare: Arc::new(AsTheyAre), start: PoolStart::Together }
 }
 
 async fn fetched(session: &Session, work: Work) -> (Result<Carried, RewindError>, Came) {

@@ -16,7 +16,7 @@ use crate::error::{Class, RewindError};
 use crate::source::Session;
 use crate::source::connect::Connection;
 use crate::source::in_flight::is_finished;
-use crate::source::requests::{Asked, Place, ask};
+use crate::source::requests::{LastAsked, Place, ask};
 
 /// Pause before a lost connection is made again: a server that refuses must not be hammered.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -27,7 +27,7 @@ const WINDOW_BYTES_MIN: u64 = 1 << 20;
 /// Round trip of a link on which waiting for one costs more than connections that end unevenly.
 const LONG: Duration = Duration::from_millis(5);
 
-pub(super) struct Worker {
+pub(super) struct ConnectionWorker {
     session: Session,
     /// Counts the connections of this run.
     number: usize,
@@ -46,7 +46,7 @@ enum Ended {
     Broken(CallError),
 }
 
-impl Worker {
+impl ConnectionWorker {
     pub(super) fn new(
         session: &Session,
         shared: &Arc<Shared>,
@@ -180,7 +180,7 @@ impl Worker {
         checked: mpsc::Sender<Frame>,
     ) -> Ended {
         let (requests, queue) = mpsc::channel(self.session.buffers().requests);
-        let asked = Arc::new(Asked::default());
+        let asked = Arc::new(LastAsked::default());
         let asking = tokio::spawn(ask(
             Arc::clone(&self.shared),
             Arc::clone(&asked),
@@ -213,7 +213,7 @@ impl Worker {
         &mut self,
         frames: &mut proto::client::Frames,
         checked: &mpsc::Sender<Frame>,
-        asked: &Asked,
+        asked: &LastAsked,
     ) -> Ended {
         let limit = PROGRESS_TIMEOUT.min(self.session.patience());
         loop {
