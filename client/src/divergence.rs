@@ -9,7 +9,7 @@ pub mod source_changes;
 pub mod target_changes;
 pub mod undecided;
 
-use data_dir::window::Window;
+use data_dir::wal::summary::WalSummary;
 use pg_format::Lsn;
 use pg_format::backup_label::ReplayStart;
 
@@ -21,7 +21,7 @@ use crate::target::wal_archive::RestoredSegment;
 #[derive(Debug)]
 pub struct TargetChanges {
     /// The pages, as its WAL names them.
-    pub window: Window,
+    pub wal_summary: WalSummary,
     /// Where replay from that checkpoint begins.
     pub start: ReplayStart,
 }

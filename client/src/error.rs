@@ -6,7 +6,7 @@ use std::{fmt, io};
 use data_dir::OpenError;
 use data_dir::control::ControlError;
 use data_dir::wal::WalError;
-use proto::status::{CallError, Reason};
+use proto::refusal::{CallError, Reason};
 
 /// An exit code of the program. README and `--help` show all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

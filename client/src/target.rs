@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use data_dir::control::Control;
 use data_dir::dir::read_at;
-use data_dir::secret::{holds_private_key, is_key_name};
+use data_dir::private_keys::{holds_private_key, is_key_name};
 use data_dir::wal::LocalWal;
 use data_dir::{DataDir, Entry};
 use pg_format::relation::tablespace_version_directory;

@@ -1,4 +1,9 @@
-//! Reading WAL from segment files, wherever each of them comes from.
+//! Reading WAL from segment files, wherever each of them comes from. What its records say is summed up in [`summary`].
+
+pub mod digest;
+pub mod parallel_scan;
+pub mod summarize;
+pub mod summary;
 
 use std::fs::File;
 use std::io;
@@ -89,7 +94,7 @@ pub fn scan(
     start: Start,
     sink: &mut RecordSink<'_>,
 ) -> Result<Scanned, WalError> {
-    scan_pages(segments, context, start, (FirstPage::Checked, sink))
+    scan_pages(segments, context, start, FirstPage::Checked, sink)
 }
 
 /// Whether the first page of every segment must be sound, as the server wants it.
@@ -103,7 +108,8 @@ fn scan_pages(
     segments: &dyn Segments,
     context: WalContext,
     start: Start,
-    (first_page, sink): (FirstPage, &mut RecordSink<'_>),
+    first_page: FirstPage,
+    sink: &mut RecordSink<'_>,
 ) -> Result<Scanned, WalError> {
     let mut decoder = Decoder::new(context, start);
     let size = context.segment_size;
@@ -181,8 +187,8 @@ pub fn records_after(
                 ControlFlow::Break(())
             };
             // The damage may be in the very page that vouches for its segment.
-            let how: (_, &mut RecordSink<'_>) = (FirstPage::Ignored, &mut note);
-            scan_pages(segments, context, Start::FirstAfter(page), how)?;
+            let start = Start::FirstAfter(page);
+            scan_pages(segments, context, start, FirstPage::Ignored, &mut note)?;
             if found.is_some() {
                 return Ok(found);
             }

@@ -64,12 +64,13 @@ impl DataDir {
         visit: &mut dyn FnMut(Entry) -> io::Result<()>,
     ) -> io::Result<()> {
         let root = self.root().try_clone_to_owned()?;
-        self.walk_directory((&root, None), version_directory, enter, visit)
+        self.walk_directory(&root, None, version_directory, enter, visit)
     }
 
     fn walk_directory(
         &self,
-        (directory, path): (&OwnedFd, Option<&DataPath>),
+        directory: &OwnedFd,
+        path: Option<&DataPath>,
         version_directory: &str,
         enter: &dyn Fn(&DataPath) -> bool,
         visit: &mut dyn FnMut(Entry) -> io::Result<()>,
@@ -90,13 +91,12 @@ impl DataDir {
                 continue;
             }
             let open = enter(&child);
-            match self.entry(directory, &name, (child, open)) {
+            match self.entry(directory, &name, child, open) {
                 Ok((entry, below)) => {
                     let path = entry.path.clone();
                     visit(entry)?;
                     if let Some(below) = below {
-                        let below = (&below, Some(&path));
-                        self.walk_directory(below, version_directory, enter, visit)?;
+                        self.walk_directory(&below, Some(&path), version_directory, enter, visit)?;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -111,7 +111,8 @@ impl DataDir {
         &self,
         directory: &OwnedFd,
         name: &str,
-        (path, open): (DataPath, bool),
+        path: DataPath,
+        open: bool,
     ) -> io::Result<(Entry, Option<OwnedFd>)> {
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         let stat = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)?;

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use pg_format::BLOCK_SIZE;
-use proto::delta::{AnyOffset, PageCodec, SIGNATURE_BYTES};
+use proto::delta::{AnyOffset, SIGNATURE_BYTES};
 
 fuzz_target!(|input: &[u8]| {
     let codec = AnyOffset::new(input.len() as u64);

@@ -8,9 +8,9 @@ use std::process::Command;
 
 use client::target::wal_context;
 use data_dir::DataDir;
-use data_dir::runs::Runs;
+use data_dir::wal::parallel_scan::Runs;
+use data_dir::wal::summarize::scan_summary_in;
 use data_dir::wal::{LocalWal, Scanned, scan};
-use data_dir::window_scan::scan_window_in;
 use integration_tests::cluster::{Install, Node, write};
 use integration_tests::pair::{Pair, Shape};
 use integration_tests::user::run;
@@ -243,7 +243,7 @@ fn several_read_like_one(node: &Node, control: &ControlFile, (start, end): (Lsn,
             let context = wal_context(control);
             let wal = LocalWal { directory: &directory, history: &history, context };
             let runs = Runs { start: Start::Record(start), last, segments, end: Lsn::MAX };
-            scan_window_in(&wal, context, runs, middle).expect("scanned")
+            scan_summary_in(&wal, context, runs, middle).expect("scanned")
         };
         let (alone, alone_scanned) = window(1, first);
         for (segments, last) in [(1, last), (2, last), (3, last + 5), (7, last - 2)] {

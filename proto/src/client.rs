@@ -16,7 +16,7 @@ use crate::limits::{
     FRAME_MESSAGE_BYTES_MAX, LIST_BATCH_BYTES_MAX, NODE_MESSAGE_BYTES_MAX, UNARY_TIMEOUT,
 };
 use crate::model::{Description, FileEntry, Sealed};
-use crate::status::CallError;
+use crate::refusal::CallError;
 use crate::wire::rejoin_client::RejoinClient;
 use crate::{PROTOCOL_VERSION, wire};
 

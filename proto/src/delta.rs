@@ -34,18 +34,6 @@ const PAGE_WORDS: usize = BLOCK_SIZE / WORD;
 #[error("a page difference is malformed")]
 pub struct Malformed;
 
-/// How pages travel as differences.
-pub trait PageCodec {
-    /// What the other end is told of a page; anything shorter than a page counts as zeros at its end.
-    fn sign(&self, old: &[u8]) -> [u8; SIGNATURE_BYTES];
-
-    /// What makes `page` of the page that was signed; `None` if it has nothing in common with it.
-    fn encode(&self, signature: &[u8; SIGNATURE_BYTES], page: &[u8]) -> Option<Vec<u8>>;
-
-    /// Rebuilds a page. It is the right one only if its hash says so.
-    fn apply(&self, old: &[u8], delta: &[u8]) -> Result<Vec<u8>, Malformed>;
-}
-
 /// Blocks found at any offset, by hashes that depend on a seed: a pair of pages that is unlucky with one
 /// is not with the next.
 #[derive(Debug, Clone, Copy)]
@@ -202,8 +190,9 @@ impl Writer<'_> {
     }
 }
 
-impl PageCodec for AnyOffset {
-    fn sign(&self, old: &[u8]) -> [u8; SIGNATURE_BYTES] {
+impl AnyOffset {
+    /// What the other end is told of a page; anything shorter than a page counts as zeros at its end.
+    pub fn sign(&self, old: &[u8]) -> [u8; SIGNATURE_BYTES] {
         let words = words(&without_states(old).0);
         let mut signature = [0; SIGNATURE_BYTES];
         let (places, _) = signature.as_chunks_mut::<HASH>();
@@ -214,7 +203,8 @@ impl PageCodec for AnyOffset {
         signature
     }
 
-    fn encode(&self, signature: &[u8; SIGNATURE_BYTES], page: &[u8]) -> Option<Vec<u8>> {
+    /// What makes `page` of the page that was signed; `None` if it has nothing in common with it.
+    pub fn encode(&self, signature: &[u8; SIGNATURE_BYTES], page: &[u8]) -> Option<Vec<u8>> {
         const LAST: usize = HEADER_WORDS + (BLOCKS - 1) * BLOCK_WORDS;
         let index = Index::new(signature);
         let (page, states) = without_states(page);
@@ -245,7 +235,11 @@ impl PageCodec for AnyOffset {
         copies.then_some(writer.delta)
     }
 
-    fn apply(&self, old: &[u8], delta: &[u8]) -> Result<Vec<u8>, Malformed> {
+    /// Rebuilds a page. It is the right one only if its hash says so.
+    ///
+    /// # Errors
+    /// The difference does not make a page of anything.
+    pub fn apply(&self, old: &[u8], delta: &[u8]) -> Result<Vec<u8>, Malformed> {
         let (old, _) = without_states(old);
         let mut page = Vec::with_capacity(BLOCK_SIZE);
         let mut rest = delta;

@@ -5,7 +5,7 @@ pub use pg_format::BlockRange;
 use pg_format::{BLOCK_SIZE, BlockSet, DataPath, Lsn, RelationPath, RelationSegment, TimelineId};
 
 use crate::PageHash;
-use crate::delta::PageCodec;
+use crate::delta::AnyOffset;
 
 /// One piece of work for the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,7 +197,7 @@ pub struct PageDifference {
 
 impl PageDifference {
     /// Rebuilds the page; `None` if the result is not what the hash says.
-    pub fn rebuild(&self, codec: &dyn PageCodec, own: &[u8]) -> Option<VerifiedPage> {
+    pub fn rebuild(&self, codec: &AnyOffset, own: &[u8]) -> Option<VerifiedPage> {
         let page = codec.apply(own, &self.delta).ok()?;
         VerifiedPage::check(self.hash, page.into())
     }

@@ -40,9 +40,17 @@ impl RateLimit {
     }
 }
 
+/// A text that is no rate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is not a rate like 500k, 20M or 1G")]
+pub struct NotARate(String);
+
 /// Reads a rate like `500k`, `20M` or a plain number of bytes; k, M and G multiply by 1024.
-pub fn parse_rate(text: &str) -> Result<u64, String> {
-    let bad = || format!("\"{text}\" is not a rate like 500k, 20M or 1G");
+///
+/// # Errors
+/// It is none, or more than fits.
+pub fn parse_rate(text: &str) -> Result<u64, NotARate> {
+    let bad = || NotARate(text.to_owned());
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits.parse().map_err(|_| bad())?;
     let factor = match &text[digits.len()..] {

@@ -14,7 +14,7 @@ use crate::fetch::Unit;
 use crate::frame::Frame;
 use crate::limits::{REQUEST_MESSAGE_BYTES_MAX, UNITS_PER_MESSAGE_MAX, ZSTD_LEVEL};
 use crate::model::{Description, FileEntry, Sealed};
-use crate::status::{CallError, Reason, Refusal};
+use crate::refusal::{CallError, Reason, Refusal};
 use crate::tls::Peer;
 use crate::wire::rejoin_server::{Rejoin, RejoinServer};
 use crate::{PROTOCOL_VERSION, wire};

@@ -62,14 +62,24 @@ pub(crate) struct Level {
     frames: u32,
     busy: Duration,
     waited: Duration,
-    /// Frames on which the next better level is still to be tried, and what the two have made of those
-    /// so far.
-    trying: Option<(u32, usize, usize)>,
+    /// The next better level, while it is tried.
+    trying: Option<Trial>,
     rest: u32,
     /// Judgements in a row that found it waiting little.
     unhindered: u32,
     did_not_shrink: u32,
     send_plain: u32,
+}
+
+/// What became of frames that were packed at two levels.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    /// Frames that are still to be tried.
+    frames: u32,
+    /// Bytes of the others at the level in use.
+    in_use: usize,
+    /// Bytes of them at the next better one.
+    better: usize,
 }
 
 impl Level {
@@ -108,7 +118,7 @@ impl Level {
         if let Some(trying) = self.trying
             && let Some(also) = sent.also
         {
-            self.tried(trying, (sent.packed, also));
+            self.tried(trying, sent.packed, also);
         }
         self.busy += sent.busy;
         self.waited += sent.waited;
@@ -118,13 +128,15 @@ impl Level {
         }
     }
 
-    fn tried(&mut self, (left, here, there): (u32, usize, usize), frame: (usize, usize)) {
-        let (left, here, there) = (left - 1, here + frame.0, there + frame.1);
-        self.trying = (left > 0).then_some((left, here, there));
-        if left > 0 {
+    /// Notes the bytes of a frame at the level in use and at the one that is tried.
+    fn tried(&mut self, trial: Trial, in_use: usize, better: usize) {
+        let frames = trial.frames - 1;
+        let (in_use, better) = (trial.in_use + in_use, trial.better + better);
+        self.trying = (frames > 0).then_some(Trial { frames, in_use, better });
+        if frames > 0 {
             return;
         }
-        match (there as f64) < here as f64 * (1.0 - GAIN_MIN) {
+        match (better as f64) < in_use as f64 * (1.0 - GAIN_MIN) {
             true => self.index += 1,
             false => self.rest = REST,
         }
@@ -144,7 +156,7 @@ impl Level {
             // The link is busy after all.
             self.index = FIRST;
         } else if share > WAITS_LONG && self.index + 1 < LEVELS.len() && self.rest == 0 {
-            self.trying.get_or_insert((FRAMES_TRIED, 0, 0));
+            self.trying.get_or_insert(Trial { frames: FRAMES_TRIED, in_use: 0, better: 0 });
         }
     }
 }

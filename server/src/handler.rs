@@ -47,7 +47,8 @@ const WORKERS_LEAVE: Duration = Duration::from_secs(2);
 impl Calls {
     pub(crate) fn new(
         pgdata: PathBuf,
-        (allow, queues): (Arc<AllowList>, Queues),
+        allow: Arc<AllowList>,
+        queues: Queues,
         rates: Option<Arc<RateLimits>>,
         sessions: Arc<AuditSessions>,
     ) -> Self {

@@ -1,6 +1,6 @@
 //! Sends of a page only what the client's own does not hold, where the client said what that is.
 
-use proto::delta::{AnyOffset, PageCodec as _, SIGNATURE_BYTES};
+use proto::delta::{AnyOffset, SIGNATURE_BYTES};
 use proto::fetch::{PageContent, PageDifference, Signatures};
 
 /// The signatures of one unit, taken in the order of its pages.

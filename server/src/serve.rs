@@ -79,7 +79,7 @@ pub async fn serve(
     let watcher = tokio::spawn(watch(reloaded, reload));
 
     let rates = config.max_rate.map(|rate| Arc::new(RateLimits::new(rate)));
-    let calls = Arc::new(Calls::new(config.pgdata, (config.allow, config.queues), rates, sessions));
+    let calls = Arc::new(Calls::new(config.pgdata, config.allow, config.queues, rates, sessions));
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(SERVICE, ServingStatus::Serving).await;
     let draining = stop.clone();

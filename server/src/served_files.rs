@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 use data_dir::DataDir;
-use data_dir::secret::{holds_private_key, is_key_name};
+use data_dir::private_keys::{holds_private_key, is_key_name};
 use pg_format::conf::{self, ConfLine};
 use pg_format::file_class::EMPTIED_DIRECTORIES;
 use pg_format::relation::is_of_version;

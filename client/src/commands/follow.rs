@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use data_dir::proof;
+use data_dir::wal::digest;
 use pg_format::wal::Start;
 use pg_format::{Lsn, TimelineHistory};
 use proto::fetch::{ItemBody, ProofStart, Unit, UnitKind};
@@ -28,7 +28,7 @@ fn records(
     let context = wal_context(&target.control.file);
     let wal = data_dir::wal::LocalWal { directory: &target.directory, history, context };
     let mut records = Vec::new();
-    proof::records(&wal, context, Start::FirstAfter(start), end, &mut |lsn, crc| {
+    digest::records(&wal, context, Start::FirstAfter(start), end, &mut |lsn, crc| {
         records.push((lsn, crc));
         ControlFlow::Continue(())
     })?;

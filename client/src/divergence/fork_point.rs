@@ -3,9 +3,9 @@
 
 use std::ops::ControlFlow;
 
-use data_dir::proof::{self, SegmentDigest};
+use data_dir::wal::digest::{self, SegmentDigest};
+use data_dir::wal::summary::WalSummary;
 use data_dir::wal::{LocalWal, Segments as _};
-use data_dir::window::Window;
 use pg_format::Lsn;
 use pg_format::wal::Start;
 use proto::fetch::{Item, ItemBody, ProofStart, Unit, UnitKind};
@@ -48,7 +48,7 @@ fn both(search: &Search<'_>, local: &LocalWal<'_>, number: u64) -> Result<bool, 
     Ok(theirs && ours.is_some())
 }
 
-/// First of the segments that both nodes have without a gap up to `to`, no more of them than a window
+/// First of the segments that both nodes have without a gap up to `to`, no more of them than a WAL summary
 /// from `start` on needs; `None` if there are none.
 fn first_common(
     search: &Search<'_>,
@@ -58,7 +58,7 @@ fn first_common(
 ) -> Result<Option<u64>, Undecided> {
     let size = local.context.segment_size;
     let last = size.segment_of(Lsn::new(to.as_u64().saturating_sub(1)));
-    // One segment more than the window: a fork close behind a segment's start proves little.
+    // One segment more than the WAL summary: a fork close behind a segment's start proves little.
     let wanted = size.segment_of(start).min(last).saturating_sub(1);
     let mut first = last + 1;
     while first > wanted && both(search, local, first - 1)? {
@@ -95,7 +95,7 @@ pub fn ask_early(
 pub fn prove(
     search: &Search<'_>,
     wal: &TargetWal<'_>,
-    own: &Window,
+    own: &WalSummary,
     to: Lsn,
     mut early: Option<Early>,
 ) -> Result<Lsn, Undecided> {
@@ -137,7 +137,7 @@ fn first_difference(
 ) -> Result<Lsn, Undecided> {
     let mut ours = Vec::new();
     let from = Start::FirstAfter(range.start);
-    let our_end = proof::digests(local, local.context, from, range.end, &mut |digest| {
+    let our_end = digest::digests(local, local.context, from, range.end, &mut |digest| {
         ours.push(digest);
         ControlFlow::Continue(())
     })?;
@@ -167,7 +167,7 @@ fn first_different_record(
     let SearchRange { start, end: to } = range;
     let mut ours = Vec::new();
     let from = Start::FirstAfter(start);
-    let our_end = proof::records(local, local.context, from, to, &mut |lsn, crc| {
+    let our_end = digest::records(local, local.context, from, to, &mut |lsn, crc| {
         ours.push((lsn, crc));
         ControlFlow::Continue(())
     })?;

@@ -9,8 +9,8 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use data_dir::dir::read_at;
-use data_dir::window::{Checkpoint, Window};
-use data_dir::window_scan::checkpoints_before;
+use data_dir::wal::summarize::checkpoints_before;
+use data_dir::wal::summary::{Checkpoint, WalSummary};
 use data_dir::{Entry, EntryKind};
 use pg_format::control_file::WalLevel;
 use pg_format::page::Page;
@@ -48,10 +48,10 @@ impl Past {
         start: Lsn,
         fork: Lsn,
         control: &ControlFile,
-        window: &Window,
+        wal_summary: &WalSummary,
         history: &TimelineHistory,
     ) -> Self {
-        let ends = window.promotions.iter().copied();
+        let ends = wal_summary.promotions.iter().copied();
         let timelines = history.spans().iter().map(|span| span.begin);
         let promoted_at = ends.chain(timelines).filter(|at| *at > start).max();
         let in_recovery = matches!(
@@ -60,20 +60,20 @@ impl Past {
                 | ClusterState::ShutDownInRecovery
                 | ClusterState::InCrashRecovery
         );
-        let recovered = shutdowns_within(window, control).any(|lsn| lsn >= fork);
+        let recovered = shutdowns_within(wal_summary, control).any(|lsn| lsn >= fork);
         Self { was_standby: in_recovery || recovered || promoted_at.is_some(), promoted_at }
     }
 }
 
-/// Shutdown checkpoints behind the window's start after which the node ran again. They are written when it stops and when recovery ends.
+/// Shutdown checkpoints behind the WAL summary's start after which the node ran again. They are written when it stops and when recovery ends.
 fn shutdowns_within<'w>(
-    window: &'w Window,
+    wal_summary: &'w WalSummary,
     control: &'w ControlFile,
 ) -> impl Iterator<Item = Lsn> + 'w {
-    let shutdowns = window.checkpoints.iter().filter(|checkpoint| checkpoint.shutdown);
+    let shutdowns = wal_summary.checkpoints.iter().filter(|checkpoint| checkpoint.shutdown);
     let last = control.checkpoint;
     let is_stopped = control.state == ClusterState::ShutDown;
-    let lsns = shutdowns.map(|checkpoint| checkpoint.lsn).filter(|lsn| *lsn > window.start);
+    let lsns = shutdowns.map(|checkpoint| checkpoint.lsn).filter(|lsn| *lsn > wal_summary.start);
     lsns.filter(move |lsn| !is_stopped || *lsn != last)
 }
 
@@ -116,11 +116,11 @@ pub(crate) fn before_open_transactions(
 
 /// Until the first checkpoint of a promoted node has ended, index pages that replay had changed may get marks
 /// of rows that a lost transaction deleted, without WAL.
-pub(crate) fn check_promotion(past: Past, window: &Window) -> Result<(), NotPossible> {
-    let (Some(promoted), Some(commit)) = (past.promoted_at, window.first_commit) else {
+pub(crate) fn check_promotion(past: Past, wal_summary: &WalSummary) -> Result<(), NotPossible> {
+    let (Some(promoted), Some(commit)) = (past.promoted_at, wal_summary.first_commit) else {
         return Ok(());
     };
-    let own = window.checkpoints.iter().find(|checkpoint| checkpoint.lsn > promoted);
+    let own = wal_summary.checkpoints.iter().find(|checkpoint| checkpoint.lsn > promoted);
     let flushed = own.map_or(Lsn::MAX, |checkpoint| checkpoint.lsn);
     if commit >= flushed {
         return Ok(());
@@ -131,8 +131,8 @@ pub(crate) fn check_promotion(past: Past, window: &Window) -> Result<(), NotPoss
     )))
 }
 
-/// Whether hints were logged throughout a window, and `wal_level` was high enough.
-pub(crate) fn check_window(window: &Window, target: &Target) -> Result<(), NotPossible> {
+/// Whether hints were logged throughout a WAL summary, and `wal_level` was high enough.
+pub(crate) fn check_summary(wal_summary: &WalSummary, target: &Target) -> Result<(), NotPossible> {
     let control = &target.control.file;
     let refuse = |why: String| Err(NotPossible::new(why));
     if !control.logs_hints() {
@@ -141,33 +141,33 @@ pub(crate) fn check_window(window: &Window, target: &Target) -> Result<(), NotPo
                 .to_owned(),
         );
     }
-    if !control.wal_log_hints || window.settings_changed_at.is_some() {
-        if let Some(at) = window.settings_changed_at.filter(|_| !control.writes_checksums()) {
+    if !control.wal_log_hints || wal_summary.settings_changed_at.is_some() {
+        if let Some(at) = wal_summary.settings_changed_at.filter(|_| !control.writes_checksums()) {
             return refuse(format!(
                 "settings changed on the target at {at}, wal_log_hints may have been off before"
             ));
         }
-        check_checksums(window, target)?;
+        check_checksums(wal_summary, target)?;
     }
     if control.wal_level == WalLevel::Minimal {
         return refuse(
             "wal_level is minimal on the target: its WAL does not name every page".to_owned(),
         );
     }
-    if let Some(at) = window.minimal_at {
+    if let Some(at) = wal_summary.minimal_at {
         return refuse(format!("wal_level was minimal on the target at {at}"));
     }
-    if let Some(at) = window.checksums_changed_at {
+    if let Some(at) = wal_summary.checksums_changed_at {
         return refuse(format!("checksums were switched on the target at {at}"));
     }
-    if let Some(at) = window.extension_at {
+    if let Some(at) = wal_summary.extension_at {
         return refuse(format!(
             "the target's WAL has a record of an extension's own resource manager at {at}: what it changes is \
              known to the extension alone (files the extension keeps in the data directory are not touched \
              without --extra-files mirror)"
         ));
     }
-    match window.unknown_at {
+    match wal_summary.unknown_at {
         Some(at) => refuse(format!("the target's WAL has a record of unknown effect at {at}")),
         None => Ok(()),
     }
@@ -176,10 +176,10 @@ pub(crate) fn check_window(window: &Window, target: &Target) -> Result<(), NotPo
 /// Where hints are logged because of checksums alone, those must have been on throughout. `pg_checksums` works on
 /// a stopped node and writes pages and `pg_control`, but no WAL. It writes each page that has no checksum yet:
 /// where it was at work no file with one is older.
-fn check_checksums(window: &Window, target: &Target) -> Result<(), NotPossible> {
+fn check_checksums(wal_summary: &WalSummary, target: &Target) -> Result<(), NotPossible> {
     let control = &target.control.file;
     // What was written in the second of a running node's checkpoint may have been written after it.
-    let times = window.checkpoints.iter().map(|checkpoint| {
+    let times = wal_summary.checkpoints.iter().map(|checkpoint| {
         checkpoint.checkpoint.time.saturating_add(i64::from(checkpoint.shutdown))
     });
     if let Some(first) = times.min()
@@ -187,7 +187,7 @@ fn check_checksums(window: &Window, target: &Target) -> Result<(), NotPossible> 
     {
         return Ok(());
     }
-    if let Some(at) = shutdowns_within(window, control).next() {
+    if let Some(at) = shutdowns_within(wal_summary, control).next() {
         return Err(not_known(&format!("it was stopped at {at} and started again")));
     }
     match control.state {
@@ -281,9 +281,9 @@ mod tests {
     }
 
     /// WAL from 100 to 900 with these checkpoints.
-    fn window(checkpoints: &[Checkpoint]) -> Window {
+    fn wal_summary(checkpoints: &[Checkpoint]) -> WalSummary {
         let checkpoints = checkpoints.to_vec();
-        Window { start: lsn(100), end: lsn(900), checkpoints, ..Window::default() }
+        WalSummary { start: lsn(100), end: lsn(900), checkpoints, ..WalSummary::default() }
     }
 
     fn first() -> TimelineHistory {
@@ -291,8 +291,8 @@ mod tests {
     }
 
     /// A node whose WAL begins at 100 and parts from the source's at 500.
-    fn past(control: &ControlFile, window: &Window, history: &TimelineHistory) -> Past {
-        Past::since(lsn(100), lsn(500), control, window, history)
+    fn past(control: &ControlFile, wal_summary: &WalSummary, history: &TimelineHistory) -> Past {
+        Past::since(lsn(100), lsn(500), control, wal_summary, history)
     }
 
     fn primary() -> ControlFile {
@@ -301,10 +301,10 @@ mod tests {
 
     #[test]
     fn a_primary_since_then_was_no_standby() {
-        let was = past(&primary(), &window(&[checkpoint(300, false)]), &first());
+        let was = past(&primary(), &wal_summary(&[checkpoint(300, false)]), &first());
         assert_eq!(was, Past { was_standby: false, promoted_at: None });
         // It was stopped and started before the fork, as crash recovery does.
-        let was = past(&primary(), &window(&[checkpoint(300, true)]), &first());
+        let was = past(&primary(), &wal_summary(&[checkpoint(300, true)]), &first());
         assert!(!was.was_standby);
     }
 
@@ -316,26 +316,26 @@ mod tests {
             ClusterState::InCrashRecovery,
         ] {
             let control = ControlFile { state, ..primary() };
-            assert!(past(&control, &window(&[]), &first()).was_standby, "{state:?}");
+            assert!(past(&control, &wal_summary(&[]), &first()).was_standby, "{state:?}");
         }
     }
 
     #[test]
     fn a_promotion_tells_a_standby_and_when_it_ended() {
-        let promoted = Window { promotions: vec![lsn(600)], ..window(&[]) };
+        let promoted = WalSummary { promotions: vec![lsn(600)], ..wal_summary(&[]) };
         let was = past(&primary(), &promoted, &first());
         assert_eq!(was, Past { was_standby: true, promoted_at: Some(lsn(600)) });
         // The record may be gone; the history has the switch.
         let two = TimelineId::new(2).unwrap();
         let history = TimelineHistory::parse(two, b"1\t0/258\tx\n").unwrap();
-        assert_eq!(past(&primary(), &window(&[]), &history).promoted_at, Some(lsn(0x258)));
+        assert_eq!(past(&primary(), &wal_summary(&[]), &history).promoted_at, Some(lsn(0x258)));
         let earlier = TimelineHistory::parse(two, b"1\t0/50\tx\n").unwrap();
-        assert_eq!(past(&primary(), &window(&[]), &earlier).promoted_at, None);
+        assert_eq!(past(&primary(), &wal_summary(&[]), &earlier).promoted_at, None);
     }
 
     #[test]
     fn a_standby_without_its_signal_file_is_told_by_its_shutdown_checkpoint() {
-        let running = window(&[checkpoint(600, true)]);
+        let running = wal_summary(&[checkpoint(600, true)]);
         assert!(past(&primary(), &running, &first()).was_standby);
         // The last word of a node that is stopped is its own stop.
         let stopped =
@@ -349,8 +349,8 @@ mod tests {
     fn commits_before_the_first_own_checkpoint_may_have_left_marks() {
         let promoted = Past { was_standby: true, promoted_at: Some(lsn(500)) };
         let commits = |at: Option<u64>, checkpoints: &[Checkpoint]| {
-            let window = Window { first_commit: at.map(lsn), ..window(checkpoints) };
-            check_promotion(promoted, &window)
+            let wal_summary = WalSummary { first_commit: at.map(lsn), ..wal_summary(checkpoints) };
+            check_promotion(promoted, &wal_summary)
         };
         let own = [checkpoint(400, false), checkpoint(700, false)];
         assert!(commits(Some(650), &own).is_err());
@@ -358,15 +358,16 @@ mod tests {
         assert!(commits(Some(750), &own).is_ok(), "after it");
         assert!(commits(None, &own).is_ok(), "nothing was lost");
         let never = Past { was_standby: true, promoted_at: None };
-        let window = Window { first_commit: Some(lsn(650)), ..window(&own) };
-        assert!(check_promotion(never, &window).is_ok());
+        let wal_summary = WalSummary { first_commit: Some(lsn(650)), ..wal_summary(&own) };
+        assert!(check_promotion(never, &wal_summary).is_ok());
     }
 
     #[test]
     fn shutdowns_after_which_a_node_ran_again_are_told_from_its_last() {
-        let window = window(&[checkpoint(100, true), checkpoint(300, true), checkpoint(600, true)]);
-        let running = |control: &ControlFile| shutdowns_within(&window, control).count();
-        assert_eq!(running(&primary()), 2, "the one at the window's start does not count");
+        let wal_summary =
+            wal_summary(&[checkpoint(100, true), checkpoint(300, true), checkpoint(600, true)]);
+        let running = |control: &ControlFile| shutdowns_within(&wal_summary, control).count();
+        assert_eq!(running(&primary()), 2, "the one at the wal_summary's start does not count");
         let stopped =
             ControlFile { state: ClusterState::ShutDown, checkpoint: lsn(600), ..control() };
         assert_eq!(running(&stopped), 1);

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use data_dir::window::Window;
+use data_dir::wal::summary::WalSummary;
 use pg_format::{Lsn, PageMap};
 use proto::fetch::{Change, Item, ItemBody, Reached, Unit, UnitKind};
 
@@ -39,13 +39,13 @@ impl EarlyChanges {
 #[derive(Debug)]
 pub struct ChangesOfBoth {
     /// All blocks that may differ, or why that is not known.
-    pub window: Result<Window, NotPossible>,
+    pub wal_summary: Result<WalSummary, NotPossible>,
 }
 
 impl ChangesOfBoth {
     /// They were not asked for.
     pub fn not_asked_for() -> Self {
-        Self { window: Err(NotPossible::new("it was not asked for")) }
+        Self { wal_summary: Err(NotPossible::new("it was not asked for")) }
     }
 
     /// Asks the source what it changed between the fork point and its newest checkpoint, and adds the target's own
@@ -58,26 +58,26 @@ impl ChangesOfBoth {
         divergence: &Divergence,
         early: Option<EarlyChanges>,
     ) -> Result<Self, RewindError> {
-        match window(source, divergence, early).await {
-            Ok(window) => Ok(Self { window: Ok(window) }),
-            Err(Undecided::NotPossible(why)) => Ok(Self { window: Err(why) }),
+        match wal_summary(source, divergence, early).await {
+            Ok(wal_summary) => Ok(Self { wal_summary: Ok(wal_summary) }),
+            Err(Undecided::NotPossible(why)) => Ok(Self { wal_summary: Err(why) }),
             Err(Undecided::Failed(error)) => Err(error),
         }
     }
 }
 
-async fn window(
+async fn wal_summary(
     source: &Source,
     divergence: &Divergence,
     early: Option<EarlyChanges>,
-) -> Result<Window, Undecided> {
+) -> Result<WalSummary, Undecided> {
     let target = divergence.target_changes.as_ref().map_err(Clone::clone)?;
     let fork = divergence.fork.ok_or_else(|| Undecided::new("the fork point is not proven"))?.lsn;
-    let mut window = target.window.clone();
+    let mut wal_summary = target.wal_summary.clone();
     let redo = source.snapshot.checkpoint().redo;
-    // The target's window reaches back to it, and the source had not yet gone its own way.
+    // The target's WAL summary reaches back to it, and the source had not yet gone its own way.
     if redo <= fork {
-        return Ok(window);
+        return Ok(wal_summary);
     }
     has_wal(&source.snapshot, fork..redo)?;
     let answer = match early {
@@ -93,8 +93,8 @@ async fn window(
         }
         answer => answer?,
     };
-    window.absorb(gathered.whole(fork..redo)?);
-    Ok(window)
+    wal_summary.absorb(gathered.whole(fork..redo)?);
+    Ok(wal_summary)
 }
 
 /// Whether the source has its WAL of a range.
@@ -129,7 +129,7 @@ const CHANGES_MAX: u32 = 4 << 20;
 /// The pieces of an answer, put together as they come.
 #[derive(Debug, Default)]
 pub struct Gathered {
-    window: Window,
+    wal_summary: WalSummary,
     last: Option<Reached>,
     /// Changes since then.
     since: u32,
@@ -144,19 +144,19 @@ impl Gathered {
         }
         match change {
             Change::Blocks { segment, blocks } => {
-                self.window.pages.absorb_segment(segment, &blocks);
+                self.wal_summary.pages.absorb_segment(segment, &blocks);
             }
             Change::Relation { relation, created, cut_to } => {
                 if created {
-                    self.window.created.insert(relation);
+                    self.wal_summary.created.insert(relation);
                 }
                 if let Some(blocks) = cut_to {
-                    let smallest = self.window.truncated.entry(relation).or_insert(blocks);
+                    let smallest = self.wal_summary.truncated.entry(relation).or_insert(blocks);
                     *smallest = blocks.min(*smallest);
                 }
             }
             Change::Directory { tablespace, database } => {
-                self.window.directories.insert((tablespace, database));
+                self.wal_summary.directories.insert((tablespace, database));
             }
             Change::Reached(reached) => {
                 if self.last.is_some_and(|last| reached.to <= last.to) {
@@ -175,12 +175,12 @@ impl Gathered {
 
     /// The blocks that were named.
     pub fn into_blocks(self) -> PageMap {
-        self.window.pages
+        self.wal_summary.pages
     }
 
     /// What was changed. Nothing of it counts unless the answer says that it covers the whole range: one
     /// that is too short must not look like a source that changed nothing.
-    fn whole(self, range: Range<Lsn>) -> Result<Window, NotPossible> {
+    fn whole(self, range: Range<Lsn>) -> Result<WalSummary, NotPossible> {
         let Range { start: from, end: to } = range;
         let unknown = |why: String| Err(NotPossible::new(why));
         let reached = self.last.filter(|reached| reached.from <= from && reached.to >= to);
@@ -207,7 +207,7 @@ impl Gathered {
         if let Some(at) = reached.unknown_at {
             return unknown(format!("the source's WAL has a record of unknown effect at {at}"));
         }
-        Ok(Window { start: from, end: to, ..self.window })
+        Ok(WalSummary { start: from, end: to, ..self.wal_summary })
     }
 }
 
@@ -215,7 +215,7 @@ impl Gathered {
 mod tests {
     use pg_format::{BlockSet, Fork, RelationPath, RelationSegment};
     use proto::Refusal;
-    use proto::status::{CallError, Reason};
+    use proto::refusal::{CallError, Reason};
 
     use super::*;
 
@@ -225,7 +225,7 @@ mod tests {
     fn collect(
         changes: impl IntoIterator<Item = Change>,
         range: Range<Lsn>,
-    ) -> Result<Window, NotPossible> {
+    ) -> Result<WalSummary, NotPossible> {
         let mut gathered = Gathered::default();
         for change in changes {
             gathered.take(change).map_err(NotPossible::new)?;
@@ -286,7 +286,7 @@ mod tests {
             gathered.take(blocks()).expect("a change");
             gathered.take(reached(101 + step)).expect("a step");
         }
-        assert_eq!(gathered.window.pages.len(), 1);
+        assert_eq!(gathered.wal_summary.pages.len(), 1);
         assert!(gathered.take(reached(50)).is_err(), "it goes back");
         let endless = std::iter::repeat_with(|| Change::Directory { tablespace: 1, database: 2 });
         let mut gathered = Gathered::default();

@@ -2,14 +2,14 @@
 
 use std::ops::ControlFlow;
 
+use data_dir::wal::summarize::{checkpoints_before, scan_summary};
+use data_dir::wal::summary::{Checkpoint, WalSummary};
 use data_dir::wal::{LocalWal, records_after};
-use data_dir::window::{Checkpoint, Window};
-use data_dir::window_scan::{checkpoints_before, scan_window};
 use pg_format::backup_label::ReplayStart;
 use pg_format::{Lsn, TimelineId};
 
 use super::fork_point::{self, Early};
-use super::hint_logging::{Past, before_open_transactions, check_promotion, check_window};
+use super::hint_logging::{Past, before_open_transactions, check_promotion, check_summary};
 use super::search::Search;
 use super::undecided::Undecided;
 use super::{Divergence, TargetChanges};
@@ -20,7 +20,7 @@ use crate::target::{changed_without_wal, wal_context};
 
 /// The target's own WAL from its last checkpoint on.
 struct OwnWal {
-    window: Window,
+    wal_summary: WalSummary,
     /// Where it ends.
     end: Lsn,
     /// What the source has of the same, asked for before.
@@ -67,19 +67,19 @@ fn with_wal(
     timeline: TimelineId,
     forked_at: Lsn,
 ) -> Result<Divergence, Undecided> {
-    let OwnWal { window, end, early } = own_wal(search, wal, forked_at)?;
+    let OwnWal { wal_summary, end, early } = own_wal(search, wal, forked_at)?;
     let known = Divergence {
         target_end: Some(end),
         ..Divergence::unknown(NotPossible::new("the fork point is not proven"))
     };
-    let lsn = match fork_point::prove(search, wal, &window, forked_at.min(end), early) {
+    let lsn = match fork_point::prove(search, wal, &wal_summary, forked_at.min(end), early) {
         Ok(lsn) => lsn,
         Err(Undecided::NotPossible(why)) => {
             return Ok(Divergence { target_changes: Err(why), ..known });
         }
         Err(failed) => return Err(failed),
     };
-    let target_changes = match changes_since(search, wal, &window, lsn) {
+    let target_changes = match changes_since(search, wal, &wal_summary, lsn) {
         Ok(changes) => Ok(changes),
         // What is wrong with this part of its WAL does not make the fork point less proven.
         Err(Undecided::NotPossible(why)) => Err(why),
@@ -96,7 +96,7 @@ fn own_wal(search: &Search<'_>, wal: &TargetWal<'_>, forked_at: Lsn) -> Result<O
     let redo = control.checkpoint_copy.redo;
     let early = fork_point::ask_early(search, wal, redo, forked_at);
     let last = search.last_here(redo);
-    let (window, scanned) = scan_window(wal, context, redo, (Lsn::MAX, last))?;
+    let (wal_summary, scanned) = scan_summary(wal, context, redo, Lsn::MAX, last)?;
     if scanned.last_record.is_none() {
         let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);
         return Err(Undecided::new(format!(
@@ -126,14 +126,14 @@ fn own_wal(search: &Search<'_>, wal: &TargetWal<'_>, forked_at: Lsn) -> Result<O
             control.min_recovery_point
         )));
     }
-    Ok(OwnWal { window, end, early })
+    Ok(OwnWal { wal_summary, end, early })
 }
 
-/// R1: finds where the window must begin, reads it, and checks that it tells everything.
+/// R1: finds where the WAL summary must begin, reads it, and checks that it tells everything.
 fn changes_since(
     search: &Search<'_>,
     wal: &TargetWal<'_>,
-    own: &Window,
+    own: &WalSummary,
     fork: Lsn,
 ) -> Result<TargetChanges, Undecided> {
     let control = &search.target.control.file;
@@ -151,9 +151,9 @@ fn changes_since(
         return Err(Undecided::new(why));
     };
     let start = replay_start(search, &checkpoint, fork);
-    let read = |from| scan_window(wal, context, from, (fork, search.last_here(from)));
-    let (mut window, mut scanned) = read(start.redo)?;
-    let past = Past::since(start.redo, fork, control, &window, &search.target.history);
+    let read = |from| scan_summary(wal, context, from, fork, search.last_here(from));
+    let (mut wal_summary, mut scanned) = read(start.redo)?;
+    let past = Past::since(start.redo, fork, control, &wal_summary, &search.target.history);
     if past.was_standby {
         let Some(last) = checkpoint_at(wal, start.checkpoint)? else {
             let why = format!("the checkpoint at {} is not in the target's WAL", start.checkpoint);
@@ -161,21 +161,21 @@ fn changes_since(
         };
         let redo = before_open_transactions(wal, last)?;
         if redo < start.redo {
-            (window, scanned) = read(redo)?;
+            (wal_summary, scanned) = read(redo)?;
         }
     }
-    if window.end < own.end {
+    if wal_summary.end < own.end {
         let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);
-        let (first, end) = (window.start, window.end);
+        let (first, end) = (wal_summary.start, wal_summary.end);
         let why = format!("the WAL from {first} is not complete: it stops at {end}: {why}");
         return Err(Undecided::new(why));
     }
-    check_promotion(past, &window)?;
-    check_window(&window, search.target)?;
+    check_promotion(past, &wal_summary)?;
+    check_summary(&wal_summary, search.target)?;
     for relation in changed_without_wal(search.target)? {
-        window.pages.insert(relation, 0);
+        wal_summary.pages.insert(relation, 0);
     }
-    Ok(TargetChanges { window, start })
+    Ok(TargetChanges { wal_summary, start })
 }
 
 /// Where replay from the fork begins: the oldest of the last common checkpoint, the target's own if that

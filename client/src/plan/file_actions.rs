@@ -91,7 +91,7 @@ enum Treatment {
     Whole,
     /// Pages, all of them compared.
     ComparePages,
-    /// Pages, those the window names.
+    /// Pages, those the WAL summary names.
     WindowPages(RelationSegment),
 }
 
@@ -116,8 +116,8 @@ fn init_forks<'p>(paths: impl Iterator<Item = &'p DataPath>) -> BTreeSet<Relatio
 impl<'a> FileContext<'a> {
     fn new(facts: &'a Facts<'a>) -> Result<Self, RewindError> {
         let mut untrusted = Vec::new();
-        if let Some(window) = facts.window {
-            for (tablespace, database) in &window.directories {
+        if let Some(wal_summary) = facts.wal_summary {
+            for (tablespace, database) in &wal_summary.directories {
                 let path = database_directory(*tablespace, *database, facts.version_directory);
                 untrusted.push(path.map_err(|error| {
                     RewindError::because(Class::Other, "a database directory has no path", error)
@@ -155,7 +155,7 @@ impl<'a> FileContext<'a> {
 
     fn relation(&self, segment: RelationSegment) -> Treatment {
         let unlogged = self.unlogged_on_source.contains(&segment.relation);
-        match (segment.fork, unlogged, self.facts.window) {
+        match (segment.fork, unlogged, self.facts.wal_summary) {
             (Fork::Init, ..) => Treatment::ComparePages,
             // Recovery makes them anew from the init fork.
             (_, true, _) => Treatment::Discard,
@@ -173,8 +173,9 @@ impl<'a> FileContext<'a> {
         };
         let unlogged_here = self.unlogged_on_target.contains(&segment.relation)
             && !self.unlogged_on_source.contains(&segment.relation);
-        let window = self.facts.window;
-        let created = window.is_some_and(|window| window.created.contains(&segment.relation));
+        let wal_summary = self.facts.wal_summary;
+        let created =
+            wal_summary.is_some_and(|wal_summary| wal_summary.created.contains(&segment.relation));
         created
             || unlogged_here
             || self.untrusted.iter().any(|directory| path.is_within(directory.as_str()))
@@ -288,7 +289,7 @@ fn fetch_file(
             return Ok(());
         }
         (Treatment::WindowPages(segment), Some(ours)) => {
-            window_pages(context, segment, blocks_in(ours), end, &mut wanted);
+            summary_pages(context, segment, blocks_in(ours), end, &mut wanted);
         }
         (_, Some(ours)) => {
             wanted = differences.get(path).cloned().unwrap_or_default();
@@ -304,22 +305,22 @@ fn fetch_file(
     Ok(())
 }
 
-/// R2: what the window names, what lies behind a truncation, and the tail.
-fn window_pages(
+/// R2: what the WAL summary names, what lies behind a truncation, and the tail.
+fn summary_pages(
     context: &FileContext<'_>,
     segment: RelationSegment,
     ours: u32,
     end: u32,
     wanted: &mut BlockSet,
 ) {
-    let Some(window) = context.facts.window else {
+    let Some(wal_summary) = context.facts.wal_summary else {
         return;
     };
-    if let Some(named) = window.pages.segment(&segment) {
+    if let Some(named) = wal_summary.pages.segment(&segment) {
         *wanted = named.clone();
     }
     wanted.insert_range(ours, end);
-    if let Some(cut) = window.truncated.get(&segment.relation) {
+    if let Some(cut) = wal_summary.truncated.get(&segment.relation) {
         wanted.insert_range(cut.saturating_sub(segment.first_block()), end);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use data_dir::window::Window;
+use data_dir::wal::summary::WalSummary;
 use data_dir::{Entry, EntryKind};
 use pg_format::{BlockSet, DataPath, Lsn, TimelineId};
 use serde::{Deserialize, Serialize};
@@ -73,7 +73,7 @@ pub struct Facts<'a> {
     /// The source's files.
     pub source: &'a SourceFiles,
     /// What may differ in main forks; `None` if every page is compared.
-    pub window: Option<&'a Window>,
+    pub wal_summary: Option<&'a WalSummary>,
     /// Name of the version's directory inside tablespaces.
     pub version_directory: &'a str,
     /// The operator's choices.

@@ -125,7 +125,7 @@ pub async fn make(
     let facts = Facts {
         target: &target.files,
         source: &files,
-        window: chosen.window,
+        wal_summary: chosen.wal_summary,
         version_directory: &source.snapshot.version_directory(),
         choices: config.file_choices(),
         new_tablespaces: &places,
@@ -215,7 +215,7 @@ mod tests {
     fn choice<'a>(blocks: u64, wal: u64, source: &Snapshot) -> Choice<'a> {
         let candidate = |strategy| Candidate {
             strategy,
-            window: None,
+            wal_summary: None,
             start: source.checkpoint(),
             why: String::new(),
         };

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use data_dir::window::Window;
+use data_dir::wal::summary::WalSummary;
 use pg_format::wal::SegmentName;
 use pg_format::{BLOCK_BYTES, Lsn};
 use proto::fetch::{Unit, UnitKind};
@@ -157,7 +157,7 @@ fn always_compared(
     comparisons(&Facts {
         target: &target.files,
         source: files,
-        window: Some(&Window::default()),
+        wal_summary: Some(&WalSummary::default()),
         version_directory: &source.version_directory(),
         choices: config.file_choices(),
         new_tablespaces: &BTreeMap::new(),

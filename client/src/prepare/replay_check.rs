@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use data_dir::runs::{How, Runs, ValueSink, scan_runs};
+use data_dir::wal::parallel_scan::{How, Runs, ValueSink, scan_runs};
 use data_dir::wal::{LocalWal, Segments, WalError};
 use pg_format::wal::effect::effect;
 use pg_format::wal::{SegmentName, Start, WalContext};

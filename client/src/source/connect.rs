@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use proto::client::Client;
 use proto::limits::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use proto::model::Description;
-use proto::status::CallError;
+use proto::refusal::CallError;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::Endpoint;
 

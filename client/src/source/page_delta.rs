@@ -12,7 +12,7 @@ use bytes::Bytes;
 use data_dir::DataDir;
 use data_dir::dir::read_at;
 use pg_format::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, DataPath};
-use proto::delta::{AnyOffset, PageCodec as _};
+use proto::delta::AnyOffset;
 use proto::fetch::{Item, ItemBody, PageContent, Signatures, Unit, UnitKind};
 
 use crate::error::{Class, RewindError};

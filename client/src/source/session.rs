@@ -9,7 +9,7 @@ use proto::fetch::{Item, Unit};
 use proto::limits::{LIST_ENTRIES_MAX, RECEIVE_BUDGET_BYTES};
 use proto::model::{Description, FileEntry, Node, Sealed};
 use proto::rate::RateLimit;
-use proto::status::CallError;
+use proto::refusal::CallError;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;

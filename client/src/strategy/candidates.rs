@@ -1,6 +1,6 @@
 //! Which strategies are possible, and which one is chosen.
 
-use data_dir::window::Window;
+use data_dir::wal::summary::WalSummary;
 use pg_format::Lsn;
 use pg_format::backup_label::ReplayStart;
 
@@ -17,7 +17,7 @@ pub struct Candidate<'a> {
     /// The strategy.
     pub strategy: Strategy,
     /// What may differ in main forks; `None` if every page is compared.
-    pub window: Option<&'a Window>,
+    pub wal_summary: Option<&'a WalSummary>,
     /// Where replay begins.
     pub start: ReplayStart,
     /// Why it is possible or, once it is chosen, why it was.
@@ -45,7 +45,7 @@ impl<'a> Candidates<'a> {
     ) -> Self {
         let compare = Candidate {
             strategy: Strategy::Compare,
-            window: None,
+            wal_summary: None,
             start: source.checkpoint(),
             why: "it was asked for".to_owned(),
         };
@@ -93,26 +93,26 @@ impl<'a> Candidates<'a> {
 }
 
 fn fork<'a>(source: &Snapshot, divergence: &'a Divergence) -> Result<Candidate<'a>, NotPossible> {
-    let TargetChanges { window, start } =
+    let TargetChanges { wal_summary, start } =
         divergence.target_changes.as_ref().map_err(Clone::clone)?;
     let fork = divergence.fork.ok_or_else(|| NotPossible::new("the fork point is not proven"))?.lsn;
     has_wal_since(source, fork)?;
-    let (from, to) = (window.start, window.end);
+    let (from, to) = (wal_summary.start, wal_summary.end);
     let why = format!(
         "the target's WAL from {from} to {to} names every page it changed around the fork at {fork}"
     );
-    Ok(Candidate { strategy: Strategy::Fork, window: Some(window), start: *start, why })
+    Ok(Candidate { strategy: Strategy::Fork, wal_summary: Some(wal_summary), start: *start, why })
 }
 
 fn latest<'a>(source: &Snapshot, changes: &'a ChangesOfBoth) -> Result<Candidate<'a>, NotPossible> {
-    let window = changes.window.as_ref().map_err(Clone::clone)?;
+    let wal_summary = changes.wal_summary.as_ref().map_err(Clone::clone)?;
     let start = source.checkpoint();
     let why = format!(
         "both nodes' WAL names every page changed around the fork, and the source's checkpoint at {} \
          is on its disk",
         start.redo
     );
-    Ok(Candidate { strategy: Strategy::Latest, window: Some(window), start, why })
+    Ok(Candidate { strategy: Strategy::Latest, wal_summary: Some(wal_summary), start, why })
 }
 
 /// Whether the source still has its WAL from the fork on.
@@ -144,7 +144,8 @@ mod tests {
 
     /// Nodes that parted at [`FORK`], and whose WAL says what both changed.
     fn divergence() -> Divergence {
-        let changes = TargetChanges { window: Window::default(), start: start(4 * MB_16 + 40) };
+        let changes =
+            TargetChanges { wal_summary: WalSummary::default(), start: start(4 * MB_16 + 40) };
         Divergence {
             fork: Some(ForkPoint { lsn: FORK, timeline: TimelineId::new(1).unwrap() }),
             target_end: Some(FORK.plus(1000)),
@@ -159,7 +160,7 @@ mod tests {
     }
 
     fn both() -> ChangesOfBoth {
-        ChangesOfBoth { window: Ok(Window::default()) }
+        ChangesOfBoth { wal_summary: Ok(WalSummary::default()) }
     }
 
     fn estimate(bytes: u64) -> Estimate {
@@ -208,7 +209,7 @@ mod tests {
         let chosen = candidates.choose(StrategyChoice::Auto, &estimates(None, None)).unwrap();
         assert_eq!(chosen.strategy, Strategy::Compare);
         assert_eq!(chosen.why, "its WAL is damaged");
-        assert!(chosen.window.is_none(), "every page is compared");
+        assert!(chosen.wal_summary.is_none(), "every page is compared");
         assert_eq!(chosen.start, source.checkpoint());
     }
 

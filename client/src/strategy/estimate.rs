@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use data_dir::window::Window;
-use data_dir::window_scan::scan_covered;
+use data_dir::wal::summarize::scan_covered;
+use data_dir::wal::summary::WalSummary;
 use pg_format::{Covered, Lsn};
 use proto::delta::SIGNATURE_BYTES;
 use proto::fetch::{ItemBody, Unit, UnitKind};
@@ -103,7 +103,7 @@ pub fn estimates(
 ) -> Result<Estimates, RewindError> {
     let of = |candidate: &Result<Candidate<'_>, NotPossible>| match candidate {
         Ok(candidate) => {
-            let estimated = estimated(basis, candidate, candidate.window, known)?;
+            let estimated = estimated(basis, candidate, candidate.wal_summary, known)?;
             Ok::<_, RewindError>(Ok(estimated.estimate))
         }
         Err(why) => Ok(Err(why.clone())),
@@ -127,8 +127,8 @@ fn of_comparing(
     // Of what differs no more is known than what the WAL of one node or both names.
     let named = [&candidates.latest, &candidates.fork];
     let named = named.into_iter().find_map(|candidate| candidate.as_ref().ok());
-    let window = named.and_then(|candidate| candidate.window);
-    let Estimated { plan, estimate } = estimated(basis, compare, window, known)?;
+    let wal_summary = named.and_then(|candidate| candidate.wal_summary);
+    let Estimated { plan, estimate } = estimated(basis, compare, wal_summary, known)?;
     let pages = basis.listed.values().flatten().map(|bytes| u64::from(blocks_in(*bytes))).sum();
     Ok(estimate.of_comparing(&plan, pages))
 }
@@ -136,14 +136,14 @@ fn of_comparing(
 fn estimated(
     basis: Basis<'_>,
     candidate: &Candidate<'_>,
-    window: Option<&Window>,
+    wal_summary: Option<&WalSummary>,
     known: &Measured,
 ) -> Result<Estimated, RewindError> {
     let plan = build(
         &Facts {
             target: &basis.target.files,
             source: basis.listed,
-            window,
+            wal_summary,
             version_directory: &basis.source.version_directory(),
             choices: basis.choices,
             // Nothing of the plan is kept, so it does not matter where new tablespaces will be.
@@ -208,7 +208,7 @@ async fn covered(session: &Session, basis: Basis<'_>, start: Lsn) -> Result<Cove
         let last = local.context.segment_size.segment_of(fork);
         // An estimate: what cannot be read rebuilds nothing.
         let common = start < fork;
-        let read = common.then(|| scan_covered(&local, local.context, (start, fork), last));
+        let read = common.then(|| scan_covered(&local, local.context, start..fork, last));
         let read = read.and_then(Result::ok);
         Ok::<_, RewindError>(read.map_or_else(|| Covered::new(start), |(covered, _)| covered))
     })

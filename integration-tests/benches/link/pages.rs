@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pg_format::{BLOCK_SIZE, DataPath, Fork, RelationSegment};
-use proto::delta::{AnyOffset, PageCodec as _, SIGNATURE_BYTES};
+use proto::delta::{AnyOffset, SIGNATURE_BYTES};
 
 use crate::workload::Frozen;
 

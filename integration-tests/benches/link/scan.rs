@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use client::target::wal_context;
 use data_dir::DataDir;
+use data_dir::wal::summarize::scan_summary;
 use data_dir::wal::{LocalWal, scan};
-use data_dir::window_scan::scan_window;
 use integration_tests::cluster::Install;
 use integration_tests::pair::{Pair, Shape};
 use integration_tests::user::run;
@@ -83,7 +83,7 @@ fn window_scan(data: &Path, start: &str) -> f64 {
     seconds(data, |directory, wal| {
         let names = directory.wal_segments(wal.context.segment_size).expect("segments");
         let last = names.iter().map(|name| name.number).max().expect("a segment");
-        let (window, _) = scan_window(wal, wal.context, start, (start, last)).expect("scanned");
+        let (window, _) = scan_summary(wal, wal.context, start, start, last).expect("scanned");
         assert!(!window.pages.is_empty());
     })
 }

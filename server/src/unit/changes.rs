@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use data_dir::wal::LocalWal;
-use data_dir::window::Window;
-use data_dir::window_scan::{scan_changes, scan_covered};
+use data_dir::wal::summarize::{scan_changes, scan_covered};
+use data_dir::wal::summary::WalSummary;
 use pg_format::{Covered, Lsn};
 use proto::fetch::{Change, Item, ItemBody, Reached};
 use proto::{Reason, Refusal};
@@ -75,9 +75,9 @@ impl ScanSteps {
         Self { reached, to, bytes: if limited { STEP_BYTES_LIMITED } else { STEP_BYTES } }
     }
 
-    fn next(&self) -> Option<(Lsn, Lsn)> {
+    fn next(&self) -> Option<Range<Lsn>> {
         let from = self.reached.to;
-        (from < self.to).then(|| (from, from.plus(self.bytes).min(self.to)))
+        (from < self.to).then(|| from..from.plus(self.bytes).min(self.to))
     }
 
     /// Says how far the answer reaches.
@@ -95,16 +95,16 @@ fn changes(
     give: &mut SendChange<'_>,
 ) -> Result<Lsn, Refusal> {
     while let Some(step) = steps.next() {
-        let (window, next) = scan_changes(wal, wal.context, step, last)
+        let (wal_summary, next) = scan_changes(wal, wal.context, step, last)
             .map_err(|error| node::internal("its WAL", &error))?;
         let Some(next) = next else {
             break;
         };
         let reached = &mut steps.reached;
-        reached.minimal_at = reached.minimal_at.or(window.minimal_at);
-        reached.unknown_at = reached.unknown_at.or(window.unknown_at);
-        reached.extension_at = reached.extension_at.or(window.extension_at);
-        pieces(window).try_for_each(|change| give(0, change))?;
+        reached.minimal_at = reached.minimal_at.or(wal_summary.minimal_at);
+        reached.unknown_at = reached.unknown_at.or(wal_summary.unknown_at);
+        reached.extension_at = reached.extension_at.or(wal_summary.extension_at);
+        pieces(wal_summary).try_for_each(|change| give(0, change))?;
         steps.reach(next, give)?;
     }
     Ok(steps.reached.to)
@@ -137,8 +137,8 @@ fn rebuilt(
     Ok(steps.reached.to)
 }
 
-fn pieces(window: Window) -> impl Iterator<Item = Change> {
-    let Window { pages, truncated, created, directories, .. } = window;
+fn pieces(wal_summary: WalSummary) -> impl Iterator<Item = Change> {
+    let WalSummary { pages, truncated, created, directories, .. } = wal_summary;
     let blocks = pages.into_segments().map(|(segment, blocks)| Change::Blocks { segment, blocks });
     let created = created.into_iter().map(|relation| Change::Relation {
         relation,

@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use data_dir::proof;
 use data_dir::wal::LocalWal;
+use data_dir::wal::digest;
 use pg_format::Lsn;
 use pg_format::wal::Start;
 use proto::fetch::{Item, ItemBody, ProofStart};
@@ -53,11 +53,11 @@ pub(crate) fn answer(
         }
     };
     let end = if each_record {
-        proof::records(wal, context, from, to, &mut |lsn, crc| {
+        digest::records(wal, context, from, to, &mut |lsn, crc| {
             give(ItemBody::RecordCrc { lsn, crc })
         })
     } else {
-        proof::digests(wal, context, from, to, &mut |segment| {
+        digest::digests(wal, context, from, to, &mut |segment| {
             let digest = PageHash::from_bytes(segment.digest);
             let (number, records) = (segment.number, segment.records);
             give(ItemBody::SegmentDigest { number, records, digest })

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use data_dir::window::Window;
+use data_dir::wal::summary::WalSummary;
 
 use super::*;
 use crate::plan::input::{Choices, SourceFiles, TargetFiles};
@@ -17,17 +17,17 @@ fn target(bytes: u64) -> TargetFiles {
     TargetFiles::from([(path, entry)])
 }
 
-/// The plan for one relation of so many pages on the target and the source, of which the window
+/// The plan for one relation of so many pages on the target and the source, of which the WAL summary
 /// names the second.
-fn plan(ours: u64, theirs: u64, change: impl FnOnce(&mut Window)) -> Plan {
-    let mut window = Window::default();
-    window.pages.insert(RELATION, 1);
-    change(&mut window);
+fn plan(ours: u64, theirs: u64, change: impl FnOnce(&mut WalSummary)) -> Plan {
+    let mut wal_summary = WalSummary::default();
+    wal_summary.pages.insert(RELATION, 1);
+    change(&mut wal_summary);
     let path = DataPath::new(FILE).expect("a path");
     let facts = Facts {
         target: &target(ours * BLOCK_BYTES),
         source: &SourceFiles::from([(path, Some(theirs * BLOCK_BYTES))]),
-        window: Some(&window),
+        wal_summary: Some(&wal_summary),
         version_directory: "PG_15_202209061",
         choices: Choices { config_from_source: false, mirror_extra_files: false },
         keys: &BTreeSet::new(),
@@ -49,14 +49,14 @@ fn named_pages_and_the_tail_are_fetched() {
 /// What lies behind a cut may have come back without a record that names it.
 #[test]
 fn everything_behind_a_cut_is_fetched() {
-    let cut = plan(6, 6, |window| _ = window.truncated.insert(RELATION, 3));
+    let cut = plan(6, 6, |wal_summary| _ = wal_summary.truncated.insert(RELATION, 3));
     assert_eq!(blocks(&cut), [1, 3, 4, 5]);
 }
 
 /// A file of the same name that either side made after the fork is another file.
 #[test]
 fn a_relation_made_after_the_fork_is_fetched_whole() {
-    let made = plan(4, 4, |window| _ = window.created.insert(RELATION));
+    let made = plan(4, 4, |wal_summary| _ = wal_summary.created.insert(RELATION));
     assert_eq!(blocks(&made), [0, 1, 2, 3]);
     assert!(matches!(made.files[..], [PlannedFile { action: FileAction::Replace { .. }, .. }]));
     assert_eq!(made.pages[0].known, 0, "its pages are no base for differences");
@@ -65,7 +65,7 @@ fn a_relation_made_after_the_fork_is_fetched_whole() {
 /// What is in a directory that was made, moved or dropped has no records.
 #[test]
 fn everything_in_a_directory_that_moved_is_fetched() {
-    let moved = plan(4, 4, |window| _ = window.directories.insert((1663, 5)));
+    let moved = plan(4, 4, |wal_summary| _ = wal_summary.directories.insert((1663, 5)));
     assert_eq!(blocks(&moved), [0, 1, 2, 3]);
 }
 
@@ -80,7 +80,7 @@ fn plan_of(ours: &[(&str, EntryKind)], theirs: &[(&str, Option<u64>)], choices: 
     let facts = Facts {
         target: &ours.iter().map(entry).collect(),
         source: &theirs.iter().map(|(name, bytes)| (path(name), *bytes)).collect(),
-        window: None,
+        wal_summary: None,
         version_directory: "PG_15_202209061",
         choices,
         keys: &keys,
@@ -182,7 +182,7 @@ fn a_file_that_is_no_file_here_is_refused() {
     let facts = Facts {
         target: &TargetFiles::from([(path.clone(), entry)]),
         source: &SourceFiles::from([(path, Some(8192))]),
-        window: None,
+        wal_summary: None,
         version_directory: "PG_15_202209061",
         choices: KEEP,
         keys: &BTreeSet::new(),
@@ -211,10 +211,10 @@ fn everything_that_both_have_is_compared_where_no_wal_names_pages() {
         (path("base/5/16400"), Some(8192)),
     ]);
     let (keys, new_tablespaces) = (BTreeSet::new(), BTreeMap::new());
-    let facts = |window| Facts {
+    let facts = |wal_summary| Facts {
         target: &target,
         source: &source,
-        window,
+        wal_summary,
         version_directory: "PG_15_202209061",
         choices: KEEP,
         keys: &keys,
@@ -222,6 +222,6 @@ fn everything_that_both_have_is_compared_where_no_wal_names_pages() {
     };
     let all = comparisons(&facts(None)).expect("comparisons");
     assert_eq!(all, [Comparison { path: path(FILE), blocks: 3 }]);
-    let window = Window::default();
-    assert_eq!(comparisons(&facts(Some(&window))).expect("comparisons"), []);
+    let wal_summary = WalSummary::default();
+    assert_eq!(comparisons(&facts(Some(&wal_summary))).expect("comparisons"), []);
 }

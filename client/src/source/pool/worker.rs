@@ -7,7 +7,7 @@ use std::time::Duration;
 use proto::fetch::ItemBody;
 use proto::frame::Frame;
 use proto::limits::{PROGRESS_TIMEOUT, RECEIVE_BUDGET_BYTES};
-use proto::status::CallError;
+use proto::refusal::CallError;
 use tokio::sync::mpsc;
 
 use super::shared::{Shared, SharedOutstanding, lock};

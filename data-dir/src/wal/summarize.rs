@@ -1,15 +1,15 @@
 //! Reads the target's WAL: what it changed, and where its checkpoints are.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use pg_format::control_file::WalLevel;
 use pg_format::wal::effect::effect;
 use pg_format::wal::{Effect, Record, RecordBody, Start, WalContext};
 use pg_format::{Covered, Fork, FormatError, Lsn};
 
-use crate::runs::{How, Runs, ValueSink, scan_runs};
+use crate::wal::parallel_scan::{How, Runs, ValueSink, scan_runs};
+use crate::wal::summary::{Checkpoint, WalSummary};
 use crate::wal::{Scanned, Segments, WalError, scan};
-use crate::window::{Checkpoint, Window};
 
 /// `info` bit of records that change files in ways block references do not show.
 const SPECIAL_REL_UPDATE: u8 = 0x01;
@@ -19,44 +19,46 @@ const TRANSACTIONS: u8 = 1;
 /// Bytes of WAL one processor reads at a time: enough that joining the parts costs nothing beside it.
 const RUN_BYTES: u64 = 32 << 20;
 
-/// A part of the window, and what could not be understood in it.
+/// A part of the WAL summary, and what could not be understood in it.
 #[derive(Default)]
 struct ScanPart {
-    window: Window,
+    wal_summary: WalSummary,
     fault: Option<FormatError>,
 }
 
 /// Reads from the record at `start` to the end of valid WAL, of which the segments up to `last` are
 /// here. Creations and commits count from `fork` on.
-pub fn scan_window(
+pub fn scan_summary(
     segments: &(dyn Segments + Sync),
     context: WalContext,
     start: Lsn,
-    (fork, last): (Lsn, u64),
-) -> Result<(Window, Scanned), WalError> {
-    let runs = runs(context, (Start::Record(start), Lsn::MAX), last);
-    scan_window_in(segments, context, runs, fork)
+    fork: Lsn,
+    last: u64,
+) -> Result<(WalSummary, Scanned), WalError> {
+    let runs = runs(context, Start::Record(start), Lsn::MAX, last);
+    scan_summary_in(segments, context, runs, fork)
 }
 
-fn runs(context: WalContext, (start, end): (Start, Lsn), last: u64) -> Runs {
+fn runs(context: WalContext, start: Start, end: Lsn, last: u64) -> Runs {
     let segments = (RUN_BYTES / context.segment_size.bytes()).max(1);
     Runs { start, last, segments, end }
 }
 
 /// What the records that begin in `[from, to)` change, and where the one behind them begins; `None` if
-/// the WAL ends before or is not whole: then the window says nothing about the rest.
+/// the WAL ends before or is not whole: then the summary says nothing about the rest.
 pub fn scan_changes(
     segments: &(dyn Segments + Sync),
     context: WalContext,
-    (from, to): (Lsn, Lsn),
+    range: Range<Lsn>,
     last: u64,
-) -> Result<(Window, Option<Lsn>), WalError> {
+) -> Result<(WalSummary, Option<Lsn>), WalError> {
+    let Range { start: from, end: to } = range;
     // A record that begins on the page before it is common to both nodes, or one more than is needed.
     let start = Start::FirstAfter(from.page_start());
-    let (window, scanned) =
-        scan_window_in(segments, context, runs(context, (start, to), last), from)?;
+    let (wal_summary, scanned) =
+        scan_summary_in(segments, context, runs(context, start, to, last), from)?;
     if scanned.stopped_by.is_some() {
-        return Ok((window, None));
+        return Ok((wal_summary, None));
     }
     let behind = scanned.last_record.map_or(start, |_| Start::Record(scanned.end));
     let mut next = None;
@@ -64,7 +66,7 @@ pub fn scan_changes(
         next = Some(record.lsn);
         ControlFlow::Break(())
     })?;
-    Ok((window, next))
+    Ok((wal_summary, next))
 }
 
 /// The blocks that replay of the records that begin in `[from, to)` rebuilds whatever they hold, and how far
@@ -72,9 +74,10 @@ pub fn scan_changes(
 pub fn scan_covered(
     segments: &(dyn Segments + Sync),
     context: WalContext,
-    (from, to): (Lsn, Lsn),
+    range: Range<Lsn>,
     last: u64,
 ) -> Result<(Covered, Option<Lsn>), WalError> {
+    let Range { start: from, end: to } = range;
     let start = Start::FirstAfter(from.page_start());
     let sink: &ValueSink<'_, Covered> = &|covered, record, body| {
         if record.lsn >= from {
@@ -83,83 +86,89 @@ pub fn scan_covered(
     };
     let (new, merge) = (|| Covered::new(from), Covered::absorb);
     let how = How { new: &new, sink, merge: &merge };
-    let (covered, scanned) = scan_runs(segments, context, runs(context, (start, to), last), how)?;
+    let (covered, scanned) = scan_runs(segments, context, runs(context, start, to, last), how)?;
     let whole = scanned.stopped_by.is_none() || scanned.end >= to;
     Ok((covered, whole.then(|| scanned.end.max(to))))
 }
 
 /// The same, divided in another way.
-pub fn scan_window_in(
+pub fn scan_summary_in(
     segments: &(dyn Segments + Sync),
     context: WalContext,
     runs: Runs,
     fork: Lsn,
-) -> Result<(Window, Scanned), WalError> {
+) -> Result<(WalSummary, Scanned), WalError> {
     let (Start::Record(start) | Start::FirstAfter(start)) = runs.start;
     let sink: &ValueSink<'_, ScanPart> =
         &|part, record, body| match effect(record, body, context.format) {
-            Ok(effect) => note(&mut part.window, record, body, &effect, fork),
+            Ok(effect) => note(&mut part.wal_summary, record, body, &effect, fork),
             Err(error) => drop(part.fault.get_or_insert(error)),
         };
     let merge = |whole: &mut ScanPart, later: ScanPart| {
         // What comes behind a fault is of no use.
         if whole.fault.is_none() {
-            whole.window.absorb(later.window);
+            whole.wal_summary.absorb(later.wal_summary);
             whole.fault = later.fault;
         }
     };
     let how = How { new: &ScanPart::default, sink, merge: &merge };
-    let (ScanPart { window, fault }, scanned) = scan_runs(segments, context, runs, how)?;
+    let (ScanPart { wal_summary, fault }, scanned) = scan_runs(segments, context, runs, how)?;
     match fault {
         Some(error) => Err(error.into()),
-        None => Ok((Window { start, end: scanned.end, ..window }, scanned)),
+        None => Ok((WalSummary { start, end: scanned.end, ..wal_summary }, scanned)),
     }
 }
 
-fn note(window: &mut Window, record: &Record<'_>, body: &RecordBody, effect: &Effect, fork: Lsn) {
+fn note(
+    wal_summary: &mut WalSummary,
+    record: &Record<'_>,
+    body: &RecordBody,
+    effect: &Effect,
+    fork: Lsn,
+) {
     for reference in &body.blocks {
         if reference.fork == Fork::Main {
-            window.pages.insert(reference.relation, reference.block);
+            wal_summary.pages.insert(reference.relation, reference.block);
         }
     }
     let known = !matches!(effect, Effect::None) || record.resource_manager() == TRANSACTIONS;
     if record.info() & SPECIAL_REL_UPDATE != 0 && !known {
-        window.unknown_at.get_or_insert(record.lsn);
+        wal_summary.unknown_at.get_or_insert(record.lsn);
     }
-    if !note_files(window, effect, record.lsn >= fork) {
-        note_state(window, effect, record.lsn);
+    if !note_files(wal_summary, effect, record.lsn >= fork) {
+        note_state(wal_summary, effect, record.lsn);
     }
     if matches!(effect, Effect::Commit) && record.lsn >= fork {
-        window.first_commit.get_or_insert(record.lsn);
+        wal_summary.first_commit.get_or_insert(record.lsn);
     }
 }
 
 /// What was done to files; whether it was that.
-fn note_files(window: &mut Window, effect: &Effect, after_fork: bool) -> bool {
+fn note_files(wal_summary: &mut WalSummary, effect: &Effect, after_fork: bool) -> bool {
     match effect {
         Effect::CreateRelation { relation, .. } => {
             if after_fork {
-                window.created.insert(*relation);
+                wal_summary.created.insert(*relation);
             }
         }
         Effect::Truncate { relation, blocks, main_fork } => {
             if *main_fork {
-                let smallest = window.truncated.entry(*relation).or_insert(*blocks);
+                let smallest = wal_summary.truncated.entry(*relation).or_insert(*blocks);
                 *smallest = (*blocks).min(*smallest);
             }
         }
         Effect::CopyDatabase { database, tablespace, source_database, source_tablespace } => {
-            window.directories.insert((*tablespace, *database));
+            wal_summary.directories.insert((*tablespace, *database));
             // Moved, not copied: the old directory is gone.
             if source_database == database {
-                window.directories.insert((*source_tablespace, *source_database));
+                wal_summary.directories.insert((*source_tablespace, *source_database));
             }
         }
         Effect::CreateDatabase { database, tablespace } => {
-            window.directories.insert((*tablespace, *database));
+            wal_summary.directories.insert((*tablespace, *database));
         }
         Effect::DropDatabase { database, tablespaces } => {
-            window.directories.extend(tablespaces.iter().map(|space| (*space, *database)));
+            wal_summary.directories.extend(tablespaces.iter().map(|space| (*space, *database)));
         }
         _ => return false,
     }
@@ -167,23 +176,23 @@ fn note_files(window: &mut Window, effect: &Effect, after_fork: bool) -> bool {
 }
 
 /// What changed about the server as a whole.
-fn note_state(window: &mut Window, effect: &Effect, at: Lsn) {
+fn note_state(wal_summary: &mut WalSummary, effect: &Effect, at: Lsn) {
     match *effect {
         Effect::Checkpoint { shutdown, checkpoint } => {
-            window.checkpoints.push(Checkpoint { lsn: at, shutdown, checkpoint });
+            wal_summary.checkpoints.push(Checkpoint { lsn: at, shutdown, checkpoint });
         }
-        Effect::EndOfRecovery { .. } => window.promotions.push(at),
+        Effect::EndOfRecovery { .. } => wal_summary.promotions.push(at),
         Effect::ParameterChange { wal_level, .. } => {
             if wal_level == WalLevel::Minimal {
-                window.minimal_at.get_or_insert(at);
+                wal_summary.minimal_at.get_or_insert(at);
             }
-            window.settings_changed_at.get_or_insert(at);
+            wal_summary.settings_changed_at.get_or_insert(at);
         }
         Effect::ChecksumsChanged => {
-            window.checksums_changed_at.get_or_insert(at);
+            wal_summary.checksums_changed_at.get_or_insert(at);
         }
         Effect::Extension => {
-            window.extension_at.get_or_insert(at);
+            wal_summary.extension_at.get_or_insert(at);
         }
         _ => {}
     }

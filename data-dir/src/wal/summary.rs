@@ -30,7 +30,7 @@ impl Checkpoint {
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Window {
+pub struct WalSummary {
     /// First record read.
     pub start: Lsn,
     /// End of the last valid record.
@@ -62,8 +62,8 @@ pub struct Window {
     pub extension_at: Option<Lsn>,
 }
 
-impl Window {
-    /// Adds what the WAL behind this window says; `later.start` does not count.
+impl WalSummary {
+    /// Adds what the WAL behind this WAL summary says; `later.start` does not count.
     pub fn absorb(&mut self, later: Self) {
         self.end = later.end;
         self.pages.absorb(later.pages);

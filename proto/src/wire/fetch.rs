@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use pg_format::{BLOCK_SIZE, DataPath, Lsn, TimelineId};
 
+use super::changes;
 use crate::delta::SIGNATURE_BYTES;
 use crate::fetch::{
     BlockRange, Item, ItemBody, PageContent, PageDifference, ProofStart, Signatures, Unit,
@@ -15,8 +16,8 @@ use crate::limits::{
     BATCH_BYTES_MAX, FRAME_MESSAGE_BYTES_MAX, RUN_PAGES, UNIT_BLOCKS_MAX, UNIT_BYTES_MAX,
     UNIT_HASHES_MAX,
 };
-use crate::status::{Reason, Refusal};
-use crate::{PageHash, wire, wire_changes};
+use crate::refusal::{Reason, Refusal};
+use crate::{PageHash, wire};
 
 fn bad_request(why: impl Into<String>) -> Refusal {
     Refusal::new(Reason::InvalidRequest, why)
@@ -41,7 +42,7 @@ fn length(offset: u64, length: u64) -> Result<(), Refusal> {
 }
 
 /// One for each page, or none.
-fn signatures(pages: Bytes, (seed, blocks): (u64, u64)) -> Result<Option<Signatures>, Refusal> {
+fn signatures(pages: Bytes, seed: u64, blocks: u64) -> Result<Option<Signatures>, Refusal> {
     if pages.is_empty() {
         return Ok(None);
     }
@@ -68,7 +69,7 @@ impl TryFrom<wire::Unit> for Unit {
                 if total > u64::from(UNIT_BLOCKS_MAX) {
                     return Err(bad_request(format!("{total} blocks in one unit")));
                 }
-                let signatures = signatures(blocks.signatures, (blocks.seed, total))?;
+                let signatures = signatures(blocks.signatures, blocks.seed, total)?;
                 UnitKind::Blocks { path: path(blocks.path)?, ranges, signatures }
             }
             Kind::Hashes(hashes) => {
@@ -209,7 +210,7 @@ impl From<Item> for wire::Item {
                 records: 1,
                 digest: Bytes::copy_from_slice(&crc.to_le_bytes()),
             }),
-            ItemBody::Change(change) => wire_changes::body(change),
+            ItemBody::Change(change) => changes::body(change),
             ItemBody::End { vanished, bytes } => Body::End(wire::UnitEnd { vanished, bytes }),
         };
         Self { unit: item.unit, body: Some(body) }
@@ -253,10 +254,10 @@ impl TryFrom<wire::Item> for Item {
                     digest: hash(&proof.digest, "digest")?,
                 },
             },
-            Body::ChangedBlocks(blocks) => ItemBody::Change(wire_changes::blocks(&blocks)?),
-            Body::ChangedRelation(relation) => ItemBody::Change(wire_changes::relation(&relation)),
-            Body::ChangedDirectory(item) => ItemBody::Change(wire_changes::directory(item)),
-            Body::ChangesCovered(covered) => ItemBody::Change(wire_changes::covered(&covered)),
+            Body::ChangedBlocks(blocks) => ItemBody::Change(changes::blocks(&blocks)?),
+            Body::ChangedRelation(relation) => ItemBody::Change(changes::relation(&relation)),
+            Body::ChangedDirectory(item) => ItemBody::Change(changes::directory(item)),
+            Body::ChangesCovered(covered) => ItemBody::Change(changes::covered(&covered)),
             Body::End(end) => ItemBody::End { vanished: end.vanished, bytes: end.bytes },
         };
         Ok(Self { unit, body })

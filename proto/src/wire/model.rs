@@ -4,7 +4,7 @@ use pg_format::wal::SegmentName;
 use pg_format::{ControlFile, DataPath, Lsn, TimelineId};
 
 use crate::model::{Description, FileEntry, Node, Role, Sealed, Tablespace};
-use crate::status::CallError;
+use crate::refusal::CallError;
 use crate::{PROTOCOL_VERSION, wire};
 
 #[expect(clippy::needless_pass_by_value, reason = "used as map_err(invalid)")]

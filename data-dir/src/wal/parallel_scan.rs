@@ -60,10 +60,10 @@ pub fn scan_runs<T: Send>(
         for _ in 0..threads {
             scope.spawn(|| {
                 while let Some(index) = take(&joiner, &moved, threads * AHEAD) {
-                    let Some(bounds) = bounds.get(index).copied() else {
+                    let Some((start, end)) = bounds.get(index).copied() else {
                         return;
                     };
-                    let part = run(segments, context, bounds, how);
+                    let part = run(segments, context, start, end, how);
                     lock(&joiner).offer(index, part, how.merge);
                     moved.notify_all();
                 }
@@ -71,7 +71,7 @@ pub fn scan_runs<T: Send>(
         }
     });
     let joiner = joiner.into_inner().unwrap_or_else(PoisonError::into_inner);
-    joiner.finish(segments, context, (runs.end, how))
+    joiner.finish(segments, context, runs.end, how)
 }
 
 /// What is done with records.
@@ -182,7 +182,8 @@ impl<T> Joiner<T> {
         self,
         segments: &dyn Segments,
         context: WalContext,
-        (end, how): (Lsn, How<'_, T>),
+        end: Lsn,
+        how: How<'_, T>,
     ) -> Result<(T, Scanned), WalError> {
         if let Some(error) = self.error {
             return Err(error);
@@ -195,7 +196,7 @@ impl<T> Joiner<T> {
         if before.stopped_by.is_some() {
             return Ok((value, before));
         }
-        let rest = run(segments, context, (Start::Record(before.end), end), how)?;
+        let rest = run(segments, context, Start::Record(before.end), end, how)?;
         if rest.first.is_none() && rest.scanned.stopped_by.is_none() {
             return Ok((value, before));
         }
@@ -241,7 +242,8 @@ fn bounds(context: WalContext, runs: Runs) -> Vec<(Start, Lsn)> {
 fn run<T>(
     segments: &dyn Segments,
     context: WalContext,
-    (start, end): (Start, Lsn),
+    start: Start,
+    end: Lsn,
     how: How<'_, T>,
 ) -> Result<RunPart<T>, WalError> {
     let mut value = (how.new)();
