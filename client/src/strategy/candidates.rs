@@ -218,7 +218,8 @@ mod tests {
         let both = both();
         let unproven = Divergence { fork: None, ..divergence() };
         let whole = divergence();
-        assert!(Candidates::new(&source(), &unproven, &both, None).fork.is_err());
+        let why = Candidates::new(&source(), &unproven, &both, None).fork.unwrap_err().to_string();
+        assert_eq!(why, "the fork point is not proven");
         assert!(Candidates::new(&source(), &whole, &both, None).fork.is_ok());
         // Of the segments from the fork's to that of the checkpoint none may be missing.
         for missing in 4..=6 {
