@@ -12,7 +12,7 @@ use crate::error::EXIT_CODES;
 fn exit_codes() -> String {
     let lines = EXIT_CODES
         .iter()
-        .map(|exit| format!("  {:<9} {}. The target: {}", exit.code, exit.meaning, exit.target));
+        .map(|exit| format!("  {:<9} {}. The target: {}", exit.shown(), exit.meaning, exit.target));
     let lines: Vec<String> = lines.collect();
     format!("Exit codes:\n{}", lines.join("\n").replace('`', "\""))
 }
@@ -273,7 +273,10 @@ mod tests {
     fn help_has_every_exit_code() {
         let help = Cli::command().render_help().to_string();
         for exit in EXIT_CODES {
-            assert!(help.contains(exit.code), "{} is not in: {help}", exit.code);
+            // The help may be wrapped behind it.
+            let word = exit.meaning.split(' ').next().unwrap();
+            let line = format!("\n  {:<9} {word}", exit.shown());
+            assert!(help.contains(&line), "{line} is not in: {help}");
         }
     }
 }

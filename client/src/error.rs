@@ -8,54 +8,90 @@ use data_dir::control::ControlError;
 use data_dir::wal::WalError;
 use proto::refusal::{CallError, Reason};
 
-/// An exit code of the program. README and `--help` show all of them.
+/// An exit code of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExitCode {
-    /// It, or two of them.
-    pub code: &'static str,
+    /// The failures that end with it; `None` for success.
+    pub class: Option<Class>,
+    /// It. Of a run that was stopped the second one is for SIGTERM.
+    pub codes: &'static [u8],
     /// What happened.
     pub meaning: &'static str,
     /// What the target is.
     pub target: &'static str,
 }
 
-/// All exit codes.
+impl ExitCode {
+    /// As README and `--help` show it.
+    pub fn shown(&self) -> String {
+        let codes: Vec<String> = self.codes.iter().map(u8::to_string).collect();
+        codes.join(", ")
+    }
+}
+
+/// All exit codes. The program, `--help` and the README's table go by them.
 pub const EXIT_CODES: [ExitCode; 11] = [
-    ExitCode { code: "0", meaning: "done, or nothing to do", target: "rewound, or as it was" },
-    ExitCode { code: "1", meaning: "another failure", target: "as it was" },
-    ExitCode { code: "2", meaning: "usage", target: "as it was" },
     ExitCode {
-        code: "3",
+        class: None,
+        codes: &[0],
+        meaning: "done, or nothing to do",
+        target: "rewound, or as it was",
+    },
+    ExitCode {
+        class: Some(Class::Other),
+        codes: &[1],
+        meaning: "another failure",
+        target: "as it was",
+    },
+    ExitCode { class: Some(Class::Usage), codes: &[2], meaning: "usage", target: "as it was" },
+    ExitCode {
+        class: Some(Class::Target),
+        codes: &[3],
         meaning: "the target cannot be rewound as it is (running, damaged, of another cluster)",
         target: "as it was",
     },
-    ExitCode { code: "4", meaning: "the two ends do not accept each other", target: "as it was" },
     ExitCode {
-        code: "5",
+        class: Some(Class::Authentication),
+        codes: &[4],
+        meaning: "the two ends do not accept each other",
+        target: "as it was",
+    },
+    ExitCode {
+        class: Some(Class::Transient),
+        codes: &[5],
         meaning: "try again later (unreachable, stalled, source between two roles)",
         target: "as it was; what was fetched may be kept in `.pgrejoin`",
     },
     ExitCode {
-        code: "6",
+        class: Some(Class::Rebuild),
+        codes: &[6],
         meaning: "needed WAL or a common history is gone: rebuild the node",
         target: "as it was",
     },
     ExitCode {
-        code: "7",
+        class: Some(Class::Preflight),
+        codes: &[7],
         meaning: "a check before the first change failed (space, permissions, settings)",
         target: "as it was",
     },
     ExitCode {
-        code: "8",
+        class: Some(Class::Unfinished),
+        codes: &[8],
         meaning: "modified but unfinished: run `pgrejoin resume` or `pgrejoin rollback`, do not start PostgreSQL",
         target: "refuses to start",
     },
     ExitCode {
-        code: "9",
+        class: Some(Class::Rewound),
+        codes: &[9],
         meaning: "rewound, but it was not started, or temporary files are left",
         target: "rewound",
     },
-    ExitCode { code: "130, 143", meaning: "stopped by SIGINT, SIGTERM", target: "as it was" },
+    ExitCode {
+        class: Some(Class::Interrupted),
+        codes: &[130, 143],
+        meaning: "stopped by SIGINT, SIGTERM",
+        target: "as it was",
+    },
 ];
 
 /// Kinds of failure that an operator or a program treats differently.
@@ -85,20 +121,12 @@ pub enum Class {
 }
 
 impl Class {
-    /// The documented exit code.
-    pub const fn exit_code(self) -> u8 {
-        match self {
-            Self::Other => 1,
-            Self::Usage => 2,
-            Self::Target => 3,
-            Self::Authentication => 4,
-            Self::Transient => 5,
-            Self::Rebuild => 6,
-            Self::Preflight => 7,
-            Self::Unfinished => 8,
-            Self::Rewound => 9,
-            Self::Interrupted => 130,
-        }
+    /// The documented exit code; the second one if the run was stopped by SIGTERM.
+    pub fn exit_code(self, by_sigterm: bool) -> u8 {
+        let row = EXIT_CODES.iter().find(|row| row.class == Some(self));
+        let codes = row.map_or(&[1][..], |row| row.codes);
+        let code = if by_sigterm { codes.last() } else { codes.first() };
+        code.copied().unwrap_or(1)
     }
 }
 
@@ -210,10 +238,22 @@ pub struct RewindError {
 }
 
 impl RewindError {
-    /// A failure with no deeper cause.
+    /// A failure with no deeper cause, about which the program can do nothing.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
-        let remedy = if class == Class::Transient { Remedy::Retry } else { Remedy::None };
-        Self { class, remedy, message: message.into(), source: None }
+        Self { class, remedy: Remedy::None, message: message.into(), source: None }
+    }
+
+    /// A failure that the same again, in a moment or in a later run, may not meet (exit code 5).
+    pub fn transient(message: impl Into<String>) -> Self {
+        Self { remedy: Remedy::Retry, ..Self::new(Class::Transient, message) }
+    }
+
+    /// The same with its cause.
+    pub fn transient_because(
+        message: impl Into<String>,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self { source: Some(source.into()), ..Self::transient(message) }
     }
 
     /// A failure that a new plan may avoid. Without one it is worth another run later (exit code 5).
@@ -386,11 +426,9 @@ mod tests {
             (Class::Interrupted, 130),
         ];
         for (class, code) in codes {
-            assert_eq!(class.exit_code(), code, "{class:?}");
-            let text = code.to_string();
-            let listed =
-                EXIT_CODES.iter().any(|exit| exit.code.split(", ").any(|code| code == text));
-            assert!(listed, "{class:?} is not documented");
+            assert_eq!(class.exit_code(false), code, "{class:?}");
+            let by_sigterm = if class == Class::Interrupted { 143 } else { code };
+            assert_eq!(class.exit_code(true), by_sigterm, "{class:?}");
             let alone = RewindError::new(class, "x").left_the_target_alone();
             assert_eq!(alone, !matches!(code, 8 | 9), "{class:?}");
         }
@@ -443,13 +481,13 @@ mod tests {
             }
             Abort::Failed(error) => panic!("{error}"),
         }
-        let lost = RewindError::new(Class::Transient, "the link broke");
+        let lost = RewindError::transient("the link broke");
         assert!(matches!(Abort::from(lost), Abort::Failed(_)));
     }
 
     #[test]
     fn a_target_that_was_changed_needs_no_other_remedy() {
-        let lost = || RewindError::new(Class::Transient, "the link broke");
+        let lost = || RewindError::transient("the link broke");
         let unfinished = lost().unfinished();
         assert_eq!((unfinished.class(), unfinished.remedy()), (Class::Unfinished, Remedy::None));
         assert!(unfinished.to_string().contains("pgrejoin resume"), "{unfinished}");

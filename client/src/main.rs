@@ -18,9 +18,6 @@ use client::task::{Signals, Stop};
 use client::{Class, Config, RewindError};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Exit code after SIGTERM, as shells count it.
-const TERMINATED: u8 = 143;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
@@ -50,7 +47,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), (RewindError, u8)> {
     let plain = |error: RewindError| {
-        let code = error.class().exit_code();
+        let code = error.class().exit_code(false);
         (error, code)
     };
     if rustix::process::geteuid().is_root() {
@@ -132,10 +129,7 @@ fn until_stopped(
             }
         });
         work.await.map_err(|error| {
-            let code = match error.class() {
-                Class::Interrupted if terminated.load(Ordering::Relaxed) => TERMINATED,
-                class => class.exit_code(),
-            };
+            let code = error.class().exit_code(terminated.load(Ordering::Relaxed));
             (error, code)
         })
     });

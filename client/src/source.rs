@@ -15,10 +15,11 @@ pub mod snapshot;
 use std::sync::Arc;
 
 use dial::Dial;
+use proto::model::Description;
 use session::{Buffers, Link};
 
 use crate::config::Config;
-use crate::error::{Class, RewindError};
+use crate::error::RewindError;
 use crate::source_checks::check_description;
 
 pub use session::Session;
@@ -42,40 +43,57 @@ pub enum Patience {
     UntilTimeout,
 }
 
-impl Source {
-    /// Connects, and asks the source what it is.
-    ///
-    /// # Errors
-    /// The source cannot be reached, does not accept this node, or describes itself in a way that makes no sense.
-    pub async fn connect(config: Config, patience: Patience) -> Result<Self, RewindError> {
-        let link = Link {
-            connections: config.connections,
-            patience: config.timeout,
-            max_rate: config.max_rate,
-            buffers: Buffers::default(),
-        };
-        Self::open(Arc::new(config.source), link, patience).await
-    }
+/// A source that has answered. What it said of itself is not judged yet.
+#[derive(Debug)]
+pub struct Answering {
+    session: Session,
+    /// What it said.
+    pub description: Description,
+}
 
-    /// The same of a source that is reached by `dial`.
+/// Connects, and asks the source what it is.
+///
+/// # Errors
+/// The source cannot be reached, or does not accept this node.
+pub async fn connect(config: Config, patience: Patience) -> Result<Answering, RewindError> {
+    let link = Link {
+        connections: config.connections,
+        patience: config.timeout,
+        max_rate: config.max_rate,
+        buffers: Buffers::default(),
+    };
+    connect_by(Arc::new(config.source), link, patience).await
+}
+
+/// The same of a source that is reached by `dial`.
+///
+/// # Errors
+/// See [`connect()`].
+pub async fn connect_by(
+    dial: Arc<dyn Dial>,
+    link: Link,
+    patience: Patience,
+) -> Result<Answering, RewindError> {
+    let opened = match patience {
+        Patience::None => Session::open(dial, link).await,
+        Patience::UntilTimeout => Session::open_again(dial, link).await,
+    };
+    let (session, mut description) = opened?;
+    description.wal_segments.sort_unstable();
+    Ok(Answering { session, description })
+}
+
+impl Answering {
+    /// The source, if what it said makes sense.
     ///
     /// # Errors
-    /// See [`Source::connect`].
-    pub async fn open(
-        dial: Arc<dyn Dial>,
-        link: Link,
-        patience: Patience,
-    ) -> Result<Self, RewindError> {
-        let opened = match patience {
-            Patience::None => Session::open(dial, link).await,
-            Patience::UntilTimeout => Session::open_again(dial, link).await,
-        };
-        let (session, mut description) = opened?;
-        description.wal_segments.sort_unstable();
+    /// It does not, or its history is not usable yet.
+    pub fn judged(self) -> Result<Source, RewindError> {
+        let Self { session, description } = self;
         let history = description.node.history().map_err(|error| {
-            RewindError::because(Class::Transient, "the source's history is not usable", error)
+            RewindError::transient_because("the source's history is not usable", error)
         })?;
         check_description(&description, &history)?;
-        Ok(Self { session, snapshot: Arc::new(Snapshot { description, history }) })
+        Ok(Source { session, snapshot: Arc::new(Snapshot { description, history }) })
     }
 }

@@ -9,6 +9,7 @@ pub mod unstarted;
 pub mod wal_archive;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use data_dir::dir::read_at;
 use data_dir::private_keys::{holds_private_key, is_key_name};
 use data_dir::wal::LocalWal;
 use data_dir::{DataDir, Entry};
+use pg_format::page::{SPGIST_METAPAGE_BYTES, is_spgist_metapage};
 use pg_format::relation::tablespace_version_directory;
 use pg_format::wal::WalContext;
 use pg_format::{
@@ -25,7 +27,7 @@ use pg_format::{
 use rustix::fs::FlockOperation;
 
 use crate::config::Config;
-use crate::error::{Class, NotPossible, RewindError};
+use crate::error::{Class, RewindError};
 use crate::plan::input::file_bytes;
 use crate::staging::disk::{Disk, RealDisk};
 use crate::staging::external::Staging;
@@ -60,7 +62,7 @@ pub struct Target {
 /// Opens and locks a data directory that is ours and in which no server runs.
 pub fn lock(path: &Path) -> Result<DataDir, RewindError> {
     let directory = lock_only(path)?;
-    running::refuse_running(&directory)?;
+    running::refuse_running_unless_ending(&directory)?;
     Ok(directory)
 }
 
@@ -155,14 +157,12 @@ pub fn private_keys(target: &Target) -> BTreeSet<DataPath> {
     keys
 }
 
-/// Bytes before a page's content (`SizeOfPageHeaderData`).
-const PAGE_HEADER_BYTES: u64 = 24;
-/// First bytes of the content of an `SP-GiST` index's first page (`SPGIST_MAGIC_NUMBER`).
-const SPGIST_MAGIC: [u8; 4] = 0xBA0B_ABEE_u32.to_le_bytes();
-
 /// Relations whose first page PostgreSQL changes without WAL, found by what that page holds: the first page of
 /// an `SP-GiST` index remembers pages with room (`SpGistUpdateMetaPage`). docs/RULES.md, R1a.
-pub fn changed_without_wal(target: &Target) -> Result<Vec<RelationPath>, NotPossible> {
+///
+/// # Errors
+/// A file cannot be read, and which.
+pub fn changed_without_wal(target: &Target) -> io::Result<Vec<RelationPath>> {
     let mut found = Vec::new();
     for (path, entry) in &target.files {
         let FileClass::Relation(segment) = FileClass::of(path) else {
@@ -172,14 +172,11 @@ pub fn changed_without_wal(target: &Target) -> Result<Vec<RelationPath>, NotPoss
         if !first || file_bytes(entry).is_none_or(|bytes| bytes < BLOCK_BYTES) {
             continue;
         }
-        let mut magic = [0; 4];
-        let read = target
-            .directory
-            .open_file(path)
-            .and_then(|file| read_at(&file, &mut magic, PAGE_HEADER_BYTES));
+        let mut first = [0; SPGIST_METAPAGE_BYTES];
+        let read = target.directory.open_file(path).and_then(|file| read_at(&file, &mut first, 0));
         let bytes =
-            read.map_err(|error| NotPossible::new(format!("could not read {path}: {error}")))?;
-        if bytes == magic.len() && magic == SPGIST_MAGIC {
+            read.map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
+        if is_spgist_metapage(first.get(..bytes).unwrap_or_default()) {
             found.push(segment.relation);
         }
     }

@@ -23,7 +23,7 @@ use tokio_stream::StreamExt as _;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
-use crate::error::{Class, RewindError};
+use crate::error::RewindError;
 use crate::source::dial::{ByteStream, Dial, Dialled};
 
 /// Bytes of a stream that may be on their way in each direction.
@@ -150,7 +150,7 @@ impl TestPeer {
 impl Dial for TestPeer {
     async fn reach(&self) -> Result<Dialled, RewindError> {
         if self.connections() >= self.0.connections_max.load(Ordering::Relaxed) {
-            return Err(RewindError::new(Class::Transient, "the peer takes no connection"));
+            return Err(RewindError::transient("the peer takes no connection"));
         }
         let (ours, mut near) = tokio::io::duplex(STREAM_BYTES);
         let (mut far, theirs) = tokio::io::duplex(STREAM_BYTES);

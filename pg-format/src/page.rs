@@ -108,6 +108,15 @@ fn checksum(page: &[u8; BLOCK_SIZE], block: u32) -> u16 {
     u16::try_from(folded % 65_535 + 1).unwrap_or(u16::MAX)
 }
 
+/// Bytes at the start of a page that tell the first page of an `SP-GiST` index from others.
+pub const SPGIST_METAPAGE_BYTES: usize = 28;
+
+/// Whether a page that begins like this is the first one of an `SP-GiST` index: `SPGIST_MAGIC_NUMBER` stands behind the
+/// page's header (`spgist_private.h`, `SpGistMetaPageData`).
+pub fn is_spgist_metapage(start: &[u8]) -> bool {
+    start.get(24..SPGIST_METAPAGE_BYTES) == Some(&0xBA0B_ABEE_u32.to_le_bytes()[..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

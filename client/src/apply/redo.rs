@@ -90,7 +90,7 @@ impl TargetChange<'_> {
         })?;
         void.map_or(Ok(()), |why| {
             let message = format!("{why}: the plan is void; keep the target stopped and run again");
-            Err(RewindError::new(Class::Transient, message))
+            Err(RewindError::transient(message))
         })
     }
 

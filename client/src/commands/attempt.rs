@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pg_format::Lsn;
+use pg_format::{DataPath, Lsn};
 use proto::model::Sealed;
 
 use super::follow;
@@ -13,7 +13,7 @@ use crate::divergence::find::find;
 use crate::divergence::source_changes::ChangesOfBoth;
 use crate::divergence::{Divergence, compat};
 use crate::error::{Abort, NotPossible, Replan, RewindError};
-use crate::monitor::{Monitor, Step};
+use crate::monitor::Step;
 use crate::outcome::Outcome;
 use crate::plan::units::units;
 use crate::plan::{Planned, Strategy, StrategyChoice};
@@ -24,7 +24,7 @@ use crate::prepare::room::{self, BeforeImages};
 use crate::prepare::seal::{SealedRewind, check_same_life, seal};
 use crate::prepare::stage::{Job, stage};
 use crate::prepare::{local_wal, page_cache, plan_reuse};
-use crate::source::{Patience, Source};
+use crate::source::{self, Answering, Patience, Source};
 use crate::staging::staged_bytes::{StagedBytes, staged_bytes};
 use crate::staging::state_error;
 use crate::strategy::estimate::Basis;
@@ -41,13 +41,13 @@ const FRESH: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Opening {
     since: Instant,
-    source: Pending<Source>,
+    source: Pending<Answering>,
 }
 
 impl Opening {
     /// Connects.
     pub fn begin(config: &Config) -> Self {
-        let source = begin(Source::connect(config.clone(), Patience::None));
+        let source = begin(source::connect(config.clone(), Patience::None));
         Self { since: Instant::now(), source }
     }
 }
@@ -94,19 +94,22 @@ impl Attempts {
     }
 
     /// Ends the attempts with an error: what was fetched is kept only where running again can succeed.
-    pub fn give_up(self, error: &RewindError, target: &Target, monitor: &dyn Monitor) {
-        self.leftover.give_up(error, target, monitor);
+    pub fn give_up(self, error: &RewindError) {
+        self.leftover.give_up(error);
     }
 
     /// The source as it is now; only the first attempt fails at once if it cannot be reached.
-    async fn source(&mut self, config: &Config) -> Result<Source, RewindError> {
+    async fn source(&mut self, config: &Config, target: &Target) -> Result<Source, RewindError> {
         self.number += 1;
         let fresh = self.opening.take().filter(|opening| opening.since.elapsed() < FRESH);
         let patience = if self.number == 1 { Patience::None } else { Patience::UntilTimeout };
-        match fresh {
-            Some(opening) => joined(opening.source).await,
-            None => Source::connect(config.clone(), patience).await,
-        }
+        let answering = match fresh {
+            Some(opening) => joined(opening.source).await?,
+            None => source::connect(config.clone(), patience).await?,
+        };
+        // A node of another cluster is named as that, whatever else is odd about it.
+        compat::check(target, &answering.description)?;
+        answering.judged()
     }
 }
 
@@ -159,20 +162,20 @@ pub async fn attempt(
     target: &Arc<Target>,
     attempts: &mut Attempts,
 ) -> Result<Attempted, Abort> {
-    let source = cx.stop.unless(Box::pin(attempts.source(config))).await?;
+    let source = cx.stop.unless(Box::pin(attempts.source(config, target))).await?;
     let decision = Box::pin(decide(cx, config, target, &source, attempts));
     let decided = match cx.stop.unless(decision).await? {
         Decision::Report(outcome) => {
+            find_pg_ctl(config, target)?;
             // What an earlier run had prepared is not needed any more.
             attempts.leftover.take().discard(target, &*cx.monitor);
-            find_pg_ctl(config, target)?;
             follow::make_standby(cx, config, target)?;
             return Ok(Attempted::Report(outcome));
         }
         Decision::Rewind(decided) => *decided,
     };
     let (kept, cache) = match attempts.leftover.take() {
-        Leftover::Cache(cache) => (Kept::Cache, Some(cache)),
+        Leftover::Cache(PageCache { files, prepared }) => (Kept::Cache(prepared), Some(files)),
         Leftover::Nothing | Leftover::Plan(_) if decided.is_reused => (Kept::Plan, None),
         Leftover::Nothing | Leftover::Plan(_) => (Kept::Nothing, None),
     };
@@ -198,7 +201,6 @@ async fn decide(
     attempts: &mut Attempts,
 ) -> Result<Decision, Abort> {
     let description = &source.snapshot.description;
-    compat::check(target, description)?;
     compat::check_settings(target, description, config.start, &*cx.monitor)?;
     cx.steps.begin(Step::Fork);
     let has_plan = matches!(attempts.leftover, Leftover::Plan(_));
@@ -276,7 +278,7 @@ fn reuse_plan(
                 "the plan of an earlier run does not hold ({why}): what it fetched is compared with \
                  the source before it is used"
             ));
-            attempts.leftover = Leftover::retire_plan(saved, target)?;
+            attempts.leftover = Leftover::retire_plan(saved, target, &cx.monitor)?;
             return Ok(None);
         }
     };
@@ -321,8 +323,9 @@ async fn plan_anew(
     let basis = Basis { target, source: snapshot, listed: &listed.files, choices, fork, end };
     let without_fork = without_fork.as_ref();
     let choice = planning::choose(config, basis, divergence, changes, without_fork)?;
-    if choice.waiting_pays(config)
-        && let Some(limit) = attempts.may_wait.take()
+    // Waited for once, whether or not the first plan needs it.
+    if let Some(limit) = attempts.may_wait.take()
+        && choice.waiting_pays(config)
     {
         planning::wait_for_checkpoint(cx, source, limit).await?;
     }
@@ -348,7 +351,7 @@ async fn prepare(
     source: &Source,
     claim: &Claim,
     decided: Decided,
-    cache: Option<PageCache>,
+    cache: Option<Vec<DataPath>>,
 ) -> Result<SealedRewind, Abort> {
     let Decided { mut planned, before_images, announced, early_wal, restored, .. } = decided;
     claim.save_plan(config, target, source.snapshot.description.node.life(), &planned)?;
@@ -356,7 +359,7 @@ async fn prepare(
     let signals = &cx.stop.signals;
     let follower = local_wal::stage(signals, target, source, &planned, &restored, &early_wal)?;
     check_same_life(&source.snapshot, &announced)?;
-    if let Some(PageCache { files }) = cache {
+    if let Some(files) = cache {
         let units = units(&planned.plan);
         let (session, disk) = (&source.session, &target.disk);
         planned.hash_bytes +=

@@ -146,7 +146,7 @@ impl UnfinishedRewind<'_> {
         target::running::refuse_running(self.directory)?;
         self.monitor.step(Step::Apply);
         if let Err(error) = self.change(manifest).redo() {
-            if !marks::is_being_changed(self.directory.path()) && error.left_the_target_alone() {
+            if matches!(marks::load(self.disk), Ok(State::Sealed(_))) {
                 // Nothing was changed: the next server must not find our number.
                 pid_file::restore(self.disk).map_err(state_error)?;
             }

@@ -111,15 +111,16 @@ async fn attempts(
         let (reason, why) = match attempt(cx, config, target, &mut attempts).await {
             Ok(attempted) => return Ok(attempted),
             Err(Abort::Failed(error)) => {
-                attempts.give_up(&error, target, &*cx.monitor);
+                attempts.give_up(&error);
                 return Err(error);
             }
             Err(Abort::Replan { reason, why }) => (reason, why),
         };
         if number == ATTEMPTS_MAX {
-            attempts.leftover.discard(target, &*cx.monitor);
             let message = format!("{why}, {ATTEMPTS_MAX} times: try again later");
-            return Err(RewindError::new(Class::Transient, message));
+            let error = RewindError::transient(message);
+            attempts.give_up(&error);
+            return Err(error);
         }
         number += 1;
         cx.monitor.note(&format!("{why}: planning again"));

@@ -3,7 +3,7 @@
 //! A hint (what became of a row's transaction, or that an index entry leads nowhere) is logged only where
 //! `wal_log_hints` or checksums are on, and then only by the first change of a page that is clean
 //! (`MarkBufferDirtyHint`). In recovery it is never logged, and yet reaches the disk with a page that replay has
-//! already changed. docs/RULES.md, R1 and R10.
+//! already changed. docs/RULES.md, R1.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -132,9 +132,9 @@ pub(crate) fn check_promotion(past: Past, wal_summary: &WalSummary) -> Result<()
 }
 
 /// Whether hints were logged throughout a WAL summary, and `wal_level` was high enough.
-pub(crate) fn check_summary(wal_summary: &WalSummary, target: &Target) -> Result<(), NotPossible> {
+pub(crate) fn check_summary(wal_summary: &WalSummary, target: &Target) -> Result<(), Undecided> {
     let control = &target.control.file;
-    let refuse = |why: String| Err(NotPossible::new(why));
+    let refuse = |why: String| Err(Undecided::new(why));
     if !control.logs_hints() {
         return refuse(
             "the target has neither checksums nor wal_log_hints: its WAL does not name every page it changed"
@@ -176,7 +176,7 @@ pub(crate) fn check_summary(wal_summary: &WalSummary, target: &Target) -> Result
 /// Where hints are logged because of checksums alone, those must have been on throughout. `pg_checksums` works on
 /// a stopped node and writes pages and `pg_control`, but no WAL. It writes each page that has no checksum yet:
 /// where it was at work no file with one is older.
-fn check_checksums(wal_summary: &WalSummary, target: &Target) -> Result<(), NotPossible> {
+fn check_checksums(wal_summary: &WalSummary, target: &Target) -> Result<(), Undecided> {
     let control = &target.control.file;
     // What was written in the second of a running node's checkpoint may have been written after it.
     let times = wal_summary.checkpoints.iter().map(|checkpoint| {
@@ -188,13 +188,13 @@ fn check_checksums(wal_summary: &WalSummary, target: &Target) -> Result<(), NotP
         return Ok(());
     }
     if let Some(at) = shutdowns_within(wal_summary, control).next() {
-        return Err(not_known(&format!("it was stopped at {at} and started again")));
+        return Err(not_known(&format!("it was stopped at {at} and started again")).into());
     }
     match control.state {
         ClusterState::InArchiveRecovery | ClusterState::ShutDownInRecovery => {
-            Err(not_known("a standby writes no WAL that tells when it was stopped"))
+            Err(not_known("a standby writes no WAL that tells when it was stopped").into())
         }
-        ClusterState::ShutDown => check_last_stop(control, &target.files),
+        ClusterState::ShutDown => Ok(check_last_stop(control, &target.files)?),
         _ => Ok(()),
     }
 }
@@ -208,7 +208,7 @@ fn not_known(why: &str) -> NotPossible {
 
 /// Whether there is a page with a right checksum in a file that was written last before `time`, in seconds since
 /// 1970.
-fn has_checksum_from_before(target: &Target, time: i64) -> Result<bool, NotPossible> {
+fn has_checksum_from_before(target: &Target, time: i64) -> Result<bool, Undecided> {
     let old = target.files.values().filter(|entry| entry.modified.0 < time);
     let mut read = 0;
     for entry in old {
@@ -224,7 +224,7 @@ fn has_checksum_from_before(target: &Target, time: i64) -> Result<bool, NotPossi
         let file = target.directory.open_file(&entry.path);
         let got = file
             .and_then(|file| read_at(&file, &mut page, 0))
-            .map_err(|error| NotPossible::new(format!("could not read {}: {error}", entry.path)))?;
+            .map_err(Undecided::unreadable(entry.path.as_str()))?;
         let page = Page::new(&page).filter(|page| got == BLOCK_SIZE && !page.is_new());
         if page.is_some_and(|page| page.checksum_fits(segment.first_block())) {
             return Ok(true);

@@ -60,7 +60,9 @@ impl ChangesOfBoth {
     ) -> Result<Self, RewindError> {
         match wal_summary(source, divergence, early).await {
             Ok(wal_summary) => Ok(Self { wal_summary: Ok(wal_summary) }),
-            Err(Undecided::NotPossible(why)) => Ok(Self { wal_summary: Err(why) }),
+            Err(Undecided::NotPossible(why) | Undecided::Unreadable(why)) => {
+                Ok(Self { wal_summary: Err(why) })
+            }
             Err(Undecided::Failed(error)) => Err(error),
         }
     }

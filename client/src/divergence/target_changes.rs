@@ -52,7 +52,9 @@ pub fn find(search: &Search<'_>) -> Result<Divergence, RewindError> {
     let found = with_wal(search, &wal, ancestor.timeline, ancestor.end);
     let mut divergence = match found {
         Ok(divergence) => divergence,
-        Err(Undecided::NotPossible(why)) => return Ok(Divergence::unknown(why)),
+        Err(Undecided::NotPossible(why) | Undecided::Unreadable(why)) => {
+            return Ok(Divergence::unknown(why));
+        }
         Err(Undecided::Failed(error)) => return Err(error),
     };
     divergence.restored = wal.restored().map_err(|error| {
@@ -83,7 +85,7 @@ fn with_wal(
         Ok(changes) => Ok(changes),
         // What is wrong with this part of its WAL does not make the fork point less proven.
         Err(Undecided::NotPossible(why)) => Err(why),
-        Err(Undecided::Failed(error)) => return Err(error.into()),
+        Err(other) => return Err(other),
     };
     Ok(Divergence { fork: Some(ForkPoint { lsn, timeline }), target_changes, ..known })
 }
@@ -172,7 +174,8 @@ fn changes_since(
     }
     check_promotion(past, &wal_summary)?;
     check_summary(&wal_summary, search.target)?;
-    for relation in changed_without_wal(search.target)? {
+    let indexes = changed_without_wal(search.target);
+    for relation in indexes.map_err(Undecided::unreadable("the target's relations"))? {
         wal_summary.pages.insert(relation, 0);
     }
     Ok(TargetChanges { wal_summary, start })

@@ -13,6 +13,8 @@ pub enum Undecided {
     /// The target's WAL does not tell, or is not proven to be the source's too: the strategies that go by it are
     /// not possible.
     NotPossible(NotPossible),
+    /// A file of the target cannot be read or understood: what else the target's WAL says is not relied on either.
+    Unreadable(NotPossible),
     /// The source could not be asked.
     Failed(RewindError),
 }
@@ -25,7 +27,7 @@ impl Undecided {
 
     /// A file of the target that tells cannot be read: a disk may have lost it.
     pub fn unreadable(what: &str) -> impl FnOnce(io::Error) -> Self + '_ {
-        move |error| Self::new(format!("could not read {what}: {error}"))
+        move |error| Self::Unreadable(NotPossible::new(format!("could not read {what}: {error}")))
     }
 }
 
@@ -44,12 +46,30 @@ impl From<NotPossible> for Undecided {
 /// A disk that has lost some of it, or a record of an unknown kind.
 impl From<WalError> for Undecided {
     fn from(error: WalError) -> Self {
-        Self::new(RewindError::from(error).chain())
+        Self::Unreadable(NotPossible::new(RewindError::from(error).chain()))
     }
 }
 
 impl From<ControlError> for Undecided {
     fn from(error: ControlError) -> Self {
-        Self::new(RewindError::from(error).chain())
+        Self::Unreadable(NotPossible::new(RewindError::from(error).chain()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pg_format::Lsn;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_told_from_what_is_not_proven() {
+        let lost = || io::Error::other("input/output error");
+        let wal = WalError::Io { at: Lsn::new(0x300_0028), source: lost() };
+        assert!(matches!(Undecided::from(wal), Undecided::Unreadable(_)));
+        assert!(matches!(Undecided::unreadable("base/5/1")(lost()), Undecided::Unreadable(_)));
+        assert!(matches!(Undecided::new("it ends too early"), Undecided::NotPossible(_)));
+        let away = RewindError::transient("the source is away");
+        assert!(matches!(Undecided::from(away), Undecided::Failed(_)));
     }
 }

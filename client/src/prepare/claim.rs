@@ -20,12 +20,64 @@ use crate::staging::state_directory::{self, Keep};
 use crate::staging::{marks, pid_file, staged_bytes, state_error};
 use crate::target::{Target, running};
 
+/// What a run has put into the target before it changes it: the state directory, and `postmaster.pid` once that is
+/// taken. Dropped, it leaves the target as it was found.
+#[derive(Debug)]
+pub struct Prepared {
+    directory: Arc<DataDir>,
+    disk: Arc<dyn Disk>,
+    monitor: Arc<dyn Monitor>,
+    /// Whether it is still to be given back.
+    is_held: bool,
+}
+
+impl Prepared {
+    fn of(target: &Target, monitor: &Arc<dyn Monitor>) -> Self {
+        Self {
+            directory: Arc::clone(&target.directory),
+            disk: Arc::clone(&target.disk),
+            monitor: Arc::clone(monitor),
+            is_held: true,
+        }
+    }
+
+    /// Leaves the target as it was, and what was fetched for the next run. Without a plan nothing can be used.
+    fn keep(mut self) {
+        if !matches!(SavedPlan::read(&*self.disk), Ok(Some(_))) {
+            return;
+        }
+        self.is_held = false;
+        if let Err(error) = pid_file::restore(&*self.disk) {
+            self.monitor.warning(&format!("postmaster.pid could not be given back: {error}"));
+        }
+        self.monitor.note(
+            "what was fetched is kept in .pgrejoin: run the same command again to resume it, or pgrejoin rollback \
+             to clear it away",
+        );
+    }
+
+    /// Leaves everything where it is.
+    fn leave(mut self) {
+        self.is_held = false;
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if self.is_held {
+            clear_away(&*self.disk, &self.directory, &*self.monitor);
+        }
+    }
+}
+
 /// Files of a plan that does not hold any more, by their index in it. Their pages are in the state directory, as a
 /// cache for another plan.
 #[derive(Debug)]
 pub struct PageCache {
     /// The files.
     pub files: Vec<DataPath>,
+    /// Where they are. The target may still be taken.
+    pub prepared: Prepared,
 }
 
 /// What an earlier run, or an earlier attempt of this one, has left.
@@ -40,28 +92,34 @@ pub enum Leftover {
 }
 
 /// What a claim keeps of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Kept {
     /// Nothing.
     Nothing,
     /// The plan, and what was fetched for it.
     Plan,
     /// Pages.
-    Cache,
+    Cache(Prepared),
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct Claim {
-    directory: Arc<DataDir>,
-    disk: Arc<dyn Disk>,
-    monitor: Arc<dyn Monitor>,
-    /// Ends the saving of before-images, which goes on in threads of its own.
-    saving: Arc<Gate>,
+    /// Closed before what was prepared is given back.
+    saving: Saving,
+    prepared: Prepared,
     /// Counts the runs and attempts for this rewind: each names its packs by it.
     run: u32,
-    /// Whether what the target holds is still to be given back.
-    is_held: bool,
+}
+
+/// The saving of before-images, which goes on in threads of its own. Dropped, it ends.
+#[derive(Debug, Default)]
+struct Saving(Arc<Gate>);
+
+impl Drop for Saving {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 impl Claim {
@@ -73,21 +131,18 @@ impl Claim {
         run: u32,
     ) -> Result<Self, RewindError> {
         running::refuse_running(&target.directory)?;
-        let claim = Self {
-            directory: Arc::clone(&target.directory),
-            disk: Arc::clone(&target.disk),
-            monitor: Arc::clone(monitor),
-            saving: Arc::default(),
-            run,
-            is_held: true,
+        let (kept, prepared) = match kept {
+            Kept::Nothing => (None, Prepared::of(target, monitor)),
+            Kept::Plan => (Some(Keep::Plan), Prepared::of(target, monitor)),
+            Kept::Cache(prepared) => (Some(Keep::Cache), prepared),
         };
+        let claim = Self { saving: Saving::default(), prepared, run };
         let (disk, directory) = (&*target.disk, &*target.directory);
         let staging = target.staging.as_ref();
         marks::unseal(disk).map_err(state_error)?;
         let made = match kept {
-            Kept::Nothing => state_directory::prepare(disk, directory, staging),
-            Kept::Plan => state_directory::prepare_again(disk, directory, staging, Keep::Plan),
-            Kept::Cache => state_directory::prepare_again(disk, directory, staging, Keep::Cache),
+            None => state_directory::prepare(disk, directory, staging),
+            Some(keep) => state_directory::prepare_again(disk, directory, staging, keep),
         };
         made.map_err(state_error)?;
         pid_file::take(disk, directory.path())?;
@@ -118,7 +173,7 @@ impl Claim {
             staging: target.staging.clone(),
             sync: config.sync,
         };
-        saved.write(&*self.disk).map_err(|error| {
+        saved.write(&*self.prepared.disk).map_err(|error| {
             RewindError::because(Class::Preflight, "could not write the plan to staging", error)
         })
     }
@@ -130,36 +185,24 @@ impl Claim {
 
     /// What ends the saving of before-images.
     pub fn saving(&self) -> &Arc<Gate> {
-        &self.saving
-    }
-
-    /// Leaves the target as it was, and what was fetched for the next run. Without a plan nothing can be used.
-    fn keep(mut self) {
-        if !matches!(SavedPlan::read(&*self.disk), Ok(Some(_))) {
-            return;
-        }
-        self.is_held = false;
-        self.saving.close();
-        if let Err(error) = pid_file::restore(&*self.disk) {
-            self.monitor.warning(&format!("postmaster.pid could not be given back: {error}"));
-        }
-        self.monitor.note(
-            "what was fetched is kept in .pgrejoin: run the same command again to resume it, or pgrejoin rollback \
-             to clear it away",
-        );
+        &self.saving.0
     }
 
     /// Gives the plan up and keeps the pages that were fetched for it.
-    fn retire(mut self) -> Leftover {
-        self.saving.close();
-        let saved = SavedPlan::read(&*self.disk).ok().flatten();
-        match saved.map(|saved| retired(saved, &*self.disk)) {
-            Some(Ok(cache)) => {
-                self.is_held = false;
-                cache
-            }
-            _ => Leftover::Nothing,
+    fn retire(self) -> Leftover {
+        let Self { saving, prepared, .. } = self;
+        drop(saving);
+        match SavedPlan::read(&*prepared.disk) {
+            Ok(Some(saved)) => Leftover::cache_of(saved, prepared),
+            Ok(None) | Err(_) => Leftover::Nothing,
         }
+    }
+
+    /// Leaves the target as it was, and what was fetched for a later run.
+    fn keep(self) {
+        let Self { saving, prepared, .. } = self;
+        drop(saving);
+        prepared.keep();
     }
 
     /// Ends an attempt that came to no result: what is left of it.
@@ -173,25 +216,9 @@ impl Claim {
     }
 
     /// Leaves everything where it is: from here on the marks say what is to be done.
-    pub fn leave(mut self) {
-        self.is_held = false;
+    pub fn leave(self) {
+        self.prepared.leave();
     }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if self.is_held {
-            self.saving.close();
-            clear_away(&*self.disk, &self.directory, &*self.monitor);
-        }
-    }
-}
-
-/// Makes a cache of what was fetched for a plan.
-fn retired(saved: SavedPlan, disk: &dyn Disk) -> io::Result<Leftover> {
-    staged_bytes::retire_packs(disk)?;
-    let files = saved.planned.plan.files.into_iter().map(|file| file.path).collect();
-    Ok(Leftover::Cache(PageCache { files }))
 }
 
 /// Removes what was prepared from a target that was not changed.
@@ -212,15 +239,24 @@ impl Leftover {
 
     /// Makes a cache of what was fetched for a plan that does not hold. Without its packs it would not be complete,
     /// so it is unsealed first.
-    pub fn retire_plan(saved: SavedPlan, target: &Target) -> Result<Self, RewindError> {
+    ///
+    /// # Errors
+    /// It cannot be unsealed.
+    pub fn retire_plan(
+        saved: SavedPlan,
+        target: &Target,
+        monitor: &Arc<dyn Monitor>,
+    ) -> Result<Self, RewindError> {
         marks::unseal(&*target.disk).map_err(state_error)?;
-        match retired(saved, &*target.disk) {
-            Ok(cache) => Ok(cache),
-            Err(_) => {
-                state_directory::give_back(&*target.disk, &target.directory)
-                    .map_err(state_error)?;
-                Ok(Self::Nothing)
-            }
+        Ok(Self::cache_of(saved, Prepared::of(target, monitor)))
+    }
+
+    /// A cache of what was fetched for a plan; nothing if that cannot be had.
+    fn cache_of(saved: SavedPlan, prepared: Prepared) -> Self {
+        let files = saved.planned.plan.files.into_iter().map(|file| file.path).collect();
+        match staged_bytes::retire_packs(&*prepared.disk) {
+            Ok(()) => Self::Cache(PageCache { files, prepared }),
+            Err(_) => Self::Nothing,
         }
     }
 
@@ -235,10 +271,8 @@ impl Leftover {
     /// Removes it from a target that needs no rewind.
     pub fn discard(self, target: &Target, monitor: &dyn Monitor) {
         match self {
-            Self::Nothing => {}
-            Self::Plan(_) | Self::Cache(_) => {
-                clear_away(&*target.disk, &target.directory, monitor);
-            }
+            Self::Nothing | Self::Cache(_) => {}
+            Self::Plan(_) => clear_away(&*target.disk, &target.directory, monitor),
         }
     }
 
@@ -247,13 +281,12 @@ impl Leftover {
         std::mem::replace(self, Self::Nothing)
     }
 
-    /// Removes it after a failure, unless running again can succeed with it. A plan that was not looked at may
-    /// still hold.
-    pub fn give_up(self, error: &RewindError, target: &Target, monitor: &dyn Monitor) {
-        if let Self::Cache(_) = self
-            && error.remedy() != Remedy::Retry
-        {
-            clear_away(&*target.disk, &target.directory, monitor);
+    /// Ends the attempts with a failure: a cache is kept where running again can succeed with it. A plan that was not
+    /// looked at may still hold.
+    pub fn give_up(self, error: &RewindError) {
+        match self {
+            Self::Cache(cache) if error.remedy() == Remedy::Retry => cache.prepared.keep(),
+            Self::Nothing | Self::Plan(_) | Self::Cache(_) => {}
         }
     }
 }
@@ -324,7 +357,7 @@ mod tests {
     #[test]
     fn a_failure_that_a_later_run_may_not_meet_keeps_what_was_fetched() {
         let target = EmptyTarget::new();
-        let lost = RewindError::new(Class::Transient, "the link broke");
+        let lost = RewindError::transient("the link broke");
         let leftover = begun(&target).settle(&Abort::Failed(lost));
         assert!(matches!(leftover, Leftover::Nothing), "not for this run");
         assert!(pack_is_there(&target));
@@ -338,7 +371,7 @@ mod tests {
     fn without_a_plan_nothing_is_kept() {
         let target = EmptyTarget::new();
         let before = target.names();
-        let lost = RewindError::new(Class::Transient, "the link broke");
+        let lost = RewindError::transient("the link broke");
         let leftover = claim(&target, Kept::Nothing).settle(&Abort::Failed(lost));
         assert!(matches!(leftover, Leftover::Nothing));
         assert_eq!(target.names(), before);
@@ -360,11 +393,11 @@ mod tests {
         let before = target.names();
         let again = Abort::replan(Replan::SourceChanged, "it was restarted");
         let leftover = begun(&target).settle(&again);
-        assert!(matches!(leftover, Leftover::Cache(_)));
         assert!(!pack_is_there(&target));
         assert!(target.names().iter().any(|name| name.ends_with("cache/1-0000")));
         // The next attempt takes it over; a failure that stays removes it.
-        let next = claim(&target, Kept::Cache);
+        let Leftover::Cache(PageCache { prepared, .. }) = leftover else { panic!("{leftover:?}") };
+        let next = claim(&target, Kept::Cache(prepared));
         assert!(target.names().iter().any(|name| name.ends_with("cache/1-0000")));
         drop(next);
         assert_eq!(target.names(), before);
@@ -374,26 +407,40 @@ mod tests {
     fn a_cache_is_kept_by_a_failure_that_a_later_run_may_not_meet() {
         let target = EmptyTarget::new();
         let before = target.names();
-        let cache = || Leftover::Cache(PageCache { files: Vec::new() });
-        drop(begun(&target).settle(&Abort::replan(Replan::SourceChanged, "restarted")));
-        let with_cache = target.names();
-        let lost = RewindError::new(Class::Transient, "the link broke");
-        cache().give_up(&lost, &target.target, &*monitor());
-        assert_eq!(target.names(), with_cache);
+        let restarted = || Abort::replan(Replan::SourceChanged, "restarted");
+        let lost = RewindError::transient("the link broke");
+        begun(&target).settle(&restarted()).give_up(&lost);
+        assert!(target.names().iter().any(|name| name.ends_with("cache/1-0000")));
+        assert!(!target.names().contains(&"postmaster.pid".to_owned()), "a server may start");
         let damaged = RewindError::new(Class::Other, "the source is damaged");
-        cache().give_up(&damaged, &target.target, &*monitor());
+        begun(&target).settle(&restarted()).give_up(&damaged);
         assert_eq!(target.names(), before);
+    }
+
+    #[test]
+    fn a_target_that_is_in_use_by_the_next_attempt_is_given_back() {
+        let target = EmptyTarget::new();
+        let before = target.names();
+        let leftover = begun(&target).settle(&Abort::replan(Replan::SourceChanged, "restarted"));
+        let Leftover::Cache(PageCache { prepared, .. }) = leftover else { panic!("{leftover:?}") };
+        let mut working = std::process::Command::new("sleep");
+        let mut working = working.arg("60").current_dir(target.home.path()).spawn().unwrap();
+        let refused = Claim::take(&target.target, &monitor(), Kept::Cache(prepared), 2);
+        working.kill().unwrap();
+        working.wait().unwrap();
+        assert_eq!(refused.unwrap_err().class(), Class::Target);
+        assert_eq!(target.names(), before, "neither our pid file nor the cache is left");
     }
 
     #[test]
     fn a_plan_that_was_not_looked_at_survives_every_failure() {
         let target = EmptyTarget::new();
-        let lost = RewindError::new(Class::Transient, "the link broke");
+        let lost = RewindError::transient("the link broke");
         drop(begun(&target).settle(&Abort::Failed(lost)));
         let before = target.names();
         let leftover = Leftover::of_an_earlier_run(&*target.target.disk).unwrap();
         let refused = RewindError::new(Class::Target, "another cluster");
-        leftover.give_up(&refused, &target.target, &*monitor());
+        leftover.give_up(&refused);
         assert_eq!(target.names(), before);
         // A target that needs no rewind needs no plan.
         let leftover = Leftover::of_an_earlier_run(&*target.target.disk).unwrap();

@@ -193,7 +193,7 @@ pub fn check(
              replay does not rebuild it: check the source for corruption, or try again later",
             segment.relation
         );
-        return Err(RewindError::new(Class::Transient, message));
+        return Err(RewindError::transient(message));
     }
     let switched = switches_timeline(&source.history, source_redo, end);
     if source.description.node.role == Role::Standby && switched {
@@ -203,7 +203,7 @@ pub fn check(
             let message = "the source is a standby that changed timelines since its last \
                            restartpoint: run CHECKPOINT on the primary, then on the source, \
                            and try again";
-            return Err(RewindError::new(Class::Transient, message));
+            return Err(RewindError::transient(message));
         }
     }
     Ok(())

@@ -54,7 +54,7 @@ impl Connection {
             )),
             (CallError::Broken(_), Some(why)) => {
                 let message = format!("the source closed the connection: {why}");
-                Err(RewindError::because(Class::Transient, message, error))
+                Err(RewindError::transient_because(message, error))
             }
             (_, _) => Err(error.into()),
         }
@@ -96,7 +96,7 @@ pub async fn secure(
         .await
         .map_err(|error| {
             let message = format!("no HTTP/2 with the source at {address}");
-            RewindError::because(Class::Transient, message, error)
+            RewindError::transient_because(message, error)
         })?;
     Ok(Connection { client: Client::new(channel, patience), round_trip, broke })
 }

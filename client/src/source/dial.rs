@@ -59,9 +59,9 @@ impl Dial for SourceAddress {
         let connecting = TcpStream::connect((self.host.as_str(), self.port));
         let tcp = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await;
         let round_trip = since.elapsed();
-        let transient = |what: &str, error| RewindError::because(Class::Transient, what, error);
+        let transient = |what: &str, error| RewindError::transient_because(what, error);
         let tcp = tcp
-            .map_err(|_| RewindError::new(Class::Transient, format!("{unreachable}: no answer")))?
+            .map_err(|_| RewindError::transient(format!("{unreachable}: no answer")))?
             .map_err(|error| transient(&unreachable, error))?;
         // Small requests must not wait for the acknowledgement of earlier ones.
         tcp.set_nodelay(true).map_err(|error| transient("TCP socket", error))?;
@@ -89,7 +89,7 @@ async fn secure<S: ByteStream + 'static>(
         Ok(Err(error)) => Err(handshake_error(&address, error)),
         Err(_) => {
             let message = format!("the source at {address} does not answer the TLS handshake");
-            Err(RewindError::new(Class::Transient, message))
+            Err(RewindError::transient(message))
         }
     }
 }
@@ -106,7 +106,10 @@ fn handshake_error(address: &str, error: io::Error) -> RewindError {
             (Class::Authentication, "it does not speak TLS".to_owned())
         }
         Some(_) => (Class::Authentication, "TLS handshake failed".to_owned()),
-        None => (Class::Transient, "the connection broke in the TLS handshake".to_owned()),
+        None => {
+            let message = format!("source at {address}: the connection broke in the TLS handshake");
+            return RewindError::transient_because(message, error);
+        }
     };
     RewindError::because(class, format!("source at {address}: {advice}"), error)
 }

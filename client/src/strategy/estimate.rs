@@ -13,7 +13,7 @@ use proto::fetch::{ItemBody, Unit, UnitKind};
 use super::candidates::{Candidate, Candidates};
 use super::wal_start::fetched_from;
 use crate::divergence::source_changes::gather;
-use crate::error::{NotPossible, Remedy, RewindError};
+use crate::error::{Remedy, RewindError};
 use crate::plan::cost::{Estimate, Estimates, FILE_BYTES, Rate, Rates};
 use crate::plan::file_actions::{blocks_in, build};
 use crate::plan::input::{Choices, Differences, Facts};
@@ -101,18 +101,18 @@ pub fn estimates(
     candidates: &Candidates<'_>,
     known: &Measured,
 ) -> Result<Estimates, RewindError> {
-    let of = |candidate: &Result<Candidate<'_>, NotPossible>| match candidate {
-        Ok(candidate) => {
-            let estimated = estimated(basis, candidate, candidate.wal_summary, known)?;
-            Ok::<_, RewindError>(Ok(estimated.estimate))
-        }
-        Err(why) => Ok(Err(why.clone())),
+    let of = |candidate: &Candidate<'_>| {
+        estimated(basis, candidate, candidate.wal_summary, known).map(|made| made.estimate)
     };
-    Ok(Estimates {
-        fork: of(&candidates.fork)?,
-        latest: of(&candidates.latest)?,
-        compare: of_comparing(basis, candidates, known)?,
-    })
+    let fork = match &candidates.fork {
+        Ok(candidate) => Ok(of(candidate)?),
+        Err(why) => Err(why.clone()),
+    };
+    let latest = match &candidates.latest {
+        Ok(candidate) => Ok(of(candidate)?),
+        Err(why) => Err(why.clone()),
+    };
+    Ok(Estimates { fork, latest, compare: of_comparing(basis, candidates, known)? })
 }
 
 fn of_comparing(

@@ -21,9 +21,25 @@ const PAUSE: Duration = Duration::from_millis(20);
 const ANCESTORS_MAX: usize = 64;
 
 /// Refuses a data directory in which a server, a backend or another rewind is at work.
+///
+/// # Errors
+/// One is, and which.
 pub fn refuse_running(directory: &DataDir) -> Result<(), RewindError> {
+    refuse(directory, Duration::ZERO)
+}
+
+/// The same of a directory whose server may have been stopped a moment ago. Whoever stopped it was told that it is down
+/// as soon as its pid file was gone, and its process may take a little longer: it is given two seconds.
+///
+/// # Errors
+/// See [`refuse_running`].
+pub fn refuse_running_unless_ending(directory: &DataDir) -> Result<(), RewindError> {
+    refuse(directory, ENDING)
+}
+
+fn refuse(directory: &DataDir, patience: Duration) -> Result<(), RewindError> {
     let path = directory.path().display();
-    let refuse = |why: String| {
+    let refused = |why: String| {
         Err(RewindError::new(Class::Target, format!("target {path} is in use: {why}")))
     };
     let pid_file = directory.postmaster_pid().map_err(|error| {
@@ -33,27 +49,27 @@ pub fn refuse_running(directory: &DataDir) -> Result<(), RewindError> {
         let attached = attached_to(shared);
         if attached > 0 {
             let id = shared.id;
-            return refuse(format!(
+            return refused(format!(
                 "{attached} processes are attached to its shared memory (id {id}): stop the \
                  server, or end its backends if the postmaster is dead"
             ));
         }
     }
-    if let Some((pid, name)) = lasting_process(directory, pid_file.is_none()) {
-        return refuse(format!(
+    let patience = if pid_file.is_none() { patience } else { Duration::ZERO };
+    if let Some((pid, name)) = lasting_process(directory, patience) {
+        return refused(format!(
             "process {pid} ({name}) works in it: stop the server, or end that process"
         ));
     }
     Ok(())
 }
 
-/// A process that works in the directory. One whose server has given its pid file up may be just ending: whoever stopped
-/// it was told that it is down as soon as that file was gone.
-fn lasting_process(directory: &DataDir, may_be_ending: bool) -> Option<(i32, String)> {
+/// A process that works in the directory and does not end within `patience`.
+fn lasting_process(directory: &DataDir, patience: Duration) -> Option<(i32, String)> {
     let since = Instant::now();
     loop {
         let found = processes_in(directory).into_iter().next()?;
-        if !may_be_ending || since.elapsed() > ENDING {
+        if since.elapsed() >= patience {
             return Some(found);
         }
         std::thread::sleep(PAUSE);
@@ -132,7 +148,8 @@ mod tests {
         let target = EmptyTarget::new();
         let mut ending = at_work(&target, "0.3");
         let reaper = std::thread::spawn(move || ending.wait());
-        assert!(refuse_running(&target.target.directory).is_ok());
+        assert!(refuse_running(&target.target.directory).is_err(), "it has not ended yet");
+        assert!(refuse_running_unless_ending(&target.target.directory).is_ok());
         reaper.join().expect("reaped").expect("ended");
     }
 
@@ -140,7 +157,8 @@ mod tests {
     fn a_process_that_goes_on_is_named() {
         let target = EmptyTarget::new();
         let mut lasting = at_work(&target, "60");
-        let refused = refuse_running(&target.target.directory).expect_err("it is in use");
+        let refused =
+            refuse_running_unless_ending(&target.target.directory).expect_err("it is in use");
         lasting.kill().expect("killed");
         lasting.wait().expect("reaped");
         assert_eq!(refused.class(), Class::Target);

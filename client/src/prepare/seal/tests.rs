@@ -11,8 +11,8 @@ use crate::config::{Config, Connections};
 use crate::prepare::claim::Kept;
 use crate::prepare::stage::stage;
 use crate::prepare::wal_follower::WalFollower;
-use crate::source::Patience;
 use crate::source::session::{Buffers, Link};
+use crate::source::{Answering, Patience, connect_by};
 use crate::target::wal_context;
 use crate::task::Stop;
 use crate::test_peer::{Reply, TestPeer, honest};
@@ -87,7 +87,8 @@ impl Rewind {
             max_rate: None,
             buffers: Buffers::default(),
         };
-        Source::open(Arc::new(peer.clone()), link, Patience::None).await.expect("a source")
+        let answering = connect_by(Arc::new(peer.clone()), link, Patience::None).await;
+        answering.and_then(Answering::judged).expect("a source")
     }
 
     fn claim(&self) -> Claim {
