@@ -31,7 +31,7 @@ test-fast:
 	scripts/get-postgres.sh 15
 	scripts/need-cargo-tool.sh nextest 0.9.148
 	cargo build --workspace --bins --tests
-	cargo nextest run --workspace -E '(kind(lib) | kind(bin)) | test(/^basic::pg15/) | test(/^refusals::/) | binary(tidy)'
+	cargo nextest run --workspace -E '(kind(lib) | kind(bin)) | test(/^rewind::basic::pg15/) | test(/^refusals::/) | binary(tidy)'
 
 check:
 	cargo fmt --all --check

@@ -1,0 +1,7 @@
+//! Runs, disks and nodes that end in the middle.
+
+mod devices;
+mod faults;
+mod interrupted;
+mod kills;
+mod torture;

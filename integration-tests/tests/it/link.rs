@@ -1,0 +1,4 @@
+//! What lies between the two nodes.
+
+mod network;
+mod small_buffers;
