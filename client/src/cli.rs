@@ -12,7 +12,7 @@ use crate::error::EXIT_CODES;
 fn exit_codes() -> String {
     let lines = EXIT_CODES
         .iter()
-        .map(|exit| format!("  {:<9} {}. The target: {}", exit.shown(), exit.meaning, exit.target));
+        .map(|exit| format!("  {:<9} {}. Target: {}", exit.shown(), exit.meaning, exit.target));
     let lines: Vec<String> = lines.collect();
     format!("Exit codes:\n{}", lines.join("\n").replace('`', "\""))
 }
@@ -32,13 +32,13 @@ pub enum Command {
     /// Rewind the target onto the source's history
     #[command(after_help = exit_codes())]
     Rewind(Box<RewindArgs>),
-    /// Finish an interrupted rewind from what is on local disk, without the source
+    /// Finish an interrupted rewind from the data on local disk, without the source
     #[command(after_help = exit_codes())]
     Resume(StateArgs),
-    /// Take an interrupted rewind back: the data directory becomes what it was, without the source
+    /// Undo an interrupted rewind: restore the data directory as it was before, without the source
     #[command(after_help = exit_codes())]
     Rollback(StateArgs),
-    /// Report in which state a data directory is and what to do next
+    /// Report the state of a data directory and what to do next
     #[command(after_help = exit_codes())]
     Status(StateArgs),
 }
@@ -46,7 +46,7 @@ pub enum Command {
 /// Which data directory.
 #[derive(Debug, Args)]
 pub struct StateArgs {
-    /// Data directory of the node that was being rewound
+    /// Data directory of the target, the node that was being rewound
     #[arg(short = 'D', long, value_name = "DIR")]
     pub target_pgdata: PathBuf,
 }
@@ -56,40 +56,40 @@ pub struct StateArgs {
 pub enum StrategyArg {
     /// The possible strategy with the smallest estimated transfer
     Auto,
-    /// Compare every page by hash; works across any divergence, and compares also where the histories say
-    /// that nothing differs
+    /// Compare every page by hash; needs none of the target's WAL, and compares even if the target has not
+    /// diverged
     Compare,
     /// Replay from the last common checkpoint, as `pg_rewind` does
     Fork,
-    /// Replay from the source's newest checkpoint: transfers the blocks that either side changed since the
-    /// fork point, and no older WAL
+    /// Replay from the source's newest checkpoint: transfers the blocks that either node changed since the
+    /// fork point, and no WAL older than that checkpoint
     Latest,
 }
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OutputArg {
-    /// For people
+    /// Human-readable text
     Text,
-    /// One JSON object a line
+    /// JSON, one object per line
     Json,
 }
 
 /// Which side's configuration files stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ConfigFilesArg {
-    /// The target's
+    /// Keep the target's
     Keep,
-    /// The source's, as `pg_rewind` does
+    /// Copy the source's, as `pg_rewind` does
     Source,
 }
 
 /// What happens to files PostgreSQL does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ExtraFilesArg {
-    /// The target's stay, the source's are not fetched
+    /// Keep the target's, do not copy the source's
     Keep,
-    /// Made equal to the source's, as `pg_rewind` does
+    /// Make them equal to the source's, as `pg_rewind` does
     Mirror,
 }
 
@@ -106,13 +106,13 @@ pub enum YesNo {
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct RewindArgs {
-    /// Data directory of the node to rewind
+    /// Data directory of the target, the node to rewind
     #[arg(short = 'D', long, value_name = "DIR", env = "PGREJOIN_TARGET_PGDATA")]
     pub target_pgdata: PathBuf,
-    /// Where pgrejoin-server runs beside the node to follow
+    /// Address of the pgrejoin-server that runs beside the source, the node to follow
     #[arg(long, value_name = "https://HOST:PORT", env = "PGREJOIN_SOURCE")]
     pub source: String,
-    /// Change nothing and fetch no data: report what would be done
+    /// Report what would be done; change nothing and fetch no data
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
@@ -122,14 +122,14 @@ pub struct RewindArgs {
     /// This node's private key, PEM
     #[arg(long, value_name = "FILE", env = "PGREJOIN_KEY", help_heading = "Identity")]
     pub key: PathBuf,
-    /// Authority that signs the server's certificate, PEM
+    /// Certificate authority that signed the server's certificate, PEM
     #[arg(long, value_name = "FILE", env = "PGREJOIN_CA", help_heading = "Identity")]
     pub ca: PathBuf,
     /// Name the server's certificate must have, if not the host of --source
     #[arg(long, value_name = "NAME", help_heading = "Identity")]
     pub server_name: Option<String>,
 
-    /// Which strategy is used
+    /// Strategy of the rewind
     #[arg(long, value_enum, default_value = "auto", help_heading = "Transfer")]
     pub strategy: StrategyArg,
     /// If most of the transfer would be WAL since the source's last checkpoint, wait up to this long for the next
@@ -150,14 +150,14 @@ pub struct RewindArgs {
     /// Show progress
     #[arg(short = 'P', long, help_heading = "Output")]
     pub progress: bool,
-    /// How results are printed
+    /// Output format
     #[arg(long, value_enum, default_value = "text", help_heading = "Output")]
     pub output: OutputArg,
 
     /// Write `primary_conninfo` to `postgresql.auto.conf`
     #[arg(short = 'R', long = "write-recovery-conf", help_heading = "Recovery")]
     pub write_recovery_conf: bool,
-    /// The `primary_conninfo` to write; @FILE reads it from a file
+    /// The `primary_conninfo` to write (implies -R); @FILE reads it from a file
     #[arg(
         long,
         value_name = "STR",
@@ -166,7 +166,7 @@ pub struct RewindArgs {
         help_heading = "Recovery"
     )]
     pub primary_conninfo: Option<String>,
-    /// Command that restores a WAL segment, if not the target's own `restore_command`
+    /// Command that restores an archived WAL segment, instead of the target's `restore_command`
     #[arg(long, value_name = "CMD", help_heading = "Recovery")]
     pub restore_command: Option<String>,
     /// Directory with archived WAL segments
@@ -175,37 +175,37 @@ pub struct RewindArgs {
     /// The target's postgresql.conf, if not in its data directory
     #[arg(long, value_name = "FILE", help_heading = "Recovery")]
     pub config_file: Option<PathBuf>,
-    /// Start the node when it is rewound and wait until it streams
+    /// Start PostgreSQL on the target afterwards and wait until it streams WAL
     #[arg(long, help_heading = "Recovery")]
     pub start: bool,
-    /// The `pg_ctl` to start it with
+    /// Path of the `pg_ctl` that --start uses
     #[arg(long, value_name = "PATH", help_heading = "Recovery")]
     pub pg_ctl: Option<PathBuf>,
 
-    /// Directory for fetched data, if not inside the target
+    /// Directory for fetched data, instead of .pgrejoin in the target's data directory
     #[arg(long, value_name = "DIR", help_heading = "Target files")]
     pub staging_dir: Option<PathBuf>,
-    /// Save no images of what is overwritten: less is written and less room is taken, but a rewind
-    /// that was interrupted while it changed the target can then only be finished, not taken back
+    /// Save no undo images of what is overwritten: less is written and less disk space is needed, but a
+    /// rewind that is interrupted while it changes the target can then only be resumed, not rolled back
     #[arg(long, help_heading = "Target files")]
     pub no_undo: bool,
     /// Keep the WAL of lost transactions in .pgrejoin/diverged
     #[arg(long, value_enum, default_value = "yes", help_heading = "Target files")]
     pub keep_diverged: YesNo,
-    /// Where a tablespace the target does not have is put
+    /// Create a tablespace that the target does not have in NEW instead of OLD; can be repeated
     #[arg(long, value_name = "OLD=NEW", value_parser = mapping, help_heading = "Target files")]
     pub tablespace_mapping: Vec<(String, String)>,
-    /// Which side's configuration files stay
+    /// Which node's configuration files the target has afterwards
     #[arg(long, value_enum, default_value = "keep", help_heading = "Target files")]
     pub config_files: ConfigFilesArg,
-    /// What happens to files PostgreSQL does not know
+    /// What to do with files that do not belong to PostgreSQL
     #[arg(long, value_enum, default_value = "keep", help_heading = "Target files")]
     pub extra_files: ExtraFilesArg,
-    /// Go on although a database would be left with less than a tenth of its bytes here, as after VACUUM FULL on the
-    /// source
+    /// Continue even if a database would shrink to less than a tenth of its size on the target, as after
+    /// VACUUM FULL on the source
     #[arg(long, help_heading = "Target files")]
     pub accept_shrink: bool,
-    /// Do not wait for the disk: the result may be lost if the machine fails
+    /// Do not wait until changes are safely on disk; if the machine crashes, the target may be damaged
     #[arg(short = 'N', long, help_heading = "Target files")]
     pub no_sync: bool,
 }

@@ -172,11 +172,19 @@ impl Config {
             usage(format!("source \"{}\" has no valid host and port", args.source))
         })?;
         let name = args.server_name.clone().unwrap_or_else(|| host.clone());
-        let server_name = ServerName::try_from(name.clone())
-            .map_err(|_| usage(format!("\"{name}\" is no name a certificate can have")))?;
+        let server_name = ServerName::try_from(name.clone()).map_err(|_| {
+            usage(format!(
+                "\"{name}\" cannot be the name in a certificate: give a DNS name or an IP address \
+                 with --server-name"
+            ))
+        })?;
         let files = TlsFiles { certificate: args.cert, key: args.key, authority: args.ca };
         let tls = proto::tls::client_config(&files).map_err(|error| {
-            RewindError::because(Class::Usage, "TLS identity is not usable", error)
+            RewindError::because(
+                Class::Usage,
+                "could not load the files of --cert, --key and --ca",
+                error,
+            )
         })?;
         let conninfo = args.primary_conninfo.map(read_secret).transpose()?;
         if conninfo.as_ref().is_some_and(|conninfo| conninfo.contains(['\n', '\r'])) {

@@ -35,44 +35,49 @@ pub const EXIT_CODES: [ExitCode; 11] = [
         class: None,
         codes: &[0],
         meaning: "done, or nothing to do",
-        target: "rewound, or as it was",
+        target: "rewound, or unchanged",
     },
     ExitCode {
         class: Some(Class::Other),
         codes: &[1],
-        meaning: "another failure",
-        target: "as it was",
+        meaning: "any other failure",
+        target: "unchanged",
     },
-    ExitCode { class: Some(Class::Usage), codes: &[2], meaning: "usage", target: "as it was" },
+    ExitCode {
+        class: Some(Class::Usage),
+        codes: &[2],
+        meaning: "invalid command line",
+        target: "unchanged",
+    },
     ExitCode {
         class: Some(Class::Target),
         codes: &[3],
         meaning: "the target cannot be rewound as it is (running, damaged, of another cluster)",
-        target: "as it was",
+        target: "unchanged",
     },
     ExitCode {
         class: Some(Class::Authentication),
         codes: &[4],
-        meaning: "the two ends do not accept each other",
-        target: "as it was",
+        meaning: "TLS or authentication failed (certificate not accepted, not on the allow list)",
+        target: "unchanged",
     },
     ExitCode {
         class: Some(Class::Transient),
         codes: &[5],
-        meaning: "try again later (unreachable, stalled, source between two roles)",
-        target: "as it was; what was fetched may be kept in `.pgrejoin`",
+        meaning: "try again later (source unreachable, stalled or changing its role)",
+        target: "unchanged; fetched data may be kept in `.pgrejoin`",
     },
     ExitCode {
         class: Some(Class::Rebuild),
         codes: &[6],
-        meaning: "needed WAL or a common history is gone: rebuild the node",
-        target: "as it was",
+        meaning: "needed WAL is gone, or there is no common history: rebuild the node",
+        target: "unchanged",
     },
     ExitCode {
         class: Some(Class::Preflight),
         codes: &[7],
-        meaning: "a check before the first change failed (space, permissions, settings)",
-        target: "as it was",
+        meaning: "a check before the first change failed (disk space, permissions, settings)",
+        target: "unchanged",
     },
     ExitCode {
         class: Some(Class::Unfinished),
@@ -83,14 +88,14 @@ pub const EXIT_CODES: [ExitCode; 11] = [
     ExitCode {
         class: Some(Class::Rewound),
         codes: &[9],
-        meaning: "rewound, but it was not started, or temporary files are left",
+        meaning: "rewound, but PostgreSQL was not started, or temporary files are left",
         target: "rewound",
     },
     ExitCode {
         class: Some(Class::Interrupted),
         codes: &[130, 143],
         meaning: "stopped by SIGINT, SIGTERM",
-        target: "as it was",
+        target: "unchanged",
     },
 ];
 
@@ -309,7 +314,7 @@ impl RewindError {
     pub fn unfinished(mut self) -> Self {
         (self.class, self.remedy) = (Class::Unfinished, Remedy::None);
         self.message = format!(
-            "the target is modified and unfinished, do not start PostgreSQL, run pgrejoin resume or \
+            "the target is only partly changed; do not start PostgreSQL; run pgrejoin resume or \
              pgrejoin rollback: {}",
             self.message
         );
@@ -363,13 +368,13 @@ impl Error for RewindError {
 
 impl From<OpenError> for RewindError {
     fn from(error: OpenError) -> Self {
-        Self::because(Class::Target, "target is not usable", error)
+        Self::because(Class::Target, "the target cannot be used", error)
     }
 }
 
 impl From<ControlError> for RewindError {
     fn from(error: ControlError) -> Self {
-        Self::because(Class::Target, "target is not usable", error)
+        Self::because(Class::Target, "the target cannot be used", error)
     }
 }
 
@@ -397,7 +402,7 @@ impl From<CallError> for RewindError {
             CallError::Broken(_) => (Class::Transient, Remedy::Retry),
             CallError::InvalidReply(_) => (Class::Other, Remedy::DoWithout(Unanswered::Refused)),
         };
-        Self { remedy, ..Self::because(class, "the source could not be read", error) }
+        Self { remedy, ..Self::because(class, "a request to the source failed", error) }
     }
 }
 

@@ -84,7 +84,11 @@ fn end(stop: Stop, target: PathBuf, ending: Ending) -> Result<(), (RewindError, 
         let signals = Arc::clone(&stop.signals);
         let work = move || ending(&target, &Lines::new(true), &signals);
         tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-            Err(RewindError::because(Class::Unfinished, "a worker failed", error))
+            Err(RewindError::because(
+                Class::Unfinished,
+                "internal error: a worker thread failed",
+                error,
+            ))
         })
     })?;
     print_out(outcome.text().trim_end());
@@ -106,8 +110,9 @@ fn until_stopped(
     stop: Stop,
     work: impl Future<Output = Result<client::Outcome, RewindError>>,
 ) -> Result<client::Outcome, (RewindError, u8)> {
-    let failed =
-        |error: std::io::Error| (RewindError::because(Class::Other, "could not start", error), 1);
+    let failed = |error: std::io::Error| {
+        (RewindError::because(Class::Other, "could not set up the runtime", error), 1)
+    };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     let terminated = Arc::new(std::sync::atomic::AtomicBool::new(false));

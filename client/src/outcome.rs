@@ -130,21 +130,23 @@ impl SourceWal {
         let oldest = &self.oldest;
         if !self.has_end {
             return format!(
-                "the oldest segment it still has is {oldest}: what this node needs next is gone; give it an \
-                 archive, or rewind it again"
+                "the oldest WAL segment on the source is {oldest}, and the WAL that this node \
+                 needs next is gone: provide it from an archive (restore_command), or rewind again"
             );
         }
         let lasts = match self.lasts {
-            None => "as long as it writes nothing".to_owned(),
+            None => "as long as it writes no WAL".to_owned(),
             Some(seconds) => {
                 format!(
-                    "about {seconds} s at its present rate, and until its next checkpoint at least"
+                    "for about {seconds} s at its present rate, and at least until its next \
+                     checkpoint"
                 )
             }
         };
         format!(
-            "the oldest segment it still has is {oldest}; it keeps what this node needs next {lasts}: start the \
-             node at once, or have a replication slot, wal_keep_size or an archive keep it"
+            "the oldest WAL segment on the source is {oldest}; the source keeps the WAL that this \
+             node needs next {lasts}: start the node now, or keep that WAL with a replication \
+             slot, wal_keep_size or an archive"
         )
     }
 }
@@ -287,14 +289,16 @@ impl Outcome {
             let price = self.estimates.as_ref().map(|all| bytes_or_why(all, strategy));
             let name = strategy.name();
             lines.extend(price.map(|price| match price {
-                Ok(bytes) => ("price", format!("about {bytes} bytes with {name}")),
-                Err(why) => ("price", format!("{name} is not possible: {why}")),
+                Ok(bytes) => ("estimate", format!("{name}: about {bytes} bytes")),
+                Err(why) => ("estimate", format!("{name}: not possible: {why}")),
             }));
         }
         lines.extend(self.checkpoint.map(|checkpoint| {
             let (redo, age, wal) = (checkpoint.redo, checkpoint.age(), checkpoint.wal);
-            let since =
-                format!("the source's last is {age} s old, at {redo}, {wal} bytes of WAL ago");
+            let since = format!(
+                "the source's newest checkpoint is {age} s old (redo position {redo}, {wal} bytes \
+                 of WAL ago)"
+            );
             ("checkpoint", since)
         }));
         lines

@@ -91,7 +91,7 @@ impl Answering {
     pub fn judged(self) -> Result<Source, RewindError> {
         let Self { session, description } = self;
         let history = description.node.history().map_err(|error| {
-            RewindError::transient_because("the source's history is not usable", error)
+            RewindError::transient_because("the source's timeline history is not usable", error)
         })?;
         check_description(&description, &history)?;
         Ok(Source { session, snapshot: Arc::new(Snapshot { description, history }) })

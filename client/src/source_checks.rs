@@ -26,12 +26,12 @@ const PG_DATABASE: u32 = 1262;
 const PG_CLASS: u32 = 1259;
 
 fn nonsense(what: &str) -> RewindError {
-    RewindError::new(Class::Other, format!("the source cannot be believed: {what}"))
+    RewindError::new(Class::Other, format!("the source's answers are inconsistent: {what}"))
 }
 
 /// The source may have been doing something to it while it was asked.
 fn unsettled(what: &str) -> RewindError {
-    let message = format!("the source's files do not fit together: {what}");
+    let message = format!("the source's files are inconsistent: {what}");
     RewindError::replan(Replan::SourceChanged, message)
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn check_description(
     let checkpoint = &control.checkpoint_copy;
     if !checkpoint.redo.is_valid() || checkpoint.redo > control.checkpoint {
         return Err(nonsense(&format!(
-            "its checkpoint at {} begins replay at {}",
+            "its checkpoint at {} has an invalid redo position, {}",
             control.checkpoint, checkpoint.redo
         )));
     }
@@ -53,7 +53,7 @@ pub(crate) fn check_description(
         && history.timeline_of(control.checkpoint) != checkpoint.timeline
     {
         return Err(nonsense(&format!(
-            "its checkpoint at {} is on timeline {}, which its history does not have there",
+            "its checkpoint at {} is on timeline {}, but its history has another timeline there",
             control.checkpoint, checkpoint.timeline
         )));
     }
@@ -77,7 +77,9 @@ pub(crate) fn check_list(
         if let Some(parent) = path.parent()
             && files.get(&parent).is_some_and(Option::is_some)
         {
-            return Err(nonsense(&format!("it lists {path}, and {parent} as a file")));
+            return Err(nonsense(&format!(
+                "its file list has {path}, but also {parent} as a file"
+            )));
         }
     }
     let has_file =
@@ -123,8 +125,9 @@ pub(crate) fn check_databases(
             && !directories.iter().any(|directory| is_whole(directory, &theirs))
         {
             return Err(unsettled(&format!(
-                "database {database} has relations in {directory} but no PG_VERSION or no pg_filenode.map: if \
-                 nobody is dropping it just now, look at it on the source"
+                "database {database} has relations in {directory} but no PG_VERSION or no \
+                 pg_filenode.map: check that database on the source, unless it is just being \
+                 dropped"
             )));
         }
     }
@@ -152,7 +155,7 @@ pub(crate) fn check_contents(
             continue;
         }
         if vanished.contains(&index) {
-            let what = format!("it lists {path} and does not have it");
+            let what = format!("its file list has {path}, but the file does not exist");
             return Err(match ESSENTIAL.contains(&path.as_str()) {
                 true => nonsense(&what),
                 // Its database is being dropped: the next list has none of it.
@@ -170,7 +173,7 @@ pub(crate) fn check_contents(
             .map_err(|error| nonsense(&format!("its {path} is damaged ({error})")))?;
         let catalog = if path.as_str() == RELATION_MAP { PG_DATABASE } else { PG_CLASS };
         if !mapped.iter().any(|mapping| mapping.relation == catalog) {
-            return Err(nonsense(&format!("its {path} does not map relation {catalog}")));
+            return Err(nonsense(&format!("its {path} has no entry for relation {catalog}")));
         }
         let mapped = mapped.iter().map(|mapping| &mapping.file);
         let beside =
@@ -225,8 +228,8 @@ pub(crate) fn check_shrink(target: &TargetFiles, source: &SourceFiles) -> Result
         return Err(RewindError::new(
             Class::Preflight,
             format!(
-                "{which} would shrink from {had} bytes here to {left} as on the source: make sure that this is \
-                 the right source, then give --accept-shrink"
+                "{which} would shrink from {had} bytes on the target to {left} bytes, as on the \
+                 source: check that this is the right source, then give --accept-shrink"
             ),
         ));
     }
@@ -242,7 +245,7 @@ pub(crate) fn check_seal(source: &Description, sealed: &Sealed) -> Result<(), Re
         && was.wal_segment_size == is.wal_segment_size
         && was.data_checksum_version == is.data_checksum_version;
     if !same {
-        return Err(nonsense("its pg_control is another cluster's at the end"));
+        return Err(nonsense("its pg_control does not match the one it sent at the start"));
     }
     if is.checkpoint_copy.redo < was.checkpoint_copy.redo {
         return Err(nonsense(&format!(
@@ -281,7 +284,7 @@ fn check_entry(entry: &FileEntry, control: &ControlFile) -> Result<(), RewindErr
         return Ok(());
     }
     let what = entry.bytes.map_or("directory".to_owned(), |bytes| format!("file of {bytes} bytes"));
-    Err(nonsense(&format!("it lists {path} as a {what}, which no source serves")))
+    Err(nonsense(&format!("its file list has {path} as a {what}, which a source never serves")))
 }
 
 #[cfg(test)]

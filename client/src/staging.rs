@@ -40,7 +40,11 @@ pub(crate) fn state_error(
 
 /// What is fetched cannot be kept on this node's disk.
 pub(crate) fn staging_error(error: std::io::Error) -> RewindError {
-    RewindError::because(Class::Preflight, "could not write to staging", error)
+    RewindError::because(
+        Class::Preflight,
+        "could not write fetched data to the staging directory",
+        error,
+    )
 }
 
 #[cfg(test)]

@@ -71,20 +71,27 @@ pub fn lock_only(path: &Path) -> Result<DataDir, RewindError> {
     let directory = DataDir::open(path)?;
     let target = |message: String| RewindError::new(Class::Target, message);
     let io = |error| {
-        RewindError::because(Class::Target, format!("could not look at {}", path.display()), error)
+        RewindError::because(
+            Class::Target,
+            format!("could not read the owner of data directory {}", path.display()),
+            error,
+        )
     };
     let (owner, _) = directory.owner_and_mode().map_err(io)?;
     let us = rustix::process::geteuid().as_raw();
     if owner != us {
         return Err(target(format!(
-            "data directory {} belongs to user id {owner}, this program runs as {us}: run it as \
-             the owner",
+            "data directory {} belongs to user id {owner}, but this program runs as user id {us}: \
+             run it as the owner",
             path.display()
         )));
     }
     let operation = FlockOperation::NonBlockingLockExclusive;
     rustix::fs::flock(directory.root(), operation).map_err(|_| {
-        target(format!("another pgrejoin is working on {}: let it finish", path.display()))
+        target(format!(
+            "another pgrejoin is running on data directory {}: wait until it has finished",
+            path.display()
+        ))
     })?;
     Ok(directory)
 }
@@ -100,7 +107,7 @@ pub fn inspect(
     let refuse = |message: String| Err(RewindError::new(Class::Target, message));
     // R16: what a killed server left in the kernel's cache must survive before it is built on.
     disk.sync_all().map_err(|error| {
-        let message = "could not make the target's files durable";
+        let message = "could not sync the target's files to disk";
         RewindError::because(Class::Target, message, error)
     })?;
     let control = directory.control()?;
@@ -109,7 +116,8 @@ pub fn inspect(
     if !unstarted && (directory.has("backup_label") || backup.is_valid()) {
         return refuse(format!(
             "target {} is a base backup whose recovery has not finished (backup_label or backup \
-             start point {backup}): start it once or take a new base backup",
+             start point {backup}): start PostgreSQL on it until recovery ends, or take a new base \
+             backup",
             directory.path().display()
         ));
     }

@@ -86,7 +86,7 @@ impl Context {
 
 /// The error of a run that a signal has ended before it changed the target.
 pub fn interrupted() -> RewindError {
-    RewindError::new(Class::Interrupted, "stopped by a signal; the target is as it was")
+    RewindError::new(Class::Interrupted, "stopped by a signal; the target is unchanged")
 }
 
 /// The answer to a request that was made while other things are done. Dropping it takes the request back.
@@ -101,16 +101,18 @@ pub fn begin<T: Send + 'static>(
 
 /// Waits for a request that was made before.
 pub async fn joined<T>(pending: Pending<T>) -> Result<T, RewindError> {
-    pending.await.map_err(|error| RewindError::because(Class::Other, "a task failed", error))?
+    pending.await.map_err(|error| {
+        RewindError::because(Class::Other, "internal error: a task failed", error)
+    })?
 }
 
 /// Runs blocking work on a thread of its own and waits for it.
 pub async fn blocking<T: Send + 'static, E: From<RewindError> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| RewindError::because(Class::Other, "a worker failed", error))?
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        RewindError::because(Class::Other, "internal error: a worker thread failed", error)
+    })?
 }
 
 #[cfg(test)]

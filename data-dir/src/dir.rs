@@ -164,7 +164,9 @@ impl DataDir {
         let file = self.open_file(path)?;
         let length = file.metadata()?.len();
         if length > bytes_max {
-            let message = format!("{length} bytes, more than the {bytes_max} such a file may have");
+            let message = format!(
+                "it has {length} bytes, more than the {bytes_max} bytes allowed for this file"
+            );
             return Err(io::Error::other(message));
         }
         let mut bytes = Vec::new();
@@ -321,7 +323,10 @@ fn open_link(root: &OwnedFd, path: &str) -> io::Result<Option<(PathBuf, OwnedFd)
     match rustix::fs::openat(root, path, flags, Mode::empty()) {
         Ok(fd) => Ok(Some((target, fd))),
         Err(errno) => {
-            let message = format!("{path} links to {}: {errno}", target.display());
+            let message = format!(
+                "{path} is a link to {}, which cannot be opened: {errno}",
+                target.display()
+            );
             Err(io::Error::new(io::Error::from(errno).kind(), message))
         }
     }

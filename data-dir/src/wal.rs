@@ -69,7 +69,7 @@ pub enum WalError {
         source: io::Error,
     },
     /// A record is intact but makes no sense.
-    #[error("the WAL cannot be understood")]
+    #[error("the WAL could not be decoded")]
     Format(#[from] FormatError),
 }
 

@@ -179,7 +179,7 @@ impl Frozen {
         let ended = command(target, what).output().expect("it runs");
         let text = String::from_utf8_lossy(&ended.stderr).into_owned();
         // After the commit there is nothing to take back.
-        let refused = what == "rollback" && text.contains("cannot be taken back");
+        let refused = what == "rollback" && text.contains("cannot be rolled back");
         assert!(ended.status.success() || refused, "{what}: {text}");
     }
 

@@ -115,7 +115,8 @@ fn entries_of(reply: &wire::ListFilesReply) -> Result<Vec<FileEntry>, CallError>
     }
     let plain = zstd::bulk::decompress(&reply.entries, promised);
     let plain = plain.map_err(|_| invalid("does not decompress"))?;
-    let entries = wire::FileEntries::decode(&plain[..]).map_err(|_| invalid("makes no sense"))?;
+    let entries =
+        wire::FileEntries::decode(&plain[..]).map_err(|_| invalid("cannot be decoded"))?;
     entries.entries.into_iter().map(TryInto::try_into).collect()
 }
 
@@ -135,7 +136,9 @@ impl Frames {
         let frame = Frame::try_from(frame).map_err(|e| CallError::InvalidReply(e.to_string()))?;
         if frame.sequence != self.sequence {
             let (got, expected) = (frame.sequence, self.sequence);
-            return Err(CallError::InvalidReply(format!("frame {got} instead of {expected}")));
+            return Err(CallError::InvalidReply(format!(
+                "it sent frame {got} instead of frame {expected}"
+            )));
         }
         self.sequence += 1;
         Ok(Some(frame))

@@ -133,7 +133,9 @@ impl From<Status> for CallError {
             source = error.source();
         }
         match status.code() {
-            Code::Unimplemented => Self::InvalidReply(format!("no such call: {text}")),
+            Code::Unimplemented => {
+                Self::InvalidReply(format!("it does not know this call: {text}"))
+            }
             Code::OutOfRange | Code::InvalidArgument => Self::InvalidReply(text),
             Code::Ok
             | Code::Cancelled

@@ -42,7 +42,9 @@ impl PackedEntries {
     pub fn new(entries: Vec<FileEntry>) -> Result<Self, Refusal> {
         let entries = entries.into_iter().map(Into::into).collect();
         let plain = wire::FileEntries { entries }.encode_to_vec();
-        let failed = |error| Refusal::new(Reason::Internal, format!("the file list: {error}"));
+        let failed = |error| {
+            Refusal::new(Reason::Internal, format!("could not compress the file list: {error}"))
+        };
         let packed = zstd::bulk::compress(&plain, ZSTD_LEVEL).map_err(failed)?;
         let entries_bytes = u32::try_from(plain.len()).unwrap_or(u32::MAX);
         let entries = packed.into();
@@ -109,7 +111,7 @@ struct Adapter<H> {
 
 fn peer<T>(request: &Request<T>) -> Result<Arc<Peer>, Status> {
     let peer = request.extensions().get::<Arc<Peer>>().cloned();
-    peer.ok_or_else(|| Refusal::new(Reason::NotAllowed, "no client certificate").into())
+    peer.ok_or_else(|| Refusal::new(Reason::NotAllowed, "the client sent no certificate").into())
 }
 
 type BoxedReplies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

@@ -11,8 +11,8 @@ use crate::config::{Config, ConfigError};
 
 /// Serves a PostgreSQL data directory, read-only, to pgrejoin clients.
 ///
-/// Reading a data directory is reading every row and every password hash in it: whoever is allowed
-/// here has the whole cluster.
+/// Whoever may read a data directory can read every row and every password hash in it: allow only
+/// nodes that may have all data of the cluster.
 #[derive(Debug, Parser)]
 #[command(name = "pgrejoin-server", version)]
 pub struct Cli {
@@ -32,20 +32,21 @@ pub struct Cli {
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
 
-    /// Authority that signs the clients' certificates, PEM
+    /// Certificate authority that signed the clients' certificates, PEM
     #[arg(long, value_name = "FILE")]
     pub client_ca: PathBuf,
 
-    /// Client that may read: a name in its certificate (SAN, else CN) or sha256:FINGERPRINT
+    /// Client that may read: a subject alternative name of its certificate (the common name if it has none)
+    /// or sha256:FINGERPRINT; can be repeated
     #[arg(long, value_name = "NAME")]
     pub allow: Vec<String>,
 
-    /// File with more such names, one a line; read again when it changes
+    /// File with more allowed names, one per line; it is read again when it changes
     #[arg(long, value_name = "FILE")]
     pub allow_file: Option<PathBuf>,
 
-    /// Bytes a second sent to all clients together, and as many read for them from disk; k, M and G
-    /// multiply by 1024
+    /// Limit on the bytes per second sent to all clients together, and on those read for them from disk;
+    /// k, M and G multiply by 1024
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub max_rate: Option<u64>,
 }

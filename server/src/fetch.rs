@@ -63,9 +63,12 @@ fn work(job: StreamJob) -> Result<(), Refusal> {
     let StreamJob { pgdata, mut units, frames, rates, session, allow, peer } = job;
     let directory = node::open(&pgdata)?;
     let node = node::inspect(&directory)?;
-    let history = node
-        .history()
-        .map_err(|error| Refusal::new(Reason::Damaged, format!("source: {error}")))?;
+    let history = node.history().map_err(|error| {
+        Refusal::new(
+            Reason::Damaged,
+            format!("the source's timeline history is not usable: {error}"),
+        )
+    })?;
     let version = tablespace_version_directory(node.control.major, node.control.catalog_version);
     let served = Served::new(&directory, version);
     let mut worker = StreamWorker {
@@ -94,9 +97,9 @@ fn work(job: StreamJob) -> Result<(), Refusal> {
 /// The next units; a client that asks for nothing must not keep a thread for good.
 fn next_batch(units: &mut Receiver<Vec<Unit>>) -> Result<Option<Vec<Unit>>, Refusal> {
     let waiting = tokio::time::timeout(STREAM_IDLE_TIMEOUT, units.recv());
-    tokio::runtime::Handle::current()
-        .block_on(waiting)
-        .map_err(|_| Refusal::new(Reason::InvalidRequest, "client asks for nothing any more"))
+    tokio::runtime::Handle::current().block_on(waiting).map_err(|_| {
+        Refusal::new(Reason::InvalidRequest, "the client sent no request for too long")
+    })
 }
 
 impl StreamWorker {
@@ -208,7 +211,7 @@ impl StreamWorker {
         match self.served.serves(&self.directory, path) {
             Ok(true) => {}
             Ok(false) => {
-                let message = format!("{path} is not a file this server gives to anybody");
+                let message = format!("{path} is not a file that this server serves");
                 return Err(Refusal::new(Reason::NotServed, message));
             }
             Err(error) => return missing(path, &error).map(|_| None),

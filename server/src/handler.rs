@@ -84,7 +84,9 @@ impl Calls {
             drop(permit);
             result
         });
-        task.await.unwrap_or_else(|_| Err(Refusal::new(Reason::Internal, "a worker failed")))
+        task.await.unwrap_or_else(|_| {
+            Err(Refusal::new(Reason::Internal, "internal error: a worker thread failed"))
+        })
     }
 
     fn permit(&self, peer: &Peer) -> Result<Permit, Refusal> {

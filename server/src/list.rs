@@ -33,7 +33,7 @@ pub(crate) fn list(
     let mut batch_bytes = 0;
     let mut visit = |entry: Entry| {
         if batches.is_closed() {
-            return Err(io::Error::other("client is gone"));
+            return Err(io::Error::other("the client has disconnected"));
         }
         let bytes = match entry.kind {
             EntryKind::Directory { .. } if Served::lists_directory(&entry.path) => None,
@@ -49,8 +49,8 @@ pub(crate) fn list(
             // Left out it would count as absent, and the client would remove its own.
             EntryKind::Link { .. } | EntryKind::Other if is_databases_own(&entry.path) => {
                 let message = format!(
-                    "{} on the source is a symbolic link or no regular file: only pg_wal and \
-                     tablespaces may be links, move it back in place",
+                    "{} on the source is a symbolic link or not a regular file: only pg_wal and \
+                     tablespaces may be links, move it back into the data directory",
                     entry.path
                 );
                 return Err(io::Error::new(io::ErrorKind::Unsupported, message));
@@ -68,7 +68,7 @@ pub(crate) fn list(
             let packed = PackedEntries::new(full).map_err(io::Error::other)?;
             batches
                 .blocking_send(Ok(ListPart::Entries(packed)))
-                .map_err(|_| io::Error::other("client is gone"))?;
+                .map_err(|_| io::Error::other("the client has disconnected"))?;
         }
         Ok(())
     };
@@ -78,7 +78,7 @@ pub(crate) fn list(
         io::ErrorKind::Unsupported => Refusal::new(Reason::NotServed, error.to_string()),
         _ => node::internal("its data directory", &error),
     })?;
-    let gone = |_| Refusal::new(Reason::InvalidRequest, "client is gone");
+    let gone = |_| Refusal::new(Reason::InvalidRequest, "the client has disconnected");
     let packed = PackedEntries::new(batch)?;
     batches.blocking_send(Ok(ListPart::Entries(packed))).map_err(gone)?;
     let redo = control.checkpoint_copy.redo;

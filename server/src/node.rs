@@ -156,7 +156,7 @@ pub(crate) fn control_refusal(error: ControlError) -> Refusal {
         ControlError::Format { source: FormatError::UnknownVersion { .. }, .. }
         | ControlError::Format { .. } => Reason::Damaged,
     };
-    Refusal::new(reason, format!("source: {}", chain(&error)))
+    Refusal::new(reason, format!("a file of the source is not usable: {}", chain(&error)))
 }
 
 /// A refusal for what the system does not let the server do.

@@ -106,7 +106,7 @@ impl ReplyStream {
     }
 
     fn send_frame(&mut self, frame: Frame) -> Result<(), Refusal> {
-        let gone = || Refusal::new(Reason::InvalidRequest, "client is gone");
+        let gone = || Refusal::new(Reason::InvalidRequest, "the client has disconnected");
         // Whoever left must not make the others wait for its bytes.
         if self.frames.is_closed() {
             return Err(gone());
@@ -127,7 +127,7 @@ impl ReplyStream {
         match tokio::runtime::Handle::current().block_on(sending) {
             Ok(sent) => sent.map_err(|_| gone())?,
             Err(_) => {
-                let why = "client takes nothing any more";
+                let why = "the client has stopped reading replies";
                 return Err(Refusal::new(Reason::InvalidRequest, why));
             }
         }

@@ -50,7 +50,7 @@ pub enum ServeError {
         source: io::Error,
     },
     /// The HTTP/2 server failed.
-    #[error("the server failed")]
+    #[error("the HTTP/2 server failed")]
     Transport(#[from] tonic::transport::Error),
 }
 
@@ -112,7 +112,7 @@ pub async fn serve(
         }
         () = drained => {
             let seconds = DRAIN_TIMEOUT.as_secs();
-            tracing::warn!(seconds, "streams were still running: stopping without them");
+            tracing::warn!(seconds, "transfers are still running: stopping without them");
             calls.wind_down().await;
         }
     }
@@ -141,13 +141,15 @@ impl Reloaded {
                 self.warn_of_expiry();
             }
             Err(error) => {
-                tracing::error!(error = %chain(&error), "certificates not reloaded, the old ones stay");
+                tracing::error!(error = %chain(&error), "could not reload the certificates, the \
+                                                         old ones stay in use");
             }
         }
         match self.allow.reload() {
             Ok(()) => tracing::info!("allow list reloaded"),
             Err(error) => {
-                tracing::error!(error = %chain(&error), "allow list not reloaded, the old one stays");
+                tracing::error!(error = %chain(&error), "could not reload the allow list, the old \
+                                                         one stays in use");
             }
         }
     }

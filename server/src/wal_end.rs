@@ -43,9 +43,12 @@ pub(crate) fn seal(pgdata: &Path) -> Result<Sealed, Refusal> {
 }
 
 fn find_end(directory: &DataDir, node: &Node) -> Result<(Lsn, TimelineId), Refusal> {
-    let history = node
-        .history()
-        .map_err(|error| Refusal::new(Reason::Damaged, format!("source: {error}")))?;
+    let history = node.history().map_err(|error| {
+        Refusal::new(
+            Reason::Damaged,
+            format!("the source's timeline history is not usable: {error}"),
+        )
+    })?;
     let wal = LocalWal { directory, history: &history, context: node::wal_context(&node.control) };
     let end = match node.role {
         Role::Primary => end_of_wal(&wal, node.control.checkpoint_copy.redo)?,
@@ -93,8 +96,8 @@ fn standby_end(wal: &LocalWal<'_>, node: &Node) -> Result<Lsn, Refusal> {
     let limit = switched.min().unwrap_or(Lsn::MAX);
     if minimum > limit {
         let message = format!(
-            "the source has replayed to {minimum}, past {limit} where a newer timeline began: it \
-             needs a rewind itself"
+            "the source has replayed to {minimum}, past {limit} where a newer timeline began: the \
+             source itself must be rewound first"
         );
         return Err(Refusal::new(Reason::NotReady, message));
     }
@@ -124,7 +127,7 @@ fn sync(wal: &LocalWal<'_>, from: Lsn, end: Lsn) -> Result<(), Refusal> {
             Some(file) => rustix::fs::fdatasync(&file).map_err(io::Error::from),
             None => Ok(()),
         });
-        synced.map_err(|error| node::internal("its WAL to make it durable", &error))?;
+        synced.map_err(|error| node::internal("its WAL (to sync it to disk)", &error))?;
     }
     Ok(())
 }

@@ -248,7 +248,7 @@ fn next_image(records: &mut Records) -> Result<ImageRecord, PackError> {
     let damaged = |why: &str| PackError::Damaged(why.to_owned());
     let head = records.head()?;
     let [MAGIC, file, length, stored, stored_crc, low, high] = head.words else {
-        return Err(damaged("no record where one must be"));
+        return Err(damaged("a record has no valid header"));
     };
     if u64::from(length.max(stored)) > RECORD_BYTES_MAX {
         return Err(damaged("record is too long"));

@@ -57,7 +57,7 @@ impl<'a> TargetChange<'a> {
             }
             marks::hide_again(self.disk)
         };
-        locked().map_err(failed("could not lock the target"))
+        locked().map_err(failed("could not block PostgreSQL from starting on the target"))
     }
 
     /// The part of it in `pg_wal`.
@@ -68,9 +68,9 @@ impl<'a> TargetChange<'a> {
 }
 
 /// What is left when both ways are blocked.
-pub(crate) const NO_WAY_OUT: &str = ", and the other way is closed too: make the files in .pgrejoin \
-                                     or the staging directory readable again, or make a new base \
-                                     backup";
+pub(crate) const NO_WAY_OUT: &str = ", and neither resume nor rollback is possible: make the files in \
+                                     .pgrejoin or the staging directory readable again, or take a \
+                                     new base backup";
 
 /// Works on all `items` in so many threads at most. After the first error, which is returned, no item is
 /// begun, and the work on others can see that there was one.
@@ -117,7 +117,7 @@ pub(crate) fn sync_directories(
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             result => {
                 let name = directory.map_or_else(String::new, |path| path.to_string());
-                result.map_err(failed(format!("could not make names in \"{name}\" durable")))?;
+                result.map_err(failed(format!("could not sync directory \"{name}\" to disk")))?;
             }
         }
     }

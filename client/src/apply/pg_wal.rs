@@ -170,7 +170,9 @@ impl PgWal<'_> {
             // An earlier run put it in place.
             return match self.is_file(&to)? {
                 true => Ok(()),
-                false => Err(io::Error::other(format!("{name} is neither staged nor in place"))),
+                false => Err(io::Error::other(format!(
+                    "WAL segment {name} is neither in the staging directory nor in pg_wal"
+                ))),
             };
         }
         match self.disk.rename(&from, &to) {

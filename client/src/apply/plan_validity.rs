@@ -24,7 +24,7 @@ pub fn reason(disk: &dyn Disk, manifest: &Manifest) -> io::Result<Option<String>
             FileAction::RemoveTree => None,
             // What is in it afterwards must be ours alone.
             FileAction::MakeDirectory { link: Some(place) } => {
-                check_place(place).err().map(|why| format!("{place}, the place for {path}, {why}"))
+                check_place(place).err().map(|why| format!("directory {place} for {path} {why}"))
             }
             _ if disk.stat(path)?.as_ref() != manifest.before(index) => {
                 Some(format!("{path} on the target changed while the rewind was prepared"))

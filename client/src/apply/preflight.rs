@@ -119,8 +119,8 @@ fn refuse_short(needs: &BTreeMap<u64, Need>) -> Result<(), RewindError> {
     for need in needs.values() {
         if need.bytes.saturating_add(SPARE_BYTES) > need.free {
             let message = format!(
-                "not enough space on the file system of {}: about {} bytes are needed, {} are free; \
-                 make room or give --staging-dir on another file system",
+                "not enough space on the file system of {}: about {} bytes are needed, {} are \
+                 free; free some space, or give --staging-dir on another file system",
                 need.path, need.bytes, need.free
             );
             return Err(RewindError::new(Class::Preflight, message));
@@ -136,7 +136,11 @@ fn add(
     bytes: u64,
 ) -> Result<(), RewindError> {
     let failed = |error: std::io::Error| {
-        RewindError::because(Class::Preflight, format!("could not look at {path}"), error)
+        RewindError::because(
+            Class::Preflight,
+            format!("could not determine the free space at {path}"),
+            error,
+        )
     };
     let owned = directory.as_fd().try_clone_to_owned().map_err(failed)?;
     let device = std::fs::File::from(owned).metadata().map_err(failed)?.dev();
@@ -165,8 +169,8 @@ pub fn check_mounts(directory: &DataDir, plan: &Plan) -> Result<(), RewindError>
         let (base, here) = mounts.map_err(|error| unwritable(&parent, error))?;
         if base != here && !rest.is_empty() {
             let message = format!(
-                "{parent} on the target is on a mount of its own: only pg_wal and tablespaces may \
-                 be"
+                "{parent} on the target is a mount point of its own: only pg_wal and tablespaces \
+                 may be on other file systems"
             );
             return Err(RewindError::new(Class::Preflight, message));
         }

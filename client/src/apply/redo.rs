@@ -44,7 +44,7 @@ impl TargetChange<'_> {
     fn has_begun(&self) -> Result<bool, RewindError> {
         let has_control = self.has("global/pg_control");
         let begun = has_control.and_then(|has| Ok(!has || marks::has_begun(self.disk)?));
-        begun.map_err(failed("could not look at the target's state"))
+        begun.map_err(failed("could not determine the state of the target"))
     }
 
     /// How much room all of it takes, where there was too little.
@@ -64,8 +64,8 @@ impl TargetChange<'_> {
             .sum();
         let wal: u64 = self.manifest.segments.iter().map(|segment| segment.bytes).sum();
         error.advise(&format!(
-            "all changes take up to {} bytes; make room and run pgrejoin resume, or pgrejoin rollback, which \
-             takes none",
+            "all changes need up to {} bytes: free some space and run pgrejoin resume, or run \
+             pgrejoin rollback, which needs none",
             bytes.saturating_add(wal)
         ))
     }
@@ -86,10 +86,17 @@ impl TargetChange<'_> {
     /// Nobody may have been at work here since the plan was made.
     fn refuse_a_changed_target(&self) -> Result<(), RewindError> {
         let void = plan_validity::reason(self.disk, self.manifest).map_err(|error| {
-            RewindError::because(Class::Other, "could not look at the target's files", error)
+            RewindError::because(
+                Class::Other,
+                "could not check whether the target's files have changed",
+                error,
+            )
         })?;
         void.map_or(Ok(()), |why| {
-            let message = format!("{why}: the plan is void; keep the target stopped and run again");
+            let message = format!(
+                "{why}: the plan is no longer valid; keep PostgreSQL on the target stopped and run \
+                 pgrejoin rewind again"
+            );
             Err(RewindError::transient(message))
         })
     }
@@ -97,9 +104,9 @@ impl TargetChange<'_> {
     /// Whether a hide that failed hid anything.
     fn not_hidden(&self, error: io::Error) -> RewindError {
         if self.is_changing() {
-            return failed("could not lock the target")(error);
+            return failed("could not block PostgreSQL from starting on the target")(error);
         }
-        let message = "could not hide pg_control; the target is as it was";
+        let message = "could not move pg_control aside; the target is unchanged";
         RewindError::because(Class::Other, message, error)
     }
 
@@ -115,16 +122,17 @@ impl TargetChange<'_> {
                 Ok(None) => self.disk.symlink(target, &file.path),
                 other => other.map(|_| ()),
             };
-            made.map_err(failed(format!("could not make {}", file.path)))?;
+            made.map_err(failed(format!("could not create symbolic link {}", file.path)))?;
         }
         Ok(any)
     }
 
     fn change(&self) -> Result<(), RewindError> {
-        marks::begin_redo(self.disk).map_err(failed("could not mark the target"))?;
+        marks::begin_redo(self.disk)
+            .map_err(failed("could not write the state of the rewind to .pgrejoin"))?;
         for path in layout::state_directories(self.directory) {
             let made = self.disk.create_directory(&path);
-            made.map_err(failed(format!("could not make {path}")))?;
+            made.map_err(failed(format!("could not create directory {path}")))?;
         }
         self.remove()?;
         self.go_on()?;
@@ -153,7 +161,8 @@ impl TargetChange<'_> {
 
     /// Removes everything the rewind needed, after the commit.
     pub fn clean_up(&self) -> Result<(), RewindError> {
-        marks::mark_committed(self.disk).map_err(Self::left("the mark that says so is missing"))?;
+        marks::mark_committed(self.disk)
+            .map_err(Self::left("that could not be recorded in .pgrejoin"))?;
         crate::staging::pid_file::release(self.disk)
             .and_then(|()| state_directory::discard(self.disk, self.directory))
             .map_err(Self::left("temporary files in .pgrejoin are left"))
@@ -202,7 +211,9 @@ impl TargetChange<'_> {
             let found = self.not_stopped().and_then(|()| pg_wal::digest(self.disk, name));
             let why = match found {
                 Ok(found) if found == *sealed => continue,
-                Ok(_) => pack::PackError::Damaged("its content changed since the seal".to_owned()),
+                Ok(_) => {
+                    pack::PackError::Damaged("its content changed after it was staged".to_owned())
+                }
                 Err(error) => pack::PackError::Io(error),
             };
             return Err((layout::staged_wal(name), why));
@@ -233,7 +244,7 @@ impl TargetChange<'_> {
             true if can_go_back() => ": run pgrejoin rollback",
             true => crate::apply::change::NO_WAY_OUT,
         };
-        let message = format!("what was staged is damaged on this node's disk ({name}){way_out}");
+        let message = format!("staged data is damaged on this node's disk ({name}){way_out}");
         RewindError::because(Class::Other, message, error)
     }
 
@@ -245,7 +256,7 @@ impl TargetChange<'_> {
     fn go_on_before_the_change(&self) -> Result<(), RewindError> {
         match self.signals.stop() {
             true => {
-                let message = "stopped by a signal; the target is as it was";
+                let message = "stopped by a signal; the target is unchanged";
                 Err(RewindError::new(Class::Interrupted, message))
             }
             false => Ok(()),
@@ -286,7 +297,7 @@ impl TargetChange<'_> {
                 | FileAction::Remove
                 | FileAction::RemoveTree => Ok(()),
             };
-            made.map_err(failed(format!("could not make {}", file.path)))?;
+            made.map_err(failed(format!("could not create {}", file.path)))?;
         }
         Ok(())
     }
@@ -353,7 +364,7 @@ impl TargetChange<'_> {
             ItemBody::Chunk(chunk) => self.disk.write_at(&path, chunk.offset(), chunk.data()),
             // No pack has one: they were rebuilt before.
             ItemBody::Page { content: PageContent::Difference(_), .. } => {
-                Err(io::Error::other("a pack holds a page that was not rebuilt"))
+                Err(io::Error::other("a pack has a page difference instead of a whole page"))
             }
             ItemBody::Page { content: PageContent::BeyondEnd, .. }
             | ItemBody::PageHashes { .. }
@@ -423,7 +434,10 @@ impl TargetChange<'_> {
                     Ok(None) => self.disk.link(&file.path, &trash),
                     other => other.map(|_| ()),
                 };
-                kept.map_err(failed(format!("could not keep {}", file.path)))?;
+                kept.map_err(failed(format!(
+                    "could not keep the old {} for a rollback",
+                    file.path
+                )))?;
                 directories.extend([file.path.parent(), trash.parent()]);
             }
         }
@@ -444,13 +458,13 @@ impl TargetChange<'_> {
         let synced = in_parallel(paths, SYNC_THREADS, &|path, _| {
             self.go_on()?;
             let synced = self.disk.sync_file(path);
-            synced.map_err(failed(format!("could not make {path} durable")))
+            synced.map_err(failed(format!("could not sync {path} to disk")))
         });
         self.go_on()?;
         synced?;
         // A write that failed after its file was closed shows here alone.
         let synced = self.disk.sync_all();
-        synced.map_err(failed("could not make the target's file systems durable"))
+        synced.map_err(failed("could not sync the target's file systems to disk"))
     }
 
     /// R13: settings and `standby.signal` before `backup_label`, that before `pg_control`.

@@ -23,27 +23,28 @@ impl TargetChange<'_> {
         let Some(way_back) = &self.manifest.undo else {
             return Err(RewindError::new(
                 Class::Unfinished,
-                "this rewind was begun without undo images (--no-undo, or too little room): it can \
-                 only be finished: run pgrejoin resume",
+                "this rewind has no undo images (--no-undo, or too little disk space), so it \
+                 cannot be rolled back: run pgrejoin resume",
             ));
         };
         self.check_way_back()?;
         self.lock_again()?;
-        self.drop_temporaries().map_err(failed("could not take new files away"))?;
-        marks::begin_undo(self.disk).map_err(failed("could not mark the target"))?;
+        self.drop_temporaries().map_err(failed("could not remove temporary files"))?;
+        marks::begin_undo(self.disk)
+            .map_err(failed("could not write the state of the rollback to .pgrejoin"))?;
         self.monitor.step(Step::Rollback);
-        self.take_away().map_err(failed("could not take new files away"))?;
+        self.take_away().map_err(failed("could not remove new files"))?;
         self.bring_back()?;
         self.go_on()?;
         self.write_images(way_back)?;
-        self.pg_wal().take_back().map_err(failed("could not put the WAL back"))?;
+        self.pg_wal().take_back().map_err(failed("could not restore pg_wal"))?;
         reserve::give_back_for_marks(self.disk)
             .and_then(|()| self.small(way_back))
-            .map_err(failed("could not put settings back"))?;
+            .map_err(failed("could not restore the settings"))?;
         self.go_on()?;
         self.sync_back()?;
         marks::put_back(self.disk, &self.manifest.old_control)
-            .map_err(failed("could not put pg_control back"))?;
+            .map_err(failed("could not restore pg_control"))?;
         self.clean_up_back()
     }
 
@@ -71,7 +72,7 @@ impl TargetChange<'_> {
                 Err(_) => NO_WAY_OUT,
             };
             let message = format!(
-                "what is needed to go back is damaged on this node's disk ({name}){way_out}"
+                "data needed for the rollback is damaged on this node's disk ({name}){way_out}"
             );
             RewindError::because(Class::Unfinished, message, error)
         })
@@ -134,7 +135,7 @@ impl TargetChange<'_> {
                 Ok(Some(_)) => self.disk.rename(&trash, &file.path),
                 Err(error) => Err(error),
             };
-            back.map_err(failed(format!("could not bring {} back", file.path)))?;
+            back.map_err(failed(format!("could not restore {}", file.path)))?;
         }
         Ok(())
     }
@@ -153,7 +154,9 @@ impl TargetChange<'_> {
                         return Err(io::ErrorKind::Interrupted.into());
                     }
                     let planned = self.manifest.files.get(index);
-                    let planned = planned.ok_or_else(|| io::Error::other("no such file"))?;
+                    let planned = planned.ok_or_else(|| {
+                        io::Error::other("an undo image is of a file that is not in the plan")
+                    })?;
                     self.disk.write_at(&planned.path, offset, bytes)
                 })
             });

@@ -275,8 +275,8 @@ fn reuse_plan(
         Ok(planned) => planned,
         Err(why) => {
             cx.monitor.note(&format!(
-                "the plan of an earlier run does not hold ({why}): what it fetched is compared with \
-                 the source before it is used"
+                "the plan of an earlier run is no longer valid ({why}): the data it fetched is \
+                 compared with the source before it is used"
             ));
             attempts.leftover = Leftover::retire_plan(saved, target, &cx.monitor)?;
             return Ok(None);
@@ -285,7 +285,7 @@ fn reuse_plan(
     let staged = staged_bytes(&*target.disk).map_err(state_error)?;
     let before_images =
         room::check_plan(config, &*cx.monitor, target, &source.snapshot, &planned, staged)?;
-    cx.monitor.note("resuming what an earlier run had begun to fetch");
+    cx.monitor.note("resuming the transfer of an earlier run");
     Ok(Some(RoomedPlan { planned, before_images }))
 }
 

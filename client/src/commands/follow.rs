@@ -57,15 +57,15 @@ pub fn nothing_to_do(
     }
     if let Some(name) = foreign_history(target, source)? {
         cx.monitor.note(&format!(
-            "the target has not diverged, but its pg_wal has {name}, which the source does not \
-             know: resynchronising"
+            "the target has not diverged, but its pg_wal has {name}, which is not part of the \
+             source's history: rewinding it anyway"
         ));
         return Ok(None);
     }
     if !source.has_wal_from(end) {
         cx.monitor.note(&format!(
             "the target has not diverged, but the source no longer has the WAL from {end} on: \
-             resynchronising"
+             rewinding it anyway"
         ));
         return Ok(None);
     }
@@ -101,13 +101,14 @@ pub async fn already_rewound(
         && ends_alike(target, source, end).await?;
     if !follows {
         cx.monitor.note(&format!(
-            "the target was rewound before and not started since, but the source is on timeline {timeline} with \
-             other WAL, or has none from {end} on: rewinding again"
+            "the target was rewound before and not started since, but the source, now on timeline \
+             {timeline}, has different WAL, or none from {end} on: rewinding it again"
         ));
         return Ok(None);
     }
     let reason = format!(
-        "already rewound: replay will end at {end} on timeline {timeline}, and PostgreSQL was not started yet"
+        "already rewound: PostgreSQL has not been started since; replay will end at {end} on \
+         timeline {timeline}"
     );
     Ok(Some(Outcome::new(Ended::AlreadyRewound, reason)))
 }
@@ -161,7 +162,7 @@ pub fn make_standby(cx: &Context, config: &Config, target: &Target) -> Result<()
         recovery_conf::write_alone(config, target, &*target.disk)?;
     } else if !target.directory.has("standby.signal") {
         cx.monitor.warning(
-            "the target has no standby.signal: started as it is, it would take writes on its \
+            "the target has no standby.signal: if it is started now, it runs as a primary on its \
              old timeline; use -R",
         );
     }

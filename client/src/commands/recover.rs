@@ -212,14 +212,16 @@ pub fn resume(
         State::None if is_unstarted(work.directory)? => {
             Ok(Outcome::new(Ended::AlreadyRewound, UNSTARTED))
         }
-        State::None => nothing("no rewind is unfinished here: the target is as it was"),
+        State::None => {
+            nothing("there is no unfinished rewind in this data directory: nothing to resume")
+        }
         State::Preparing if SavedPlan::read(work.disk).map_err(state_error)?.is_some() => nothing(
-            "not all of it was fetched: the target is as it was. Run pgrejoin rewind to go on, or \
-             pgrejoin rollback to clear away what was fetched",
+            "the fetch is not complete and the target is unchanged. Run pgrejoin rewind to \
+             continue, or pgrejoin rollback to remove the fetched data",
         ),
         State::Preparing => {
             work.clear_away()?;
-            nothing("nothing was fetched yet: it is cleared away, the target is as it was")
+            nothing("nothing was fetched yet: the preparation is removed, the target is unchanged")
         }
         State::Sealed(manifest) => {
             match plan_validity::reason(work.disk, &manifest).map_err(state_error)? {
@@ -227,7 +229,7 @@ pub fn resume(
                 Some(why) => {
                     work.clear_away()?;
                     nothing(&format!(
-                        "{why}: what was prepared is discarded, the target was not changed by it"
+                        "{why}: the prepared rewind is discarded; it had not changed the target"
                     ))
                 }
             }
@@ -243,8 +245,9 @@ pub fn resume(
         }
         State::RolledBack(_) | State::CleaningBack => Err(RewindError::new(
             Class::Target,
-            "the rewind was taken back and the target is as it was: there is nothing to resume; \
-             run pgrejoin rollback to remove what is left, or pgrejoin rewind",
+            "the rewind was rolled back and the target is as it was before: there is nothing to \
+             resume; run pgrejoin rollback to remove temporary files, or pgrejoin rewind to start \
+             again",
         )),
     })
 }
@@ -256,10 +259,15 @@ pub fn rollback(
     signals: &Signals,
 ) -> Result<Outcome, RewindError> {
     end(target, monitor, signals, |work, state| match state {
-        State::None => nothing("no rewind is unfinished here: there is nothing to take back"),
+        State::None => {
+            nothing("there is no unfinished rewind in this data directory: nothing to roll back")
+        }
         State::Preparing | State::Sealed(_) => {
             work.clear_away()?;
-            nothing("the target had not been changed yet: what was prepared is cleared away")
+            nothing(
+                "the target had not been changed yet: the prepared rewind and its fetched data are \
+                 removed",
+            )
         }
         State::Hidden(manifest) | State::Exposed(manifest) | State::Undoing(manifest) => {
             work.take_back(&manifest)
@@ -267,7 +275,8 @@ pub fn rollback(
         State::Spoiled(_) => Err(spoiled()),
         State::Committed(_) | State::Cleaning => Err(RewindError::new(
             Class::Target,
-            "the target is rewound and PostgreSQL may have run on it: that cannot be taken back",
+            "the target is rewound and PostgreSQL may have run on it: the rewind cannot be rolled \
+             back",
         )),
         State::RolledBack(manifest) => {
             work.change(&manifest).clean_up_back()?;
@@ -311,8 +320,8 @@ fn open_state(locked: &Arc<DataDir>) -> Result<FoundState, RewindError> {
     let disk = disk.map_err(|error| match place {
         Some(place) => {
             let message = format!(
-                "the staging directory {place}, where this rewind keeps what it fetched, cannot be \
-                 opened: make it reachable again"
+                "the staging directory {place}, which has the data fetched for this rewind, cannot \
+                 be opened: make it accessible again"
             );
             RewindError::because(Class::Other, message, error)
         }

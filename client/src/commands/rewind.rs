@@ -117,7 +117,7 @@ async fn attempts(
             Err(Abort::Replan { reason, why }) => (reason, why),
         };
         if number == ATTEMPTS_MAX {
-            let message = format!("{why}, {ATTEMPTS_MAX} times: try again later");
+            let message = format!("{why}; gave up after {ATTEMPTS_MAX} attempts: try again later");
             let error = RewindError::transient(message);
             attempts.give_up(&error);
             return Err(error);
@@ -178,8 +178,8 @@ async fn start_if_asked(
         return Ok(());
     }
     if cx.stop.signals.stop() {
-        let message =
-            "the target is rewound; it was not started, because a signal asked for an end";
+        let message = "the target is rewound, but PostgreSQL was not started because the run was \
+                       stopped by a signal";
         return Err(RewindError::new(Class::Rewound, message));
     }
     cx.steps.begin(Step::Start);

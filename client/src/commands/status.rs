@@ -21,10 +21,10 @@ pub(crate) fn by_marks<T>(target: &Path, result: Result<T, RewindError>) -> Resu
     })
 }
 
-pub(crate) const SPOILED: &str = "a rewind was changing the target when somebody put a pg_control back, and \
-                       PostgreSQL has run on it: neither the source's nor the old history can be made \
-                       of this mixture. Save .pgrejoin/diverged if its WAL is needed, and make a new \
-                       base backup";
+pub(crate) const SPOILED: &str = "pg_control was put back during a rewind, and PostgreSQL has run \
+                                  on the partly changed data directory: it can be neither resumed \
+                                  nor rolled back. Save .pgrejoin/diverged if its WAL is needed, \
+                                  then take a new base backup";
 
 /// `pgrejoin status`: looks and touches nothing, whoever is at work there.
 pub fn status(target: &Path) -> Result<String, RewindError> {
@@ -44,7 +44,7 @@ fn look(target: &Path) -> Result<String, RewindError> {
             if !manifest.sync
     );
     let warning = match unsynced {
-        true => " It was begun with --no-sync: after a power failure it cannot be relied on.",
+        true => " It was started with --no-sync: do not rely on it after a power failure.",
         false => "",
     };
     let one_way = matches!(
@@ -52,7 +52,7 @@ fn look(target: &Path) -> Result<String, RewindError> {
         State::Hidden(manifest) | State::Exposed(manifest) if manifest.undo.is_none()
     );
     let one_way = match one_way {
-        true => " It has no undo images: it can be finished, not taken back.",
+        true => " It has no undo images: it can be resumed, but not rolled back.",
         false => "",
     };
     let said = match state {
@@ -62,25 +62,25 @@ fn look(target: &Path) -> Result<String, RewindError> {
     Ok(format!("{said}{one_way}{warning}"))
 }
 
-pub(crate) const UNSTARTED: &str =
-    "the data directory is rewound and PostgreSQL has not been started on it yet: start it";
+pub(crate) const UNSTARTED: &str = "the data directory is rewound and PostgreSQL has not been \
+                                    started on it yet: start PostgreSQL";
 
 pub(crate) fn describe_state(state: &State) -> &'static str {
     match state {
         State::None => "no rewind is under way",
         State::Preparing => {
-            "a rewind is being prepared, or was and did not finish; the data directory is \
-             unchanged. Run pgrejoin rewind to go on, or pgrejoin rollback to clear away what was \
-             fetched"
+            "a rewind is being prepared, or its preparation was interrupted; the data directory is \
+             unchanged. Run pgrejoin rewind to continue, or pgrejoin rollback to remove the \
+             fetched data"
         }
         State::Sealed(_) => {
-            "a rewind is prepared and has changed nothing yet. Run pgrejoin resume to go on \
-             without the source, or pgrejoin rollback to clear it away"
+            "a rewind is prepared and has changed nothing yet. Run pgrejoin resume to finish it \
+             without the source, or pgrejoin rollback to discard it"
         }
         State::Hidden(_) | State::Exposed(_) => {
             "a rewind is changing this data directory and has not finished. Do not start \
-             PostgreSQL: run pgrejoin resume to finish it or pgrejoin rollback to take it back, \
-             both without the source."
+             PostgreSQL: run pgrejoin resume to finish it or pgrejoin rollback to undo it. Neither \
+             needs the source."
         }
         State::Spoiled(_) => SPOILED,
         State::Committed(_) | State::Cleaning => {
@@ -88,13 +88,13 @@ pub(crate) fn describe_state(state: &State) -> &'static str {
              run pgrejoin resume to remove them"
         }
         State::Undoing(_) => {
-            "a rewind of this data directory is being taken back and that has not finished. Do not \
-             start PostgreSQL: run pgrejoin rollback to finish, or pgrejoin resume to finish the \
-             rewind after all"
+            "a rollback of this data directory has not finished. Do not start PostgreSQL: run \
+             pgrejoin rollback to finish it, or pgrejoin resume to finish the rewind instead"
         }
         State::RolledBack(_) | State::CleaningBack => {
-            "a rewind was taken back and the data directory is as it was; only temporary files are \
-             left. Run pgrejoin rollback to remove them, or pgrejoin rewind"
+            "a rewind was rolled back and the data directory is as it was before; only temporary \
+             files are left. Run pgrejoin rollback to remove them, or pgrejoin rewind to start \
+             again"
         }
     }
 }

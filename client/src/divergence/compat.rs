@@ -12,7 +12,7 @@ pub fn check(target: &Target, source: &Description) -> Result<(), RewindError> {
     let (ours, theirs) = (&target.control.file, &source.node.control);
     let refuse = |message: String| Err(RewindError::new(Class::Target, message));
     let here = target.directory.identity().map_err(|error| {
-        RewindError::because(Class::Target, "could not look at the target's directory", error)
+        RewindError::because(Class::Target, "could not inspect the target's data directory", error)
     })?;
     if here == source.node.directory {
         return refuse(
@@ -23,7 +23,7 @@ pub fn check(target: &Target, source: &Description) -> Result<(), RewindError> {
     }
     if ours.system_identifier != theirs.system_identifier {
         return refuse(format!(
-            "target and source are of different clusters: system identifier {} here, {} there",
+            "target and source belong to different clusters (system identifiers {} and {})",
             ours.system_identifier, theirs.system_identifier
         ));
     }
@@ -31,14 +31,15 @@ pub fn check(target: &Target, source: &Description) -> Result<(), RewindError> {
         || ours.catalog_version != theirs.catalog_version
     {
         return refuse(format!(
-            "target and source are of different PostgreSQL versions: {} (catalog {}) here, {} \
-             (catalog {}) there",
+            "target and source have different PostgreSQL versions (target: {}, catalog {}; source: \
+             {}, catalog {})",
             ours.major, ours.catalog_version, theirs.major, theirs.catalog_version
         ));
     }
     if ours.wal_segment_size != theirs.wal_segment_size {
         return refuse(format!(
-            "target and source have different WAL segment sizes: {} bytes here, {} there",
+            "target and source have different WAL segment sizes (target: {} bytes, source: {} \
+             bytes)",
             ours.wal_segment_size.bytes(),
             theirs.wal_segment_size.bytes()
         ));
@@ -46,7 +47,7 @@ pub fn check(target: &Target, source: &Description) -> Result<(), RewindError> {
     // From 19 on there are states between on and off: pages made in one do not fit the other.
     if ours.data_checksum_version != theirs.data_checksum_version {
         return refuse(format!(
-            "target and source have different data checksum settings: {} here, {} there",
+            "target and source have different data checksum settings (target: {}, source: {})",
             checksum_state(ours.data_checksum_version),
             checksum_state(theirs.data_checksum_version)
         ));
@@ -165,7 +166,7 @@ mod tests {
         );
         assert!(
             refused(|source| source.node.control.data_checksum_version = 1)
-                .contains("off here, on there")
+                .contains("target: off, source: on")
         );
     }
 

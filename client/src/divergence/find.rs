@@ -22,7 +22,8 @@ pub async fn find(
 ) -> Result<Divergence, RewindError> {
     if target.unstarted {
         return Ok(Divergence::unknown(NotPossible::new(
-            "the target was rewound before and not started since: its WAL does not tell what its pages hold",
+            "the target was rewound before and not started since: its WAL does not describe what \
+             its pages contain",
         )));
     }
     let own_command = target.settings.get("restore_command").map(str::to_owned);

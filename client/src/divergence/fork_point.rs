@@ -200,8 +200,8 @@ fn check_their_end(search: &Search<'_>, range: SearchRange, seen: Lsn) -> Result
         return Ok(());
     }
     Err(Undecided::new(format!(
-        "the source's WAL reaches {announced}, but it cannot be read from {} on: what lies there is not known to \
-         be common",
+        "the source's WAL reaches {announced}, but it cannot be read from {} on: the WAL there is \
+         not known to be common",
         seen.max(again)
     )))
 }

@@ -107,8 +107,8 @@ pub(crate) fn before_open_transactions(
     }
     found.ok_or_else(|| {
         Undecided::new(format!(
-            "the target was a standby after the fork, and its WAL does not reach back to a checkpoint before \
-             the transactions that were open at {}",
+            "the target was a standby after the fork point, and its WAL does not reach back to a \
+             checkpoint older than the transactions that were open at {}",
             last.lsn
         ))
     })
@@ -126,8 +126,9 @@ pub(crate) fn check_promotion(past: Past, wal_summary: &WalSummary) -> Result<()
         return Ok(());
     }
     Err(NotPossible::new(format!(
-        "the target was promoted at {promoted}, and a transaction was committed at {commit}, before its first \
-         own checkpoint ended: marks in index pages may not have been logged"
+        "the target was promoted at {promoted}, and a transaction was committed at {commit}, \
+         before its first checkpoint as a primary was complete: hint bits in index pages may not \
+         have been logged"
     )))
 }
 
@@ -137,7 +138,8 @@ pub(crate) fn check_summary(wal_summary: &WalSummary, target: &Target) -> Result
     let refuse = |why: String| Err(Undecided::new(why));
     if !control.logs_hints() {
         return refuse(
-            "the target has neither checksums nor wal_log_hints: its WAL does not name every page it changed"
+            "neither data checksums nor wal_log_hints are enabled on the target: its WAL does not \
+             name every page that it changed"
                 .to_owned(),
         );
     }
@@ -158,17 +160,19 @@ pub(crate) fn check_summary(wal_summary: &WalSummary, target: &Target) -> Result
         return refuse(format!("wal_level was minimal on the target at {at}"));
     }
     if let Some(at) = wal_summary.checksums_changed_at {
-        return refuse(format!("checksums were switched on the target at {at}"));
+        return refuse(format!("data checksums were switched on or off on the target at {at}"));
     }
     if let Some(at) = wal_summary.extension_at {
         return refuse(format!(
-            "the target's WAL has a record of an extension's own resource manager at {at}: what it changes is \
-             known to the extension alone (files the extension keeps in the data directory are not touched \
-             without --extra-files mirror)"
+            "the target's WAL has a record of a custom resource manager at {at}: only its \
+             extension knows what it changes (files that the extension keeps in the data directory \
+             are not touched without --extra-files mirror)"
         ));
     }
     match wal_summary.unknown_at {
-        Some(at) => refuse(format!("the target's WAL has a record of unknown effect at {at}")),
+        Some(at) => {
+            refuse(format!("the target's WAL has a record at {at} whose effect is not known"))
+        }
         None => Ok(()),
     }
 }
@@ -192,7 +196,7 @@ fn check_checksums(wal_summary: &WalSummary, target: &Target) -> Result<(), Unde
     }
     match control.state {
         ClusterState::InArchiveRecovery | ClusterState::ShutDownInRecovery => {
-            Err(not_known("a standby writes no WAL that tells when it was stopped").into())
+            Err(not_known("the WAL of a standby does not show when it was stopped").into())
         }
         ClusterState::ShutDown => Ok(check_last_stop(control, &target.files)?),
         _ => Ok(()),
@@ -201,8 +205,8 @@ fn check_checksums(wal_summary: &WalSummary, target: &Target) -> Result<(), Unde
 
 fn not_known(why: &str) -> NotPossible {
     NotPossible::new(format!(
-        "it is not known whether hints were logged on the target: {why} (pg_checksums may have been at work, or \
-         a copy did not keep the times of files)"
+        "it is not known whether hint bits were logged on the target: {why} (pg_checksums may have \
+         been run, or a copy did not keep the modification times of files)"
     ))
 }
 
@@ -245,11 +249,11 @@ fn check_last_stop(control: &ControlFile, files: &TargetFiles) -> Result<(), Not
         written.filter(|entry| wanted(entry)).map(|entry| entry.modified).max()
     };
     let Some(last) = newest(&|entry| is_segment(entry, control)) else {
-        return Err(not_known("there is no WAL to tell when it was stopped"));
+        return Err(not_known("it has no WAL that shows when it was stopped"));
     };
     let apart = control.time.abs_diff(last.0);
     if Duration::from_secs(apart) > CLEAN_STOP {
-        return Err(not_known("pg_control was not written when its newest WAL was"));
+        return Err(not_known("pg_control and the newest WAL were not written at the same time"));
     }
     let is_data = |entry: &Entry| matches!(FileClass::of(&entry.path), FileClass::Relation(_));
     if newest(&is_data).is_some_and(|data| data > last) {

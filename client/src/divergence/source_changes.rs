@@ -45,7 +45,11 @@ pub struct ChangesOfBoth {
 impl ChangesOfBoth {
     /// They were not asked for.
     pub fn not_asked_for() -> Self {
-        Self { wal_summary: Err(NotPossible::new("it was not asked for")) }
+        Self {
+            wal_summary: Err(NotPossible::new(
+                "not examined, because another strategy was requested",
+            )),
+        }
     }
 
     /// Asks the source what it changed between the fork point and its newest checkpoint, and adds the target's own
@@ -90,7 +94,7 @@ async fn wal_summary(
     let gathered = match answer {
         // What no other strategy needs must not keep them from being possible.
         Err(error) if matches!(error.remedy(), Remedy::DoWithout(_)) => {
-            let why = format!("the source cannot tell what it changed: {}", error.chain());
+            let why = format!("the source could not report what it changed: {}", error.chain());
             return Err(Undecided::new(why));
         }
         answer => answer?,
@@ -103,7 +107,7 @@ async fn wal_summary(
 fn has_wal(source: &Snapshot, range: Range<Lsn>) -> Result<(), NotPossible> {
     source.first_missing_wal(range.start, range.end).map_or(Ok(()), |at| {
         Err(NotPossible::new(format!(
-            "the source no longer has its WAL at {at} from before its checkpoint"
+            "the source no longer has its WAL at {at}, from before its newest checkpoint"
         )))
     })
 }
@@ -142,7 +146,7 @@ impl Gathered {
     fn take(&mut self, change: Change) -> Result<(), &'static str> {
         self.since += 1;
         if self.since > CHANGES_MAX {
-            return Err("changes without end");
+            return Err("it has too many changes in one step");
         }
         match change {
             Change::Blocks { segment, blocks } => {
@@ -162,7 +166,7 @@ impl Gathered {
             }
             Change::Reached(reached) => {
                 if self.last.is_some_and(|last| reached.to <= last.to) {
-                    return Err("changes that come no further");
+                    return Err("it does not reach further than the one before");
                 }
                 (self.last, self.since) = (Some(reached), 0);
             }
@@ -189,13 +193,15 @@ impl Gathered {
         let Some(reached) = reached else {
             let end = self.last.map_or(from, |reached| reached.to);
             return unknown(format!(
-                "the source's WAL could be read from {from} to {end} only, not to its checkpoint at {to}"
+                "the source's WAL could only be read from {from} to {end}, not up to its \
+                 checkpoint at {to}"
             ));
         };
         if reached.to != to {
             let end = reached.to;
             return unknown(format!(
-                "no record of the source begins at its checkpoint's redo {to} but at {end}"
+                "no WAL record on the source begins at the redo position {to} of its checkpoint; \
+                 the next one begins at {end}"
             ));
         }
         if let Some(at) = reached.minimal_at {
@@ -203,11 +209,13 @@ impl Gathered {
         }
         if let Some(at) = reached.extension_at {
             return unknown(format!(
-                "the source's WAL has a record of an extension's own resource manager at {at}"
+                "the source's WAL has a record of a custom resource manager at {at}"
             ));
         }
         if let Some(at) = reached.unknown_at {
-            return unknown(format!("the source's WAL has a record of unknown effect at {at}"));
+            return unknown(format!(
+                "the source's WAL has a record at {at} whose effect is not known"
+            ));
         }
         Ok(WalSummary { start: from, end: to, ..self.wal_summary })
     }

@@ -149,7 +149,7 @@ fn changes_since(
         checkpoints_before(wal, context, fork, newest)?;
     }
     let Some(checkpoint) = checkpoint else {
-        let why = format!("no WAL holds a checkpoint before the fork at {fork}");
+        let why = format!("no WAL with a checkpoint before the fork point {fork} was found");
         return Err(Undecided::new(why));
     };
     let start = replay_start(search, &checkpoint, fork);
@@ -169,7 +169,8 @@ fn changes_since(
     if wal_summary.end < own.end {
         let why = scanned.stopped_by.map_or("nothing was read", |end| end.why);
         let (first, end) = (wal_summary.start, wal_summary.end);
-        let why = format!("the WAL from {first} is not complete: it stops at {end}: {why}");
+        let why =
+            format!("the target's WAL from {first} on is not complete: it stops at {end}: {why}");
         return Err(Undecided::new(why));
     }
     check_promotion(past, &wal_summary)?;

@@ -268,7 +268,8 @@ fn fetch_file(
         && file_bytes(entry).is_none()
     {
         let message = format!(
-            "{path} is a regular file on the source and something else on the target: move it away"
+            "{path} is a regular file on the source but not on the target: move the target's out \
+             of the way"
         );
         return Err(RewindError::new(Class::Target, message));
     }

@@ -75,7 +75,7 @@ impl Hazard {
             ),
             Self::Tablespace { at, tablespace, location: Some(location) } => format!(
                 "the source created tablespace {tablespace} in \"{location}\" at {at}, and replay \
-                 will want the same empty directory here"
+                 needs an empty directory of that path on the target"
             ),
             Self::Tablespace { at, tablespace, location: None } => {
                 format!("the source dropped tablespace {tablespace} at {at}")
@@ -97,7 +97,8 @@ impl Hazard {
                 "run CHECKPOINT on the source and try again"
             }
             Self::Tablespace { location: Some(_), .. } => {
-                "make it and map it nowhere, or run CHECKPOINT on the source and use --tablespace-mapping"
+                "create that directory and do not map it, or run CHECKPOINT on the source and use \
+                 --tablespace-mapping"
             }
             Self::FullPageWritesOff { .. } => "switch it on, run CHECKPOINT there and try again",
             Self::MinimalWal { .. } => "raise it, run CHECKPOINT there and try again",
@@ -107,7 +108,7 @@ impl Hazard {
 
     /// The same for whoever insists on replay from the fork, which begins before it whatever the source does.
     pub fn explain_to_fork(&self) -> String {
-        format!("{}: use --strategy latest or auto, which begin replay behind it", self.describe())
+        format!("{}: use --strategy latest or auto, which start replay after it", self.describe())
     }
 
     /// The same where the source has no checkpoint behind it yet.
@@ -117,7 +118,7 @@ impl Hazard {
             Self::MinimalWal { .. } => "raise it, run CHECKPOINT there",
             Self::CopyDatabase { .. } | Self::Tablespace { .. } => "run CHECKPOINT on the source",
         };
-        let then = "then use --strategy latest or auto, which begin replay behind it";
+        let then = "then use --strategy latest or auto, which start replay after it";
         format!("{}: {first}, {then}", self.describe())
     }
 }

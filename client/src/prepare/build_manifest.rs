@@ -59,7 +59,11 @@ fn wal_changes(
         keep_as: config.keep_diverged.then(|| diverged_name(target, planned)),
     };
     changes(&facts).map_err(|error| {
-        RewindError::because(Class::Other, "the target's pg_wal cannot be planned", error)
+        RewindError::because(
+            Class::Other,
+            "could not plan the changes of the target's pg_wal",
+            error,
+        )
     })
 }
 
@@ -107,7 +111,8 @@ pub fn manifest(
     staged: &Staged,
     parts: Parts<'_>,
 ) -> Result<Manifest, RewindError> {
-    let fault = |error| RewindError::because(Class::Other, "pg_control cannot be made", error);
+    let fault =
+        |error| RewindError::because(Class::Other, "could not make the new pg_control", error);
     let Parts { wal, auto_conf } = parts;
     let size = source.snapshot.segment_size();
     let control = &sealed.node.control_bytes;
@@ -205,8 +210,8 @@ fn kept_wal(target: &Target, manifest: &Manifest) -> Vec<String> {
     let waiting = &manifest.wal.waiting;
     if !waiting.is_empty() {
         kept.push(format!(
-            "{} WAL segments older than the start of replay stay, from the oldest one that waits to be archived \
-             on (marks .ready in pg_wal/archive_status)",
+            "{} WAL segments older than the start of replay are kept, from the oldest one on that \
+             waits to be archived (.ready files in pg_wal/archive_status)",
             waiting.len()
         ));
     }

@@ -48,11 +48,12 @@ impl Prepared {
         }
         self.is_held = false;
         if let Err(error) = pid_file::restore(&*self.disk) {
-            self.monitor.warning(&format!("postmaster.pid could not be given back: {error}"));
+            self.monitor
+                .warning(&format!("could not restore the target's postmaster.pid: {error}"));
         }
         self.monitor.note(
-            "what was fetched is kept in .pgrejoin: run the same command again to resume it, or pgrejoin rollback \
-             to clear it away",
+            "the fetched data is kept in .pgrejoin: run the same command again to resume, or \
+             pgrejoin rollback to remove it",
         );
     }
 
@@ -148,8 +149,8 @@ impl Claim {
         pid_file::take(disk, directory.path())?;
         running::refuse_running(directory)?;
         if directory.control()?.bytes != target.control.bytes {
-            let message = "PostgreSQL was started on the target while it was looked at: keep it \
-                           stopped and run again";
+            let message = "PostgreSQL was started on the target while it was inspected: keep it \
+                           stopped and run pgrejoin again";
             return Err(RewindError::new(Class::Target, message));
         }
         Ok(claim)
@@ -174,7 +175,7 @@ impl Claim {
             sync: config.sync,
         };
         saved.write(&*self.prepared.disk).map_err(|error| {
-            RewindError::because(Class::Preflight, "could not write the plan to staging", error)
+            RewindError::because(Class::Preflight, "could not save the plan in .pgrejoin", error)
         })
     }
 

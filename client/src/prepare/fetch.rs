@@ -121,7 +121,7 @@ pub async fn fetch(
     let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
     if let Some(file) = notes.contradicted {
         let path = paths.get(file).map_or("a file", DataPath::as_str);
-        let message = format!("the source says of {path} that it ends, and that it is longer");
+        let message = format!("the source reported two different lengths of {path} in one answer");
         return Err(RewindError::replan(Replan::SourceChanged, message));
     }
     let packs = std::mem::take(&mut *packs.lock().unwrap_or_else(PoisonError::into_inner));
@@ -147,7 +147,7 @@ fn refuse_differences(own: &OwnPages, paths: &[DataPath]) -> Result<(), RewindEr
     };
     let path = paths.get(file_of_unit(*unit)).map_or("a file", DataPath::as_str);
     let message =
-        format!("the source sends pages of {path} as differences that were asked for whole");
+        format!("the source sent page differences for {path} where whole pages were requested");
     Err(RewindError::new(Class::Other, message))
 }
 
@@ -162,7 +162,7 @@ fn later(units: Vec<Unit>, covered: oneshot::Receiver<Covered>, left_out: Arc<At
     let cost = units.iter().map(|unit| cost(&unit.kind)).sum();
     let units = async move {
         let covered = covered.await.map_err(|error| {
-            RewindError::because(Class::Other, "nobody said what replay rebuilds", error)
+            RewindError::because(Class::Other, "it is not known what replay rebuilds", error)
         })?;
         let (units, count) = leave_out(units, &covered);
         left_out.store(count, Ordering::Relaxed);
@@ -200,8 +200,12 @@ impl PackSink {
     /// Packs hold whole pages: what is sealed needs neither the source nor the target's old pages.
     fn rebuild(&mut self, items: &[Item]) -> Result<(), RewindError> {
         let Rebuilding { own, paths, open, encoder } = &mut self.rebuilding;
-        let unknown =
-            || RewindError::new(Class::Other, "a page came of a file that is not planned");
+        let unknown = || {
+            RewindError::new(
+                Class::Other,
+                "the source sent a page of a file that is not in the plan",
+            )
+        };
         for item in items {
             let path = paths.get(file_of_unit(item.unit)).ok_or_else(unknown)?;
             let Some(item) = own.rebuild(path, item, open)? else {

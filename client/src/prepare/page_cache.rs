@@ -78,7 +78,11 @@ pub async fn take_over(
 }
 
 fn failed(error: io::Error) -> RewindError {
-    RewindError::because(Class::Preflight, "could not use what was fetched before", error)
+    RewindError::because(
+        Class::Preflight,
+        "could not reuse the data that an earlier run fetched",
+        error,
+    )
 }
 
 /// Consecutive blocks, as many as may be asked for at once.

@@ -14,25 +14,25 @@ use crate::target::places::check_place;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotReusable {
     /// It was made for another `pg_control`.
-    #[error("PostgreSQL was started here since")]
+    #[error("PostgreSQL was started on the target since")]
     TargetStarted,
     /// Files that it changes are not what they were.
     #[error("files of the target changed since")]
     TargetChanged,
     /// It was made for another life of the source.
-    #[error("the source was restarted, promoted or stopped since, or it is another one")]
+    #[error("the source was restarted, promoted or stopped since, or it is another node")]
     OtherSource,
     /// It was made with options that decide otherwise.
-    #[error("it was begun with other options")]
+    #[error("it was made with other options")]
     OtherOptions,
     /// The place of a new tablespace is taken.
-    #[error("a place for a new tablespace is not empty any more")]
+    #[error("the directory for a new tablespace is no longer empty or usable")]
     PlaceTaken,
     /// Nothing replays what happened to configuration and extra files since they were fetched.
     #[error("configuration and extra files of the source may have changed since")]
     UnloggedFiles,
     /// The pages that it leaves out are not known any more.
-    #[error("the target's WAL changed")]
+    #[error("the target's WAL no longer shows which pages it changed")]
     WalChanged,
 }
 

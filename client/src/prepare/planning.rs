@@ -59,7 +59,7 @@ pub fn choose<'a>(
     without_fork: Option<&NotPossible>,
 ) -> Result<Choice<'a>, Abort> {
     if let Some(oid) = unknown_tablespace(basis.listed, basis.source) {
-        let why = format!("tablespace {oid} was created on the source meanwhile");
+        let why = format!("tablespace {oid} was created on the source while its files were listed");
         return Err(Abort::replan(Replan::SourceChanged, why));
     }
     check_databases(basis.listed, &basis.target.files)?;
@@ -79,7 +79,7 @@ pub async fn wait_for_checkpoint(
     limit: Duration,
 ) -> Result<(), Abort> {
     cx.monitor.note(&format!(
-        "waiting up to {} seconds for the source's next checkpoint: most of what would be fetched is \
+        "waiting up to {} seconds for the source's next checkpoint: most of the transfer would be \
          WAL since the last one",
         limit.as_secs()
     ));
@@ -91,7 +91,7 @@ pub async fn wait_for_checkpoint(
             return Err(Abort::replan(Replan::NewCheckpoint, "the source made a checkpoint"));
         }
     }
-    cx.monitor.note("the source made no checkpoint meanwhile: continuing without");
+    cx.monitor.note("the source made no checkpoint in this time: continuing without it");
     Ok(())
 }
 

@@ -143,7 +143,8 @@ pub fn check_end(
     let refuse = |message: String| Err(RewindError::new(Class::Other, message));
     if history.timeline_of(last) != sealed.end_timeline {
         return refuse(format!(
-            "the source says {} is on timeline {}, its history says otherwise",
+            "the source reports {} as the end of its WAL, on timeline {}, but its history has \
+             another timeline there",
             sealed.end, sealed.end_timeline
         ));
     }

@@ -59,7 +59,8 @@ pub fn check_plan(
         return Ok(BeforeImages::Saved);
     };
     monitor.warning(&format!(
-        "no undo images are saved, an interrupted rewind can be finished but not taken back: {}",
+        "no undo images are saved, so an interrupted rewind can be resumed, but not rolled back: \
+         {}",
         short.chain()
     ));
     Ok(BeforeImages::NotSaved)

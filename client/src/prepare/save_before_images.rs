@@ -78,7 +78,8 @@ fn old_file(target: &Target, path: &DataPath) -> Result<OldFile, RewindError> {
         Ok(None) if matches!(disk.is_directory(path), Ok(None)) => Ok(None),
         Ok(None) => {
             let message = format!(
-                "{path} on the target is no regular file and would be replaced: move it away"
+                "{path} on the target would be replaced, but it is not a regular file: move it out \
+                 of the way"
             );
             return Err(RewindError::new(Class::Preflight, message));
         }

@@ -94,7 +94,7 @@ fn make_durable(job: Job<'_>, manifest: &Manifest) -> Result<(), RewindError> {
     let (disk, directory) = (&*job.target.disk, &job.target.directory);
     reserve::take(disk, directory, manifest).map_err(staging_error)?;
     let bytes = manifest.encode().map_err(|error| {
-        RewindError::because(Class::Other, "the manifest cannot be written", error)
+        RewindError::because(Class::Other, "could not encode the manifest", error)
     })?;
     marks::seal(disk, &bytes).map_err(staging_error)
 }
@@ -127,7 +127,7 @@ fn check_fork_fits(
     if replayed.end >= sealed.end || !can_do_without {
         return Ok(());
     }
-    let why = format!("the WAL around the fork does not fit together at {}", replayed.end);
+    let why = format!("the WAL around the fork point has a gap at {}", replayed.end);
     Err(Abort::replan(Replan::ForkImpossible, why))
 }
 

@@ -362,7 +362,7 @@ impl WalFollower {
         };
         let progress = self.decoder.feed(pages, &mut |_, _| ControlFlow::Continue(()));
         let progress = progress.map_err(|error| {
-            RewindError::because(Class::Other, "the source's WAL cannot be understood", error)
+            RewindError::because(Class::Other, "could not decode the source's WAL", error)
         })?;
         if let Progress::End(_) = progress {
             // The last page was being written: it is fetched and read again from its last record.

@@ -115,7 +115,7 @@ impl WalReceiver {
         for item in items {
             let known = self.left().get(&item.unit).copied();
             let (Some((name, missing)), true) = (known, is_wal(item)) else {
-                let message = "the source mixes WAL with other things in one frame";
+                let message = "the source sent WAL and other data in one frame";
                 return Err(RewindError::new(Class::Other, message));
             };
             let left = match &item.body {

@@ -95,7 +95,7 @@ pub async fn secure(
         }))
         .await
         .map_err(|error| {
-            let message = format!("no HTTP/2 with the source at {address}");
+            let message = format!("could not open an HTTP/2 connection to the source at {address}");
             RewindError::transient_because(message, error)
         })?;
     Ok(Connection { client: Client::new(channel, patience), round_trip, broke })

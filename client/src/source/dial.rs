@@ -64,7 +64,9 @@ impl Dial for SourceAddress {
             .map_err(|_| RewindError::transient(format!("{unreachable}: no answer")))?
             .map_err(|error| transient(&unreachable, error))?;
         // Small requests must not wait for the acknowledgement of earlier ones.
-        tcp.set_nodelay(true).map_err(|error| transient("TCP socket", error))?;
+        tcp.set_nodelay(true).map_err(|error| {
+            transient("could not set TCP_NODELAY on the connection to the source", error)
+        })?;
         drop(SockRef::from(&tcp).set_tcp_congestion(b"bbr"));
         let connector = TlsConnector::from(Arc::clone(&self.tls));
         let handshake = secure(connector.connect(self.server_name.clone(), tcp), address);

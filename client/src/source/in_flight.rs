@@ -19,7 +19,7 @@ const DIFFERENCE_BYTES: u64 = 1 << 10;
 
 /// A reply that does not belong to what was asked.
 #[derive(Debug, thiserror::Error)]
-#[error("a reply of unit {unit} was not asked for: {why}")]
+#[error("unexpected reply to request {unit}: {why}")]
 pub struct Unexpected {
     unit: u64,
     why: &'static str,
@@ -89,7 +89,7 @@ impl Outstanding {
     /// Checks a reply against what was asked and takes it off.
     pub fn receive(&mut self, item: &Item) -> Result<(), Unexpected> {
         let fault = |why| Unexpected { unit: item.unit, why };
-        let (_, unit) = self.units.get_mut(&item.unit).ok_or_else(|| fault("no such unit"))?;
+        let (_, unit) = self.units.get_mut(&item.unit).ok_or_else(|| fault("no such request"))?;
         match (&mut unit.kind, &item.body) {
             (kind, ItemBody::End { vanished, .. }) => {
                 let missing = match kind {
@@ -103,20 +103,20 @@ impl Outstanding {
                     | UnitKind::Measure(_) => false,
                 };
                 if missing && !vanished {
-                    return Err(fault("it ends before all of it came"));
+                    return Err(fault("it ends before all pages have come"));
                 }
                 self.units.remove(&item.unit);
             }
             (UnitKind::Blocks { ranges, .. }, ItemBody::Page { block, .. }) => {
                 match ranges.first_mut() {
                     Some(range) if range.first == *block => take_first(ranges),
-                    _ => return Err(fault("another page was next")),
+                    _ => return Err(fault("it is not the page that is next")),
                 }
             }
             (UnitKind::Hashes { range, own, .. }, ItemBody::PageHashes { first, hashes }) => {
                 let count = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
                 if *first != range.first || count == 0 || count > range.count {
-                    return Err(fault("hashes of other pages"));
+                    return Err(fault("it has hashes of other pages"));
                 }
                 advance(range, own, count);
             }
@@ -124,7 +124,7 @@ impl Outstanding {
                 // Only whole runs of which it was told the hash can be the same.
                 let run = RUN_PAGES.min(range.count);
                 if *first != range.first || *count != run || own.is_empty() {
-                    return Err(fault("other pages are said to be the same"));
+                    return Err(fault("it reports other pages as the same"));
                 }
                 advance(range, own, run);
             }
@@ -137,21 +137,21 @@ impl Outstanding {
                     return Err(fault("it is empty"));
                 }
                 if chunk.offset() != *offset || bytes > *length {
-                    return Err(fault("other bytes were next"));
+                    return Err(fault("its bytes are not those that are next"));
                 }
                 *offset += bytes;
                 *length -= bytes;
             }
             (UnitKind::Proof { from, to, each_record: true }, ItemBody::RecordCrc { lsn, .. }) => {
                 if *lsn < position(*from) || lsn >= to {
-                    return Err(fault("the record lies elsewhere"));
+                    return Err(fault("its WAL record is outside the requested range"));
                 }
                 *from = ProofStart::Record(lsn.plus(RECORD_BYTES_MIN));
             }
             (UnitKind::Proof { from, to, each_record: false }, ItemBody::SegmentDigest { .. }) => {
                 let next = position(*from);
                 if next >= *to {
-                    return Err(fault("more digests than there are segments"));
+                    return Err(fault("it has more digests than there are segments"));
                 }
                 *from = ProofStart::Segment(next.plus(SEGMENT_BYTES_MIN));
             }

@@ -193,7 +193,11 @@ pub async fn run(
             continue;
         };
         let Finished { number, payload_bytes } = finished.map_err(|error| {
-            RewindError::because(Class::Other, "a connection's task failed", error)
+            RewindError::because(
+                Class::Other,
+                "internal error: the task of a connection failed",
+                error,
+            )
         })?;
         carried.note(number, payload_bytes?);
     }
@@ -230,7 +234,11 @@ async fn open_all(session: &Session, shared: &Shared) -> Result<Vec<Connection>,
     }
     while let Some(connection) = opening.join_next().await {
         opened.extend(connection.map_err(|error| {
-            RewindError::because(Class::Other, "a connection's task failed", error)
+            RewindError::because(
+                Class::Other,
+                "internal error: the task of a connection failed",
+                error,
+            )
         })??);
     }
     Ok(opened)

@@ -125,7 +125,11 @@ async fn complete(
             batch.iter_mut().map(|unit| prepare.prepare(unit)).collect();
         announce.map(|announce| (batch, announce))
     });
-    completed
-        .await
-        .map_err(|error| RewindError::because(Class::Other, "a preparing thread failed", error))?
+    completed.await.map_err(|error| {
+        RewindError::because(
+            Class::Other,
+            "internal error: a thread that prepares requests failed",
+            error,
+        )
+    })?
 }

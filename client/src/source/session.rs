@@ -445,7 +445,9 @@ async fn fold<T: Default>(
     let (mut value, mut payload_bytes) = (T::default(), 0);
     while !outstanding.is_empty() {
         let frame = within(patience, frames.next()).await?;
-        let frame = frame.ok_or_else(|| CallError::Broken("the stream ended early".to_owned()))?;
+        let frame = frame.ok_or_else(|| {
+            CallError::Broken("the stream ended before all replies came".to_owned())
+        })?;
         payload_bytes += frame.payload.len() as u64;
         if let Some(rate) = &rate {
             tokio::time::sleep(rate.reserve(frame.payload.len())).await;

@@ -70,8 +70,9 @@ pub(crate) fn is_ours(fd: impl AsFd, kind: FileType) -> io::Result<bool> {
 /// Why what is found in its place is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0} is not the directory this rewind made there: its owner, its mode or what is in it is another's; remove \
-     it if nobody needs it and run pgrejoin rollback, which clears the rest away"
+    "{0} is not the staging directory that this rewind created: its owner, mode or content is not \
+     as this rewind left it; remove it if nobody needs it and run pgrejoin rollback, which removes \
+     the rest"
 )]
 pub struct NotOurs(String);
 

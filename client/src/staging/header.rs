@@ -17,8 +17,8 @@ pub enum HeaderError {
     Damaged(&'static str),
     /// Another release wrote it.
     #[error(
-        "it has format version {format}, this program knows {FORMAT_VERSION}: finish it with \
-         pgrejoin {program}, which wrote it"
+        "it has format version {format}, but this program supports {FORMAT_VERSION}: finish or \
+         roll back the rewind with pgrejoin {program}, which wrote it"
     )]
     Version {
         /// The format.

@@ -91,7 +91,7 @@ pub enum ManifestError {
     #[error(transparent)]
     Header(#[from] HeaderError),
     /// It cannot be encoded or decoded.
-    #[error("its content makes no sense")]
+    #[error("its content could not be encoded or decoded")]
     Content(#[from] postcard::Error),
 }
 

@@ -217,7 +217,7 @@ fn same_content(digest: &PackDigest, bytes: u64, crc: u32) -> Result<(), PackErr
     if bytes == digest.bytes && crc == digest.crc {
         Ok(())
     } else {
-        Err(PackError::Damaged("its content changed since the seal".to_owned()))
+        Err(PackError::Damaged("its content changed after it was staged".to_owned()))
     }
 }
 
@@ -306,7 +306,9 @@ impl Records {
             let mut found = [0; SIGNATURE_BYTES];
             self.fill(&mut found)?;
             if found != expected {
-                return Err(PackError::Damaged("a record is not signed by this rewind".to_owned()));
+                return Err(PackError::Damaged(
+                    "a record does not have the signature of this rewind".to_owned(),
+                ));
             }
         }
         Ok(payload)
@@ -330,7 +332,7 @@ fn next_items(records: &mut Records) -> Result<Vec<Item>, PackError> {
     let codec = match (magic, codec) {
         (MAGIC, 1) => Codec::Plain,
         (MAGIC, 2) => Codec::Zstd,
-        _ => return Err(damaged("no record where one must be")),
+        _ => return Err(damaged("a record has no valid header")),
     };
     let length = length as usize;
     if length > FRAME_MESSAGE_BYTES_MAX {

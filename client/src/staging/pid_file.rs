@@ -25,7 +25,11 @@ fn path(name: &str) -> DataPath {
 /// Takes the file. The state directory must exist.
 pub fn take(disk: &dyn Disk, pgdata: &std::path::Path) -> Result<(), RewindError> {
     let failed = |error: io::Error| {
-        RewindError::because(Class::Preflight, "could not take the target's postmaster.pid", error)
+        RewindError::because(
+            Class::Preflight,
+            "could not create pgrejoin's postmaster.pid in the target",
+            error,
+        )
     };
     let (pid_file, stale) = (path(PID_FILE), path(STALE));
     if disk.is_directory(&pid_file).map_err(failed)?.is_some() {

@@ -16,8 +16,8 @@ const LABEL: &str = "backup_label";
 const NEW_LABEL: &str = ".pgrejoin/backup_label.new";
 const FIRST_LINE: &str =
     "THIS DATA DIRECTORY IS BEING REWOUND BY PGREJOIN: DO NOT START POSTGRESQL\n";
-const ADVICE: &str = "Run \"pgrejoin resume\" to finish the rewind or \"pgrejoin rollback\" to take it back, with \
-                      -D and this directory.\n";
+const ADVICE: &str = "Run \"pgrejoin resume\" to finish the rewind or \"pgrejoin rollback\" to \
+                      undo it, with -D and the path of this directory.\n";
 
 /// Whether the `backup_label` is this one.
 pub(crate) fn stands(disk: &dyn Disk) -> io::Result<bool> {

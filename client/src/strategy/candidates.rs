@@ -47,7 +47,7 @@ impl<'a> Candidates<'a> {
             strategy: Strategy::Compare,
             wal_summary: None,
             start: source.checkpoint(),
-            why: "it was asked for".to_owned(),
+            why: "requested with --strategy".to_owned(),
         };
         let fork = match without_fork {
             Some(why) => Err(why.clone()),
@@ -85,7 +85,7 @@ impl<'a> Candidates<'a> {
             return Candidate { why, ..self.compare.clone() };
         };
         let why = match not_from_the_fork {
-            Some(why) => format!("{}; not from the fork: {why}", chosen.why),
+            Some(why) => format!("{}; strategy fork is not possible: {why}", chosen.why),
             None => chosen.why.clone(),
         };
         Candidate { why, ..chosen.clone() }
@@ -99,7 +99,8 @@ fn fork<'a>(source: &Snapshot, divergence: &'a Divergence) -> Result<Candidate<'
     has_wal_since(source, fork)?;
     let (from, to) = (wal_summary.start, wal_summary.end);
     let why = format!(
-        "the target's WAL from {from} to {to} names every page it changed around the fork at {fork}"
+        "the target's WAL from {from} to {to} names every page that it changed around the fork \
+         point {fork}"
     );
     Ok(Candidate { strategy: Strategy::Fork, wal_summary: Some(wal_summary), start: *start, why })
 }
@@ -108,8 +109,8 @@ fn latest<'a>(source: &Snapshot, changes: &'a ChangesOfBoth) -> Result<Candidate
     let wal_summary = changes.wal_summary.as_ref().map_err(Clone::clone)?;
     let start = source.checkpoint();
     let why = format!(
-        "both nodes' WAL names every page changed around the fork, and the source's checkpoint at {} \
-         is on its disk",
+        "the WAL of both nodes names every page changed around the fork point, and replay can \
+         start from the source's checkpoint at {}",
         start.redo
     );
     Ok(Candidate { strategy: Strategy::Latest, wal_summary: Some(wal_summary), start, why })
@@ -187,7 +188,7 @@ mod tests {
         let latest = choose(estimates(Some(20), Some(10)));
         assert_eq!(latest.strategy, Strategy::Latest);
         assert_eq!(latest.start, source.checkpoint());
-        assert!(!latest.why.contains("not from the fork"), "it was possible: {}", latest.why);
+        assert!(!latest.why.contains("fork is not possible"), "it was possible: {}", latest.why);
     }
 
     #[test]
@@ -197,7 +198,7 @@ mod tests {
         let candidates = Candidates::new(&source, &divergence, &both, Some(&why));
         let chosen = candidates.choose(StrategyChoice::Auto, &estimates(None, Some(9))).unwrap();
         assert_eq!(chosen.strategy, Strategy::Latest);
-        assert!(chosen.why.ends_with("not from the fork: a tablespace is mapped"));
+        assert!(chosen.why.ends_with("strategy fork is not possible: a tablespace is mapped"));
     }
 
     #[test]
@@ -263,6 +264,6 @@ mod tests {
         let error = insist(&gone, Strategy::Latest).unwrap_err();
         assert!(error.to_string().starts_with("strategy latest is not possible"), "{error}");
         let compare = insist(&gone, Strategy::Compare).unwrap();
-        assert_eq!(compare, (Strategy::Compare, "it was asked for".to_owned()));
+        assert_eq!(compare, (Strategy::Compare, "requested with --strategy".to_owned()));
     }
 }

@@ -41,12 +41,12 @@ pub fn against_fork(
     mapping: &[TablespaceMapping],
 ) -> Option<NotPossible> {
     new_tablespaces(target, source, mapping).find_map(|new| {
-        let mapped = || new.mapped_to.map(|_| "is mapped".to_owned());
+        let mapped = || new.mapped_to.map(|_| "is mapped to another one".to_owned());
         let taken = check_place(new.location).err().map(|why| why.to_string());
         let why = taken.or_else(mapped)?;
         let NewTablespace { oid, location, .. } = new;
         Some(NotPossible::as_asked(format!(
-            "the source made tablespace {oid} in {location}, which {why} here"
+            "the source created tablespace {oid} in directory {location}, which {why} on the target"
         )))
     })
 }
@@ -66,16 +66,17 @@ pub fn places(
     for NewTablespace { oid, location, mapped_to } in new_tablespaces(target, source, mapping) {
         if mapped_to.is_some() && strategy == Strategy::Fork {
             return Err(refuse(format!(
-                "tablespace {oid} was created after the fork and replay will use its own path \
-                 {location}: --tablespace-mapping works with --strategy latest or compare"
+                "tablespace {oid} was created after the fork point and replay will use its \
+                 original path {location}: --tablespace-mapping works with --strategy latest or \
+                 compare"
             )));
         }
         let place = mapped_to.unwrap_or(location);
         check_place(place).map_err(|why| {
             refuse(format!(
-                "tablespace {oid} of the source lies in {location} and the target has no place for \
-                 it: {place} {why}; make it an empty directory of ours, or give \
-                 --tablespace-mapping {location}=DIR"
+                "tablespace {oid} of the source is in {location}, but on the target {place} {why}: \
+                 make it an empty directory of this user, or give --tablespace-mapping \
+                 {location}=DIR"
             ))
         })?;
         places.insert(oid, place.to_owned());

@@ -10,7 +10,7 @@ pub enum BadPlace {
     #[error("is not usable ({0})")]
     NotUsable(io::Error),
     /// It is something else.
-    #[error("is no directory")]
+    #[error("is not a directory")]
     NoDirectory,
     /// PostgreSQL could not write there.
     #[error("belongs to another user")]

@@ -24,7 +24,7 @@ const CONF_BYTES_MAX: u64 = 16 << 20;
 pub fn check(config: &Config) -> Result<(), RewindError> {
     if config.config_from_source && config.recovery == Recovery::WriteConninfo(None) {
         let message = "-R with --config-files source needs --primary-conninfo: the source's \
-                       configuration has no connection to itself";
+                       configuration has no connection string for the source itself";
         return Err(RewindError::new(Class::Usage, message));
     }
     Ok(())
@@ -92,8 +92,8 @@ pub fn check_target(
         return Err(RewindError::new(
             Class::Preflight,
             format!(
-                "{AUTO_CONF} is a symbolic link to {target}, which is not written through: set \
-                 primary_conninfo where your configuration is managed and leave out -R"
+                "{AUTO_CONF} is a symbolic link to {target}, and pgrejoin does not write through \
+                 links: set primary_conninfo where your configuration is managed, and leave out -R"
             ),
         ));
     }
@@ -104,13 +104,13 @@ pub fn check_target(
         .or_else(|| target.settings.get("primary_conninfo").map(String::from))
     {
         None => monitor.warning(
-            "no primary_conninfo is set: the node will not stream until it is (-R \
+            "no primary_conninfo is set: the target cannot stream until it is (use -R with \
              --primary-conninfo)",
         ),
         Some(conninfo) => {
             if let Some(address) = dead_address(&conninfo) {
                 monitor.warning(&format!(
-                    "primary_conninfo leads to {address}, where nothing answers now"
+                    "primary_conninfo points to {address}, which does not answer"
                 ));
             }
         }

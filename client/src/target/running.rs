@@ -58,7 +58,7 @@ fn refuse(directory: &DataDir, patience: Duration) -> Result<(), RewindError> {
     let patience = if pid_file.is_none() { patience } else { Duration::ZERO };
     if let Some((pid, name)) = lasting_process(directory, patience) {
         return refused(format!(
-            "process {pid} ({name}) works in it: stop the server, or end that process"
+            "process {pid} ({name}) is running in it: stop the server, or end that process"
         ));
     }
     Ok(())
@@ -162,6 +162,6 @@ mod tests {
         lasting.kill().expect("killed");
         lasting.wait().expect("reaped");
         assert_eq!(refused.class(), Class::Target);
-        assert!(refused.to_string().contains("(sleep) works in it"), "{refused}");
+        assert!(refused.to_string().contains("(sleep) is running in it"), "{refused}");
     }
 }

@@ -79,7 +79,7 @@ fn include(
         RewindError::new(Class::Target, format!("configuration file {}: {why}", path.display()))
     };
     if depth > INCLUDE_DEPTH_MAX {
-        return Err(fault("is included too deeply".to_owned()));
+        return Err(fault("it is included too deeply".to_owned()));
     }
     let text = match std::fs::read(path) {
         Ok(text) => text,

@@ -79,7 +79,11 @@ impl Waiting<'_> {
                 false => "it is not consistent yet",
             };
             if self.signals.stop() {
-                return Err(self.left_running(&pid, state, "when it was stopped waiting for"));
+                return Err(self.left_running(
+                    &pid,
+                    state,
+                    "when the wait was stopped by a signal",
+                ));
             }
             if reached.advance(self.directory, &children) {
                 since = Instant::now();
@@ -223,7 +227,8 @@ pub fn find_pg_ctl(
         return match is_program(path) {
             true => Ok(path.clone()),
             false => {
-                let message = format!("--pg-ctl {} is no program we may run", path.display());
+                let message =
+                    format!("--pg-ctl {} is not a file that can be executed", path.display());
                 Err(RewindError::new(Class::Preflight, message))
             }
         };

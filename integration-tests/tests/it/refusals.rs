@@ -80,7 +80,7 @@ fn a_backend_that_outlived_its_postmaster_is_refused() {
     refusal.rewind().refuse(3, "attached to its shared memory");
     // Without the file the process itself is found.
     fs::remove_file(a.data.join("postmaster.pid")).unwrap();
-    refusal.rewind().refuse(3, "works in it");
+    refusal.rewind().refuse(3, "is running in it");
     busy.kill().unwrap();
     busy.wait().unwrap();
 }
@@ -324,7 +324,7 @@ fn usage_errors_have_their_own_code() {
         "must begin with https://",
     );
     let no_program = ["--start", "--pg-ctl", "/nowhere/pg_ctl"];
-    refusal.refuse(refusal.rewind().args(no_program), 7, "is no program we may run");
+    refusal.refuse(refusal.rewind().args(no_program), 7, "is not a file that can be executed");
     // The template has no primary_conninfo.
     refusal.refuse(refusal.rewind().args(["-R"]), 2, "give --primary-conninfo");
 }
@@ -469,7 +469,7 @@ fn a_source_that_stalls_in_the_middle_ends_the_run() {
     server.signal(rustix::process::Signal::CONT);
     assert_eq!(ended.code, 5, "{}", ended.text);
     // What came is kept for the next run, and nothing else is touched.
-    assert!(ended.text.contains("what was fetched is kept"), "{}", ended.text);
+    assert!(ended.text.contains("the fetched data is kept"), "{}", ended.text);
     let aside = pair.home.path().join("aside");
     #[expect(clippy::disallowed_methods, reason = "a test's own file")]
     std::fs::rename(state_directory(&pair.a.data), &aside).expect("moved");
@@ -477,11 +477,7 @@ fn a_source_that_stalls_in_the_middle_ends_the_run() {
     #[expect(clippy::disallowed_methods, reason = "a test's own file")]
     std::fs::rename(&aside, state_directory(&pair.a.data)).expect("moved");
     let ended = Rewind::new(&pair.a, &server, pki).following(&pair.b).succeed();
-    assert!(
-        ended.text.contains("resuming what an earlier run had begun to fetch"),
-        "{}",
-        ended.text
-    );
+    assert!(ended.text.contains("resuming the transfer of an earlier run"), "{}", ended.text);
     oracle::verify(&pair.a, &pair.b);
 }
 

@@ -47,7 +47,7 @@ fn signatures(pages: Bytes, seed: u64, blocks: u64) -> Result<Option<Signatures>
         return Ok(None);
     }
     if pages.len() as u64 != blocks.saturating_mul(SIGNATURE_BYTES as u64) {
-        return Err(bad_request("a unit has not one signature for each page"));
+        return Err(bad_request("a unit must have one signature for each page"));
     }
     Ok(Some(Signatures { seed, pages }))
 }
@@ -67,7 +67,7 @@ impl TryFrom<wire::Unit> for Unit {
                 let ranges = ranges?;
                 let total: u64 = ranges.iter().map(|r| u64::from(r.count)).sum();
                 if total > u64::from(UNIT_BLOCKS_MAX) {
-                    return Err(bad_request(format!("{total} blocks in one unit")));
+                    return Err(bad_request(format!("a unit has too many blocks: {total}")));
                 }
                 let signatures = signatures(blocks.signatures, blocks.seed, total)?;
                 UnitKind::Blocks { path: path(blocks.path)?, ranges, signatures }
@@ -77,7 +77,7 @@ impl TryFrom<wire::Unit> for Unit {
                 let (own, rest) = hashes.own.as_chunks::<HASH_BYTES>();
                 let runs = range.count.div_ceil(RUN_PAGES) as usize;
                 if !rest.is_empty() || !own.is_empty() && own.len() != runs {
-                    return Err(bad_request("a unit has not one hash for each run of pages"));
+                    return Err(bad_request("a unit must have one hash for each run of pages"));
                 }
                 let own = own.iter().map(|bytes| PageHash::from_bytes(*bytes)).collect();
                 UnitKind::Hashes { range, path: path(hashes.path)?, own }
@@ -109,14 +109,14 @@ impl TryFrom<wire::Unit> for Unit {
             Kind::Changes(changes) => {
                 let (from, to) = (Lsn::new(changes.from), Lsn::new(changes.to));
                 if from >= to {
-                    return Err(bad_request(format!("changes from {from} to {to}")));
+                    return Err(bad_request(format!("changes from {from} to {to}: invalid range")));
                 }
                 UnitKind::Changes { from, to, rebuilt: changes.rebuilt }
             }
             Kind::Measure(measure) => {
                 let nested = |unit: &wire::Unit| matches!(unit.kind, Some(Kind::Measure(_)));
                 if measure.units.len() > UNITS_PER_MESSAGE_MAX || measure.units.iter().any(nested) {
-                    return Err(bad_request("a measure of too many units, or of another one"));
+                    return Err(bad_request("a measurement is nested or has too many units"));
                 }
                 let units: Result<Vec<Self>, _> =
                     measure.units.into_iter().map(Self::try_from).collect();

@@ -60,7 +60,8 @@ impl TryFrom<wire::Node> for Node {
         let directory = node.directory.as_ref().try_into();
         Ok(Self {
             role,
-            directory: directory.map_err(|_| invalid("the node does not say which it is"))?,
+            directory: directory
+                .map_err(|_| invalid("the node does not identify its data directory"))?,
             timeline: timeline(node.timeline)?,
             control: ControlFile::parse(&node.control_file).map_err(invalid)?,
             control_bytes: node.control_file.to_vec(),
@@ -103,14 +104,18 @@ impl TryFrom<wire::DescribeReply> for Description {
                 reply.protocol_version
             )));
         }
-        let node: Node = reply.node.ok_or_else(|| invalid("the node is missing"))?.try_into()?;
+        let node: Node = reply
+            .node
+            .ok_or_else(|| invalid("the description of the node is missing"))?
+            .try_into()?;
         let numbers = u64::MAX / node.control.wal_segment_size.bytes();
         let segments: Result<Vec<_>, CallError> = reply
             .wal_segments
             .iter()
             .map(|s| {
                 let number = Some(s.number).filter(|number| *number < numbers);
-                let number = number.ok_or_else(|| invalid("a WAL segment has no such number"))?;
+                let number =
+                    number.ok_or_else(|| invalid("the number of a WAL segment is out of range"))?;
                 Ok(SegmentName { timeline: timeline(s.timeline)?, number })
             })
             .collect();
@@ -162,7 +167,7 @@ impl TryFrom<wire::SealReply> for Sealed {
     type Error = CallError;
 
     fn try_from(reply: wire::SealReply) -> Result<Self, CallError> {
-        let node = reply.node.ok_or_else(|| invalid("the node is missing"))?;
+        let node = reply.node.ok_or_else(|| invalid("the description of the node is missing"))?;
         Ok(Self {
             node: node.try_into()?,
             end: Lsn::new(reply.end),

@@ -40,7 +40,10 @@ pub(crate) fn answer(
     let size = wal.context.segment_size;
     let most = proof::PROOF_SEGMENTS_MAX.saturating_mul(size.bytes());
     if range.end.distance_from(range.start) > most {
-        return Err(Refusal::new(Reason::InvalidRequest, "changes of too many segments"));
+        return Err(Refusal::new(
+            Reason::InvalidRequest,
+            "changes of too many WAL segments were requested",
+        ));
     }
     let segments = wal.directory.wal_segments(size).map_err(node::control_refusal)?;
     let last = segments.iter().map(|name| name.number).max().unwrap_or(0);

@@ -40,7 +40,10 @@ pub(crate) fn answer(
     let context = wal.context;
     let segments = if each_record { 1 } else { PROOF_SEGMENTS_MAX };
     if to.distance_from(first) > segments.saturating_mul(context.segment_size.bytes()) {
-        return Err(Refusal::new(Reason::InvalidRequest, "a proof of too many segments"));
+        return Err(Refusal::new(
+            Reason::InvalidRequest,
+            "a proof of too many WAL segments was requested",
+        ));
     }
     // Nothing is collected: replies leave as they are made, so memory has a bound and the
     // client sees that the work goes on.

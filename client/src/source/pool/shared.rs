@@ -142,7 +142,7 @@ impl Shared {
         if ended == units {
             return Ok(());
         }
-        let message = format!("only {ended} of {units} things asked for came");
+        let message = format!("the source answered only {ended} of {units} requests");
         Err(RewindError::new(Class::Other, message))
     }
 

@@ -78,7 +78,11 @@ impl ConnectionWorker {
             let checker = self.checker(sink, receiver);
             let ended = self.stream(connection.client.clone(), sender).await;
             let (returned, checked) = checker.await.map_err(|error| {
-                RewindError::because(Class::Other, "a checking thread failed", error)
+                RewindError::because(
+                    Class::Other,
+                    "internal error: a thread that checks replies failed",
+                    error,
+                )
             })?;
             sink = returned;
             checked?;
@@ -117,7 +121,11 @@ impl ConnectionWorker {
             self.session.give(self.number, unused);
         }
         tokio::task::spawn_blocking(move || sink.finish()).await.map_err(|error| {
-            RewindError::because(Class::Other, "a checking thread failed", error)
+            RewindError::because(
+                Class::Other,
+                "internal error: a thread that checks replies failed",
+                error,
+            )
         })??;
         Ok(self.payload_bytes)
     }
@@ -143,7 +151,7 @@ impl ConnectionWorker {
                 let items = frame.items().map_err(|error| invalid(&error))?;
                 // A peer must not keep a run alive with nothing.
                 if items.is_empty() {
-                    let message = "the source sent a frame with nothing in it";
+                    let message = "the source sent an empty frame";
                     return Err(RewindError::new(Class::Other, message));
                 }
                 let done = {

@@ -215,13 +215,13 @@ fn a_disk_that_stays_full_leaves_a_way_out() {
         assert!([0, 7, 8, 9].contains(&ended.code), "{}", ended.text);
         if ended.code == 8 {
             met += 1;
-            assert!(ended.text.contains("bytes; make room"), "{}", ended.text);
+            assert!(ended.text.contains("bytes: free some space"), "{}", ended.text);
             assert!(!target.try_start(), "PostgreSQL started unfinished");
             let resumed = resumes.then(|| state_command("resume", target));
             let done = resumed.as_ref().is_some_and(|resumed| resumed.code == 0);
             if let Some(resumed) = resumed.filter(|_| !done) {
                 assert_eq!(resumed.code, 8, "{}", resumed.text);
-                assert!(resumed.text.contains("bytes; make room"), "{}", resumed.text);
+                assert!(resumed.text.contains("bytes: free some space"), "{}", resumed.text);
             }
             if !done {
                 let back = state_command("rollback", target);
@@ -396,7 +396,7 @@ fn undo_images_are_given_up_where_there_is_no_room_for_them() {
     let ended = running.wait();
     assert!(ended.text.contains("no undo images are saved"), "{}", ended.text);
     let status = state_command("status", target).text;
-    assert!(status.contains("can be finished, not taken back"), "{status}");
+    assert!(status.contains("can be resumed, but not rolled back"), "{status}");
     let refused = state_command("rollback", target);
     assert_eq!(refused.code, 8, "{}", refused.text);
     assert!(refused.text.contains("run pgrejoin resume"), "{}", refused.text);

@@ -268,7 +268,7 @@ fn a_server_that_ran_on_a_mixture_is_told_and_nothing_is_promised() {
     drop(fs::remove_file(target.data.join("backup_label")));
     assert!(target.try_start(), "{}", target.log_tail());
     target.stop("fast");
-    let words = "PostgreSQL has run on it";
+    let words = "PostgreSQL has run on the partly changed data directory";
     let status = state_command("status", &target);
     assert!(status.text.contains(words), "{}", status.text);
     Rewind::new(&target, &server, &pki).refuse(8, words);

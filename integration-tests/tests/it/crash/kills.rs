@@ -50,14 +50,14 @@ fn a_target_with_a_plan_only_is_as_it_was() {
     let prepared = || frozen.killed_where("pwrite64", ("a rewind is being prepared", "plan"));
     let target = prepared();
     assert!(frozen.is_unchanged(&target));
-    ends("rollback", &target, 0, "is cleared away");
+    ends("rollback", &target, 0, "fetched data are removed");
     assert!(frozen.is_unchanged(&target) && !target.data.join(".pgrejoin").exists());
     assert_eq!(frozen.rewind(&target).code, 0);
     assert!(frozen.is_rewound(&target));
     std::fs::remove_dir_all(&target.socket).expect("removed");
     let target = prepared();
     // There is nothing to resume without the source, and nothing is thrown away.
-    ends("resume", &target, 0, "Run pgrejoin rewind to go on");
+    ends("resume", &target, 0, "Run pgrejoin rewind to continue");
     assert!(frozen.is_unchanged(&target) && target.data.join(".pgrejoin/plan").exists());
     std::fs::remove_dir_all(&target.socket).expect("removed");
     let target = prepared();
@@ -80,7 +80,7 @@ fn a_sealed_target_is_finished_or_its_plan_is_void() {
     assert!(frozen.is_rewound(&target));
     std::fs::remove_dir_all(&target.socket).expect("removed");
     let target = sealed();
-    ends("rollback", &target, 0, "is cleared away");
+    ends("rollback", &target, 0, "fetched data are removed");
     assert!(frozen.is_unchanged(&target));
     std::fs::remove_dir_all(&target.socket).expect("removed");
     // A complete set stays complete while the source cannot say whether it is still wanted.
@@ -100,7 +100,7 @@ fn a_sealed_target_is_finished_or_its_plan_is_void() {
     std::fs::remove_dir_all(&target.socket).expect("removed");
     let target = sealed();
     run_for_a_while(&target);
-    ends("resume", &target, 0, "the target was not changed by it");
+    ends("resume", &target, 0, "it had not changed the target");
     target.start();
     assert_eq!(target.sql("select count(*) from while_it_waited"), "1");
     target.stop("fast");
@@ -124,7 +124,7 @@ fn a_sealed_target_is_finished_or_its_plan_is_void() {
     append(&pack, "x");
     let file = std::fs::File::options().write(true).open(&pack).expect("open");
     file.set_len(100).expect("cut");
-    ends("resume", &target, 1, "what was staged is damaged");
+    ends("resume", &target, 1, "staged data is damaged");
     assert!(!target.is_running() && frozen.is_unchanged(&target));
 }
 
@@ -141,7 +141,7 @@ fn a_hidden_target_does_not_start_and_goes_either_way() {
     other[8] += 1;
     write(&sealed, &other);
     for what in ["status", "resume", "rollback"] {
-        ends(what, &target, 8, "finish it with pgrejoin 0.1.0, which wrote it");
+        ends(what, &target, 8, "the rewind with pgrejoin 0.1.0, which wrote it");
     }
     let ended = frozen.rewind(&target);
     assert_eq!(ended.code, 8, "{}", ended.text);
@@ -149,7 +149,7 @@ fn a_hidden_target_does_not_start_and_goes_either_way() {
     write(&sealed, &bytes);
     ends("rollback", &target, 0, "is as it was before the rewind");
     assert!(frozen.is_unchanged(&target) && !target.data.join(".pgrejoin").exists());
-    ends("rollback", &target, 0, "nothing to take back");
+    ends("rollback", &target, 0, "nothing to roll back");
     assert_eq!(frozen.rewind(&target).code, 0);
     assert!(frozen.is_rewound(&target));
     std::fs::remove_dir_all(&target.socket).expect("removed");
@@ -168,7 +168,7 @@ fn a_committed_target_may_run_and_is_not_taken_back() {
     target.start();
     assert_eq!(target.sql("select pg_is_in_recovery()"), "t");
     target.stop("fast");
-    ends("rollback", &target, 3, "cannot be taken back");
+    ends("rollback", &target, 3, "cannot be rolled back");
     ends("resume", &target, 0, "rewound");
     assert!(!target.data.join(".pgrejoin/sealed").exists());
     target.start();

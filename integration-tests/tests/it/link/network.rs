@@ -426,7 +426,7 @@ fn a_plan_for_another_life_of_the_source_is_made_anew() {
     pair.b.sql("update bulk set a = 'changed since' where id % 1000 = 0");
     pair.b.sql("checkpoint");
     let ended = rewind().succeed();
-    assert!(ended.text.contains("the plan of an earlier run does not hold"), "{}", ended.text);
+    assert!(ended.text.contains("the plan of an earlier run is no longer valid"), "{}", ended.text);
     // Only pages the source still has are used: those that were changed are fetched again.
     let number = |name: &str| ended.field(name).parse::<u64>().expect("a number");
     let recovered = number("pages_recovered");

@@ -315,9 +315,7 @@ fn the_report_says_how_long_the_source_keeps_what_is_needed_next() {
     let pki = Pki::new(pair.home.path());
     let server = Server::start(&pair.b, &pki);
     let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).for_people().succeed();
-    for words in
-        ["it keeps what this node needs next about", "start the node at once", "a replication slot"]
-    {
+    for words in ["this node needs next for about", "start the node now", "a replication slot"] {
         assert!(ended.text.contains(words), "\"{words}\" is not in: {}", ended.text);
     }
     oracle::verify(&pair.a, &pair.b);

@@ -56,7 +56,7 @@ fn a_new_tablespace_without_a_place_is_refused() {
     let before = Snapshot::of(&pair.a.data);
     let rewind = || Rewind::new(&pair.a, &server, &pki);
     // On this machine the source's own files are there.
-    rewind().args(["--strategy", "fork"]).refuse(7, "which is not empty here");
+    rewind().args(["--strategy", "fork"]).refuse(7, "which is not empty on the target");
     rewind().refuse(7, "--tablespace-mapping");
     let mapping = format!("{theirs}={ours}");
     let mapped = ["--strategy", "fork", "--tablespace-mapping", &mapping];

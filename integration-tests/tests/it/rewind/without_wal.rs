@@ -270,7 +270,11 @@ fn a_copy_without_the_times_of_files_means_comparing() {
     integration_tests::user::run(mv.arg(&copy).arg(&pair.a.data));
     let ended = rewound(&pair, &[]);
     assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
-    assert!(ended.field("strategy_reason").contains("did not keep the times"), "{}", ended.text);
+    assert!(
+        ended.field("strategy_reason").contains("did not keep the modification times"),
+        "{}",
+        ended.text
+    );
 }
 
 /// A shutdown that takes long to write its pages is no sign of anything.

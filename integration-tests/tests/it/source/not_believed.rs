@@ -178,7 +178,7 @@ fn what_others_put_where_an_earlier_run_staged_is_not_used() {
     let before = Snapshot::of(&pair.a.data.join("base"));
     let rewind =
         || Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--staging-dir", &staging]);
-    rewind().refuse(7, "is not the directory this rewind made there");
+    rewind().refuse(7, "is not the staging directory that this rewind created");
     before.assert_same(&Snapshot::of(&pair.a.data.join("base")));
     // What the message says helps.
     fs::remove_dir_all(&own).expect("removed");
