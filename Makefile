@@ -5,7 +5,7 @@ MINUTES ?= 10
 KILLS ?= 250
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-fast check faults torture kills mutants fuzz bench bench-quick postgres bins
+.PHONY: demo test test-fast check messages faults torture kills mutants fuzz bench bench-quick postgres bins
 
 postgres:
 	scripts/get-postgres.sh
@@ -40,6 +40,10 @@ check:
 	cargo test --workspace --test tidy
 	scripts/need-cargo-tool.sh deny 0.20.2
 	scripts/check-dependencies.sh
+
+# docs/MESSAGES.md, made of the code.
+messages:
+	PGREJOIN_WRITE_MESSAGES=1 cargo test -p integration-tests --test tidy messages
 
 # Every state in which a disk can be left, where an ordinary test run tries a part of them.
 faults:

@@ -22,6 +22,25 @@ use crate::source::dial::{ByteStream, Dial, Dialled};
 /// the real name, which need not even have the form of a URI (IPv6).
 const AUTHORITY: &str = "http://source";
 
+/// Why a connection broke.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Broke {
+    /// The other end said so in a TLS alert.
+    Refused(String),
+    /// Anything else.
+    Lost(String),
+}
+
+impl Broke {
+    fn of(error: &io::Error) -> Self {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match tls {
+            Some(rustls::Error::AlertReceived(_)) => Self::Refused(error.to_string()),
+            Some(_) | None => Self::Lost(error.to_string()),
+        }
+    }
+}
+
 /// A connection and why it broke, once it has.
 #[derive(Debug, Clone)]
 pub struct Connection {
@@ -29,7 +48,7 @@ pub struct Connection {
     pub client: Client,
     /// How long the link took to answer when the connection was made.
     pub round_trip: Duration,
-    broke: Arc<Mutex<Option<String>>>,
+    broke: Arc<Mutex<Option<Broke>>>,
 }
 
 impl Connection {
@@ -44,15 +63,15 @@ impl Connection {
         };
         let broke = self.broke.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match (&error, broke) {
-            (CallError::Broken(_), Some(why)) if why.contains("alert") => Err(RewindError::new(
-                Class::Authentication,
-                format!(
+            (CallError::Broken(_), Some(Broke::Refused(why))) => {
+                let message = format!(
                     "the source did not accept this node's certificate: {why} (this node's \
-                         clock says {})",
+                     clock says {})",
                     utc_now()
-                ),
-            )),
-            (CallError::Broken(_), Some(why)) => {
+                );
+                Err(RewindError::new(Class::Authentication, message))
+            }
+            (CallError::Broken(_), Some(Broke::Lost(why))) => {
                 let message = format!("the source closed the connection: {why}");
                 Err(RewindError::transient_because(message, error))
             }
@@ -104,13 +123,13 @@ pub async fn secure(
 /// A stream that remembers why it broke: HTTP/2 reports only that it did.
 struct Watched {
     stream: Box<dyn ByteStream>,
-    broke: Arc<Mutex<Option<String>>>,
+    broke: Arc<Mutex<Option<Broke>>>,
 }
 
 impl Watched {
     fn note(&self, error: &io::Error) {
         let mut broke = self.broke.lock().unwrap_or_else(PoisonError::into_inner);
-        broke.get_or_insert_with(|| error.to_string());
+        broke.get_or_insert_with(|| Broke::of(error));
     }
 }
 
@@ -149,5 +168,21 @@ impl AsyncWrite for Watched {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::AlertDescription;
+
+    use super::*;
+
+    #[test]
+    fn an_alert_is_told_from_a_broken_link() {
+        let alert = rustls::Error::AlertReceived(AlertDescription::UnknownCA);
+        let refused = io::Error::new(io::ErrorKind::InvalidData, alert);
+        assert!(matches!(Broke::of(&refused), Broke::Refused(_)));
+        let lost = io::Error::new(io::ErrorKind::ConnectionReset, "alert: the cable was pulled");
+        assert!(matches!(Broke::of(&lost), Broke::Lost(_)));
     }
 }

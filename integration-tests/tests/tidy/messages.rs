@@ -1,0 +1,295 @@
+//! The index of messages, docs/MESSAGES.md, is made of the code: `make messages` writes it, and a test compares.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use client::error::EXIT_CODES;
+use syn::visit::Visit;
+
+use super::{product, root};
+
+/// Where a message is made, and under which heading it stands.
+const CONSTRUCTORS: [(&str, &str, Made); 12] = [
+    ("RewindError", "new", Made::OfClass),
+    ("RewindError", "because", Made::OfClass),
+    ("RewindError", "transient", Made::Under("5")),
+    ("RewindError", "transient_because", Made::Under("5")),
+    ("RewindError", "replan", Made::Under(REPLAN)),
+    ("Abort", "replan", Made::Under(REPLAN)),
+    ("NotPossible", "new", Made::Under(NOT_POSSIBLE)),
+    ("NotPossible", "as_asked", Made::Under(NOT_POSSIBLE)),
+    ("Undecided", "new", Made::Under(NOT_POSSIBLE)),
+    ("NotPossible", "because", Made::Under(NOT_POSSIBLE)),
+    ("Refusal", "new", Made::OfReason),
+    ("monitor", "warning", Made::Under(WARNING)),
+];
+
+const REPLAN: &str = "Planned again";
+const NOT_POSSIBLE: &str = "Why a strategy is not possible";
+const REFUSED: &str = "What a server refuses";
+const WARNING: &str = "Warnings";
+const NOTE: &str = "Notes";
+
+#[derive(Clone, Copy)]
+enum Made {
+    /// By the exit code of the class in its first argument.
+    OfClass,
+    /// By the server, for the reason in its first argument.
+    OfReason,
+    /// Always there.
+    Under(&'static str),
+}
+
+/// The last two parts of a called path.
+fn called(function: &syn::Expr) -> Option<(String, String)> {
+    let syn::Expr::Path(path) = function else {
+        return None;
+    };
+    let parts: Vec<String> = path.path.segments.iter().map(|part| part.ident.to_string()).collect();
+    match &parts[..] {
+        [.., of, name] => Some((of.clone(), name.clone())),
+        _ => None,
+    }
+}
+
+/// The last part of a path, as of `Class::Target`.
+fn last(expression: &syn::Expr) -> Option<String> {
+    let syn::Expr::Path(path) = expression else {
+        return None;
+    };
+    path.path.segments.last().map(|part| part.ident.to_string())
+}
+
+/// The text of a literal or of a format, with its placeholders.
+fn texts(expression: &syn::Expr, known: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    match expression {
+        syn::Expr::Lit(literal) => match &literal.lit {
+            syn::Lit::Str(text) => vec![text.value()],
+            _ => Vec::new(),
+        },
+        syn::Expr::Macro(called) if called.mac.path.is_ident("format") => {
+            let first = called.mac.tokens.clone().into_iter().next();
+            let literal =
+                first.and_then(|token| syn::parse_str::<syn::LitStr>(&token.to_string()).ok());
+            literal.map(|literal| literal.value()).into_iter().collect()
+        }
+        syn::Expr::Reference(inner) => texts(&inner.expr, known),
+        syn::Expr::MethodCall(call) => texts(&call.receiver, known),
+        syn::Expr::Path(path) => {
+            let name = path.path.get_ident().map(ToString::to_string);
+            name.and_then(|name| known.get(&name).cloned()).unwrap_or_default()
+        }
+        syn::Expr::If(either) => {
+            let otherwise = either.else_branch.iter().flat_map(|(_, other)| texts(other, known));
+            in_block(&either.then_branch, known).into_iter().chain(otherwise).collect()
+        }
+        syn::Expr::Match(cases) => {
+            cases.arms.iter().flat_map(|arm| texts(&arm.body, known)).collect()
+        }
+        syn::Expr::Block(block) => in_block(&block.block, known),
+        _ => Vec::new(),
+    }
+}
+
+fn in_block(block: &syn::Block, known: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    match block.stmts.last() {
+        Some(syn::Stmt::Expr(value, None)) => texts(value, known),
+        _ => Vec::new(),
+    }
+}
+
+/// The messages of one file.
+#[derive(Default)]
+struct Messages {
+    /// Texts that names stand for.
+    known: BTreeMap<String, Vec<String>>,
+    /// Closures and functions that make a message of their first argument, and its heading.
+    helpers: BTreeMap<String, String>,
+    /// By heading.
+    found: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Messages {
+    /// Heading and message of a call, if it makes one.
+    fn made<'e>(&self, call: &'e syn::ExprCall) -> Option<(String, &'e syn::Expr)> {
+        let arguments: Vec<&syn::Expr> = call.args.iter().collect();
+        if let Some((of, name)) = called(&call.func) {
+            let (.., made) =
+                CONSTRUCTORS.iter().find(|(ty, function, _)| *ty == of && *function == name)?;
+            return match made {
+                Made::OfClass => Some((heading(&last(arguments.first()?)?)?, arguments.get(1)?)),
+                Made::OfReason => Some((REFUSED.to_owned(), arguments.get(1)?)),
+                Made::Under(heading) => {
+                    let index = usize::from(name == "replan");
+                    Some(((*heading).to_owned(), arguments.get(index)?))
+                }
+            };
+        }
+        let name = last(&call.func)?;
+        Some((self.helpers.get(&name)?.clone(), arguments.first()?))
+    }
+
+    fn keep(&mut self, heading: String, texts: Vec<String>) {
+        let of_heading = self.found.entry(heading).or_default();
+        of_heading.extend(texts.into_iter().filter(|text| text.contains(' ')));
+    }
+
+    /// Learns that `name` makes a message of its first parameter, if `body` does.
+    fn learn(&mut self, name: String, parameter: Option<String>, body: &syn::Expr) {
+        let Some(parameter) = parameter else {
+            return;
+        };
+        let mut inner = Inner { outer: self, parameter: &parameter, heading: None };
+        inner.visit_expr(body);
+        if let Some(heading) = inner.heading {
+            self.helpers.insert(name, heading);
+        }
+    }
+}
+
+/// Looks whether a body makes a message of a parameter.
+struct Inner<'a> {
+    outer: &'a Messages,
+    parameter: &'a str,
+    heading: Option<String>,
+}
+
+impl<'ast> Visit<'ast> for Inner<'_> {
+    fn visit_expr_call(&mut self, call: &'ast syn::ExprCall) {
+        if let Some((heading, message)) = self.outer.made(call)
+            && last(message).as_deref() == Some(self.parameter)
+        {
+            self.heading.get_or_insert(heading);
+        }
+        syn::visit::visit_expr_call(self, call);
+    }
+}
+
+/// The exit code of a class.
+fn heading(class: &str) -> Option<String> {
+    let row =
+        EXIT_CODES.iter().find(|row| row.class.is_some_and(|known| format!("{known:?}") == class));
+    row.map(client::error::ExitCode::shown)
+}
+
+fn name_of(pattern: &syn::Pat) -> Option<String> {
+    match pattern {
+        syn::Pat::Ident(name) => Some(name.ident.to_string()),
+        syn::Pat::Type(typed) => name_of(&typed.pat),
+        _ => None,
+    }
+}
+
+impl<'ast> Visit<'ast> for Messages {
+    fn visit_item_fn(&mut self, function: &'ast syn::ItemFn) {
+        let parameter = function.sig.inputs.first().and_then(|input| match input {
+            syn::FnArg::Typed(typed) => name_of(&typed.pat),
+            syn::FnArg::Receiver(_) => None,
+        });
+        let body = syn::Expr::Block(syn::ExprBlock {
+            attrs: Vec::new(),
+            label: None,
+            block: (*function.block).clone(),
+        });
+        self.learn(function.sig.ident.to_string(), parameter, &body);
+        syn::visit::visit_item_fn(self, function);
+    }
+
+    fn visit_item_const(&mut self, item: &'ast syn::ItemConst) {
+        let text = texts(&item.expr, &self.known);
+        self.known.insert(item.ident.to_string(), text);
+    }
+
+    fn visit_local(&mut self, local: &'ast syn::Local) {
+        if let (Some(name), Some(init)) = (name_of(&local.pat), &local.init) {
+            if let syn::Expr::Closure(closure) = &*init.expr {
+                let parameter = closure.inputs.first().and_then(name_of);
+                self.learn(name, parameter, &closure.body);
+            } else {
+                let texts = texts(&init.expr, &self.known);
+                self.known.insert(name, texts);
+            }
+        }
+        syn::visit::visit_local(self, local);
+    }
+
+    fn visit_expr_call(&mut self, call: &'ast syn::ExprCall) {
+        if let Some((heading, message)) = self.made(call) {
+            let texts = texts(message, &self.known);
+            self.keep(heading, texts);
+        }
+        syn::visit::visit_expr_call(self, call);
+    }
+
+    fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
+        let heading = match call.method.to_string().as_str() {
+            "warning" => Some(WARNING),
+            "note" => Some(NOTE),
+            _ => None,
+        };
+        if let (Some(heading), Some(message)) = (heading, call.args.first()) {
+            let texts = texts(message, &self.known);
+            self.keep(heading.to_owned(), texts);
+        }
+        syn::visit::visit_expr_method_call(self, call);
+    }
+}
+
+/// The index, made of the code.
+fn index() -> String {
+    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (name, text) in product() {
+        if !name.starts_with("client/src") && !name.starts_with("server/src") {
+            continue;
+        }
+        let file = syn::parse_file(&text).expect("a file that compiles");
+        let mut messages = Messages::default();
+        messages.visit_file(&file);
+        // Helpers may stand behind their callers.
+        messages.visit_file(&file);
+        for (heading, texts) in messages.found {
+            all.entry(heading).or_default().extend(texts);
+        }
+    }
+    let mut page = String::from(
+        "# Messages\n\nEvery message of both programs, by exit code. `{…}` stands for a value. This page is made of the \
+         code by `make messages`.\n",
+    );
+    let codes = EXIT_CODES.iter().map(|row| (row.shown(), row.meaning.to_owned()));
+    let others = [
+        (REPLAN, "the run plans again; after three times it ends with exit code 5"),
+        (NOT_POSSIBLE, "`auto` takes another one; insisting ends with exit code 6 or 7"),
+        (REFUSED, "shown behind \"a request to the source failed\""),
+        (WARNING, "the run goes on"),
+        (NOTE, "the run goes on"),
+    ];
+    let others = others.iter().map(|(name, meaning)| ((*name).to_owned(), (*meaning).to_owned()));
+    for (heading, meaning) in codes.chain(others) {
+        let Some(texts) = all.remove(&heading) else {
+            continue;
+        };
+        let number = heading.starts_with(|first: char| first.is_ascii_digit());
+        let title = if number { format!("Exit code {heading}") } else { heading };
+        page.push_str(&format!("\n## {title}: {meaning}\n\n"));
+        for text in texts {
+            page.push_str(&format!("- {}\n", text.replace('\n', " ")));
+        }
+    }
+    page
+}
+
+#[test]
+fn the_index_of_messages_is_current() {
+    let path = root().join("docs/MESSAGES.md");
+    let page = index();
+    if std::env::var_os("PGREJOIN_WRITE_MESSAGES").is_some() {
+        let mut file = fs::File::create(&path).unwrap();
+        std::io::Write::write_all(&mut file, page.as_bytes()).unwrap();
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == page, "docs/MESSAGES.md is not what the code says: run make messages");
+    assert!(
+        page.lines().filter(|line| line.starts_with("- ")).count() > 150,
+        "messages are missed"
+    );
+}
