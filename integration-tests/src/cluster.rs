@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::user::{User, run};
+use crate::command::run;
+use crate::user::User;
 
 /// Longest wait for a server to do something.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -63,6 +64,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// Its `pg_control`.
+    pub fn control(&self) -> pg_format::ControlFile {
+        let bytes = fs::read(self.data.join("global/pg_control")).expect("pg_control");
+        pg_format::ControlFile::parse(&bytes).expect("pg_control parses")
+    }
+
     /// The connection string others use.
     pub fn conninfo(&self) -> String {
         format!("host={} port=5432 user=postgres", self.socket.display())

@@ -6,7 +6,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::user::{User, run};
+use crate::command::run;
+use crate::user::User;
 
 /// A mounted disk; gone when dropped.
 #[derive(Debug)]

@@ -13,7 +13,6 @@ use pg_format::wal::Start;
 use pg_format::{BLOCK_SIZE, DataPath, Lsn, RelationSegment};
 
 use crate::cluster::Node;
-use crate::oracle::control;
 
 /// `RM_XLOG_ID`.
 const XLOG: u8 = 0;
@@ -54,7 +53,7 @@ pub fn is_unlogged_tail(tail: Option<&[u8]>) -> bool {
 /// Whether the record that ends at `end` is an image of this block, logged for a hint.
 fn is_image_for_hint(node: &Node, (segment, block): (RelationSegment, u32), end: Lsn) -> bool {
     let directory = DataDir::open(&node.data).expect("data directory");
-    let control = control(node);
+    let control = node.control();
     let history = directory.history(control.timeline()).expect("history");
     let context = wal_context(&control);
     let wal = LocalWal { directory: &directory, history: &history, context };

@@ -257,7 +257,7 @@ fn counted(command: &Command, home: &Path) -> Vec<(&'static str, usize)> {
     crate::user::User::unprivileged().own(&trace);
     let mut traced = strace(&trace);
     traced.arg(format!("--trace={}", CALLS.join(",")));
-    crate::user::run(traced.arg("--").arg(command.get_program()).args(command.get_args()));
+    crate::command::run(traced.arg("--").arg(command.get_program()).args(command.get_args()));
     let text = std::fs::read_to_string(&trace).expect("a trace");
     let mut counts = std::collections::BTreeMap::<(&str, &str), usize>::new();
     for line in text.lines().filter(|line| !line.contains("resumed>")) {

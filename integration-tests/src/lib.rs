@@ -6,6 +6,7 @@
 pub mod binaries;
 pub mod client;
 pub mod cluster;
+pub mod command;
 pub mod device;
 pub mod faults;
 pub mod health;

@@ -15,8 +15,8 @@ use serde_json::Value;
 
 use crate::client::Rewind;
 use crate::cluster::{Install, Node};
+use crate::command::run;
 use crate::server::{Pki, Server};
-use crate::user::run;
 use crate::{health, hints};
 
 /// Digest of every row of every permanent table, order-independent: one query a line, each for some
@@ -125,7 +125,7 @@ pub fn compare_stopped(result: &Node, source: &Node) -> usize {
     result.stop("fast");
     let logged_twice = compare_pages(result, source, &gist);
     for node in [result, source] {
-        if control(node).has_checksums() {
+        if node.control().has_checksums() {
             checksums(node);
         }
     }
@@ -190,7 +190,7 @@ fn assert_equal_files(result: &Node, server: &Server, path: &DataPath) {
 /// Whether the first record that names a block, from `start` on, rebuilds it.
 fn first_references(node: &Node, start: Lsn) -> BTreeMap<(RelationSegment, u32), bool> {
     let directory = DataDir::open(&node.data).expect("data directory");
-    let control = control(node);
+    let control = node.control();
     let history = directory.history(control.timeline()).expect("history");
     let context = wal_context(&control);
     let wal = LocalWal { directory: &directory, history: &history, context };
@@ -206,25 +206,20 @@ fn first_references(node: &Node, start: Lsn) -> BTreeMap<(RelationSegment, u32),
     first
 }
 
-pub(crate) fn control(node: &Node) -> pg_format::ControlFile {
-    let bytes = fs::read(node.data.join("global/pg_control")).expect("pg_control");
-    pg_format::ControlFile::parse(&bytes).expect("pg_control parses")
-}
-
 /// Whether a stopped node was shut down in order.
 pub fn is_shut_down(node: &Node) -> bool {
     use pg_format::ClusterState;
-    matches!(control(node).state, ClusterState::ShutDown | ClusterState::ShutDownInRecovery)
+    matches!(node.control().state, ClusterState::ShutDown | ClusterState::ShutDownInRecovery)
 }
 
 /// Whether a node has checksums.
 pub fn has_checksums(node: &Node) -> bool {
-    control(node).has_checksums()
+    node.control().has_checksums()
 }
 
 /// Where the last checkpoint of a stopped node begins.
 pub fn checkpoint_lsn(node: &Node) -> String {
-    control(node).checkpoint.to_string()
+    node.control().checkpoint.to_string()
 }
 
 /// Verifies every page's checksum; the node is stopped. `pg_checksums` of 15 serves the majors with
@@ -352,7 +347,7 @@ fn promote_and_write(result: &Node, prepared: &str) {
     result.sql("checkpoint");
     check_indexes(result);
     result.stop("fast");
-    if control(result).has_checksums() {
+    if result.control().has_checksums() {
         checksums(result);
     }
 }

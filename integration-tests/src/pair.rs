@@ -8,7 +8,8 @@ use rustix::fs::FlockOperation;
 use tempfile::TempDir;
 
 use crate::cluster::{Install, Node, append};
-use crate::user::{User, run};
+use crate::command::run;
+use crate::user::User;
 
 /// What a template cluster is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,12 +1,41 @@
 //! Steps that many tests share.
 
 use std::fs;
+use std::path::Path;
 
 use crate::client::{Ended, Rewind};
 use crate::cluster::{Node, append};
 use crate::oracle;
 use crate::pair::Pair;
 use crate::server::{Pki, Server};
+
+/// A source that is served, with the certificates that its clients use.
+#[derive(Debug)]
+pub struct Served {
+    /// The certificates.
+    pub pki: Pki,
+    /// The server.
+    pub server: Server,
+}
+
+impl Served {
+    /// Serves a node; its certificates lie in `home`.
+    pub fn start(home: &Path, node: &Node) -> Self {
+        Self::with(home, node, &[])
+    }
+
+    /// The same with options of the server.
+    pub fn with(home: &Path, node: &Node, options: &[&str]) -> Self {
+        let pki = Pki::new(home);
+        let server = Server::with(node, &pki, 0, options);
+        Self { pki, server }
+    }
+
+    /// A rewind of `target` onto the served node.
+    pub fn rewind(&self, target: &Node) -> Rewind {
+        Rewind::new(target, &self.server, &self.pki)
+    }
+}
 
 /// Rewinds `target` onto `source` with its own certificates and server.
 pub fn rewind(pair: &Pair, target: &Node, source: &Node, args: &[&str]) -> Ended {
@@ -16,9 +45,11 @@ pub fn rewind(pair: &Pair, target: &Node, source: &Node, args: &[&str]) -> Ended
         .join(format!("pki-{}", source.socket.file_name().expect("name").to_string_lossy()));
     drop(fs::remove_dir_all(&pki_home));
     fs::create_dir_all(&pki_home).expect("directory");
-    let pki = Pki::new(&pki_home);
-    let server = Server::start(source, &pki);
-    Rewind::new(target, &server, &pki).following(source).args(args.iter().copied()).succeed()
+    Served::start(&pki_home, source)
+        .rewind(target)
+        .following(source)
+        .args(args.iter().copied())
+        .succeed()
 }
 
 /// Rewinds `a` onto `b` and verifies.

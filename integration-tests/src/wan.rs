@@ -10,47 +10,19 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 use self::link::{Counters, Direction};
-use crate::user::run;
 
-/// A queue shorter than this would drop one long segment of the kernel's.
-const QUEUE_BYTES_MIN: u64 = 128 << 10;
+pub use self::link::Shape;
+use crate::command::run;
 
 /// Address of the source's end.
 pub const SOURCE_ADDRESS: &str = "10.77.0.1";
 /// Address of the target's end.
 pub const TARGET_ADDRESS: &str = "10.77.0.2";
-
-/// What a link is like.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Shape {
-    /// Round trip.
-    pub rtt: Duration,
-    /// Bits a second, each way.
-    pub rate: u64,
-    /// Share of packets lost at random, each way.
-    pub loss: f64,
-    /// The kernel's congestion control on both ends, whatever programs ask for.
-    pub congestion_control: &'static str,
-}
-
-impl Shape {
-    /// Bytes that wait at most: one bandwidth-delay product.
-    pub fn queue_bytes(&self) -> u64 {
-        let microseconds = u64::try_from(self.rtt.as_micros()).unwrap_or(u64::MAX);
-        (self.rate / 8 * microseconds / 1_000_000).max(QUEUE_BYTES_MIN)
-    }
-
-    /// How long the link takes to send so many bytes.
-    pub fn time_of(&self, bytes: f64) -> Duration {
-        Duration::from_secs_f64(bytes * 8.0 / self.rate as f64)
-    }
-}
 
 /// One end of a link: the namespace a command runs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

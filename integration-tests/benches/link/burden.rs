@@ -70,7 +70,7 @@ fn pgbench(node: &Node) -> f64 {
     let mut pgbench: Command = node.user.command("/usr/bin/taskset");
     pgbench.args(["-c", "1"]).arg(Install::of(15).program("pgbench"));
     pgbench.args(["-n", "-c", "2", "-T", SECONDS, "-U", "postgres", "-p", "5432", "-h"]);
-    let output = integration_tests::user::run(pgbench.arg(&node.socket).arg("postgres"));
+    let output = integration_tests::command::run(pgbench.arg(&node.socket).arg("postgres"));
     let line = output.lines().find_map(|line| line.strip_prefix("tps = "));
     let rate = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
     rate.expect("a rate")

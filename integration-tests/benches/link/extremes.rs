@@ -30,7 +30,7 @@ pub(crate) fn print(major: u32) {
         pair.a.stop("fast");
         std::fs::remove_dir_all(&pair.b.data).expect("removed");
         let mut copy = pair.a.user.command("/bin/cp");
-        integration_tests::user::run(copy.arg("-a").arg(&pair.a.data).arg(&pair.b.data));
+        integration_tests::command::run(copy.arg("-a").arg(&pair.a.data).arg(&pair.b.data));
     });
     line(major, "200,000 files", &|pair| {
         for node in [&pair.a, &pair.b] {

@@ -161,7 +161,7 @@ impl Cell<'_> {
             target.user = target.user.in_network(wan.target);
         }
         // Earlier work of the disk must not be paid for by the next tool.
-        integration_tests::user::run(&mut std::process::Command::new("sync"));
+        integration_tests::command::run(&mut std::process::Command::new("sync"));
         let address = if wan.is_some() { SOURCE_ADDRESS } else { "127.0.0.1" };
         let (pki, tls) = (self.pki, self.settings.tls());
         let place = Place { target: &target, source: &source, address, pki, tls };

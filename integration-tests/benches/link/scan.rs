@@ -9,8 +9,8 @@ use data_dir::DataDir;
 use data_dir::wal::summarize::scan_summary;
 use data_dir::wal::{LocalWal, scan};
 use integration_tests::cluster::Install;
+use integration_tests::command::run;
 use integration_tests::pair::{Pair, Shape};
-use integration_tests::user::run;
 use pg_format::wal::Start;
 
 /// Times each scans.

@@ -3,7 +3,8 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use integration_tests::user::{User, run};
+use integration_tests::command::run;
+use integration_tests::user::User;
 use integration_tests::wan::{Network, SOURCE_ADDRESS, Shape, TARGET_ADDRESS, Wan};
 use serde_json::Value;
 

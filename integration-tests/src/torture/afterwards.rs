@@ -1,12 +1,12 @@
 //! What a node has to live through after its rewind.
 
-use super::World;
 use super::work::work;
+use super::world::World;
 use crate::client::Rewind;
 use crate::cluster::{Install, Node, append};
+use crate::command::run;
 use crate::faults::judge::Choices;
 use crate::server::Server;
-use crate::user::run;
 use crate::{health, oracle};
 
 /// So many segments at most are kept by a node after ten checkpoints with three segments each.

@@ -7,13 +7,13 @@ use rustix::process::{Signal, kill_process};
 
 use super::story::{Ending, Offline, Target};
 use super::work::{Open, make_watched, read, read_once, work};
-use super::{Parted, World};
+use super::world::{Parted, World};
 use crate::client::Rewind;
 use crate::cluster::{Install, Load, Node};
+use crate::command::run;
 use crate::faults::judge::Choices;
 use crate::oracle;
 use crate::server::Server;
-use crate::user::run;
 
 /// What goes on before the nodes part.
 struct Common {

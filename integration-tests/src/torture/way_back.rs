@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use super::story::{Source, Target};
 use super::work::work;
-use super::{Parted, World};
+use super::world::{Parted, World};
 use crate::client::{Ended, Rewind, state_command};
 use crate::cluster::Node;
 use crate::oracle;

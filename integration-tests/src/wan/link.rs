@@ -14,7 +14,34 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_rs::{GROTable, IDEAL_BATCH_SIZE, SyncDevice, VIRTIO_NET_HDR_LEN};
 
-use super::Shape;
+/// A queue shorter than this would drop one long segment of the kernel's.
+const QUEUE_BYTES_MIN: u64 = 128 << 10;
+
+/// What a link is like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shape {
+    /// Round trip.
+    pub rtt: Duration,
+    /// Bits a second, each way.
+    pub rate: u64,
+    /// Share of packets lost at random, each way.
+    pub loss: f64,
+    /// The kernel's congestion control on both ends, whatever programs ask for.
+    pub congestion_control: &'static str,
+}
+
+impl Shape {
+    /// Bytes that wait at most: one bandwidth-delay product.
+    pub fn queue_bytes(&self) -> u64 {
+        let microseconds = u64::try_from(self.rtt.as_micros()).unwrap_or(u64::MAX);
+        (self.rate / 8 * microseconds / 1_000_000).max(QUEUE_BYTES_MIN)
+    }
+
+    /// How long the link takes to send so many bytes.
+    pub fn time_of(&self, bytes: f64) -> Duration {
+        Duration::from_secs_f64(bytes * 8.0 / self.rate as f64)
+    }
+}
 
 /// How often a link with nothing to do looks whether it is to end.
 const IDLE: Duration = Duration::from_millis(50);

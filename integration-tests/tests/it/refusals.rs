@@ -10,7 +10,7 @@ use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Snapshot;
-use integration_tests::steps::follow_instead;
+use integration_tests::steps::{Served, follow_instead};
 use integration_tests::user::User;
 
 /// A diverged pair with a stopped target, and everything to rewind it.
@@ -386,11 +386,10 @@ fn a_file_copy_that_must_be_replayed_is_refused() {
     c.sql("checkpoint");
     pair.b.sql("create database copied template second strategy file_copy");
     caught_up();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&c, &pki);
+    let served = Served::start(pair.home.path(), &c);
     let before = Snapshot::of(&pair.a.data);
     for strategy in ["fork", "compare", "latest", "auto"] {
-        let rewind = Rewind::new(&pair.a, &server, &pki).args(["--strategy", strategy]);
+        let rewind = served.rewind(&pair.a).args(["--strategy", strategy]);
         rewind.refuse(7, "file by file");
     }
     before.assert_same(&Snapshot::of(&pair.a.data));
@@ -398,7 +397,7 @@ fn a_file_copy_that_must_be_replayed_is_refused() {
     pair.b.sql("checkpoint");
     caught_up();
     c.sql("checkpoint");
-    let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).succeed();
+    let ended = served.rewind(&pair.a).following(&pair.b).succeed();
     assert_eq!(ended.field("strategy"), "latest", "{}", ended.text);
     integration_tests::oracle::verify(&pair.a, &pair.b);
 }
@@ -418,10 +417,9 @@ fn a_source_in_the_middle_of_its_promotion_is_refused() {
     while signal.exists() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
+    let served = Served::start(pair.home.path(), &pair.b);
     let before = Snapshot::of(&pair.a.data);
-    let rewind = || Rewind::new(&pair.a, &server, &pki);
+    let rewind = || served.rewind(&pair.a);
     rewind().refuse(5, "neither primary, standby nor cleanly stopped");
     before.assert_same(&Snapshot::of(&pair.a.data));
     pair.b.wait("postgres", "not pg_is_in_recovery()");

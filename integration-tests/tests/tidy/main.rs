@@ -34,7 +34,11 @@ const TEST_FILES: [&str; 3] = ["/tests.rs", "/test_values.rs", "/test_peer.rs"];
 
 /// Sources of the products, tests left out.
 fn product() -> Vec<(String, String)> {
-    let crates = ["pg-format", "data-dir", "proto", "server", "client", "certs"];
+    sources(&["pg-format", "data-dir", "proto", "server", "client", "certs"])
+}
+
+/// Sources of some crates, tests left out.
+fn sources(crates: &[&str]) -> Vec<(String, String)> {
     let files = crates.iter().flat_map(|name| rust_files(&root().join(name).join("src")));
     files
         .filter(|(name, _)| TEST_FILES.iter().all(|test| !name.ends_with(test)))

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use integration_tests::client::{Rewind, Running, state_command};
 use integration_tests::cluster::Node;
+use integration_tests::command::run;
 use integration_tests::device::Device;
 use integration_tests::faults::judge::Choices;
 use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
-use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Content;
-use integration_tests::user::run;
+use integration_tests::steps::Served;
 use rustix::process::Signal;
 
 /// Room for a small cluster and a rewind of it.
@@ -24,14 +24,13 @@ struct Fork {
     pair: Pair,
     target: Node,
     device: Device,
-    pki: Pki,
-    server: Server,
+    served: Served,
     before: Content,
 }
 
 impl Fork {
     fn rewind(&self, target: &Node) -> Rewind {
-        Rewind::new(target, &self.server, &self.pki).following(&self.pair.b)
+        self.served.rewind(target).following(&self.pair.b)
     }
 
     /// Rewinds the target if it is not, and holds the result to the source.
@@ -65,10 +64,9 @@ fn killed_fork() -> Fork {
     pair.b.sql("vacuum shrink");
     pair.b.sql("checkpoint");
     target.kill();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
+    let served = Served::start(pair.home.path(), &pair.b);
     let before = content(&target);
-    Fork { pair, target, device, pki, server, before }
+    Fork { pair, target, device, served, before }
 }
 
 fn node_on(node: &Node, mount: &Path) -> Node {
@@ -332,11 +330,9 @@ fn everything_on_disks_of_its_own_goes_either_way() {
     });
     let wal = wal.join("wal");
     let (target, b) = spread_out(&pair, [&data, &wal, &space]);
-    let pki = Pki::new(home);
-    let server = Server::start(&b, &pki);
+    let served = Served::start(home, &b);
     let staging = staging.display().to_string();
-    let rewind =
-        || Rewind::new(&target, &server, &pki).following(&b).args(["--staging-dir", &staging]);
+    let rewind = || served.rewind(&target).following(&b).args(["--staging-dir", &staging]);
     let all = || {
         [
             content(&target),

@@ -13,6 +13,7 @@ use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Content;
+use integration_tests::steps::Served;
 use rustix::process::Signal;
 
 /// Rounds tried to meet the fraction of a second in which the target is being changed.
@@ -59,11 +60,10 @@ fn assert_does_not_start(node: &Node) {
 #[test]
 fn a_run_killed_while_it_changes_the_target_is_finished_without_the_source() {
     let pair = fork_with_much_to_change();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let (target, _) = interrupted(&pair, &server, &pki, Signal::KILL);
+    let served = Served::start(pair.home.path(), &pair.b);
+    let (target, _) = interrupted(&pair, &served.server, &served.pki, Signal::KILL);
     assert_does_not_start(&target);
-    drop(server);
+    drop(served);
     let resumed = state_command("resume", &target);
     assert_eq!(resumed.code, 0, "{}", resumed.text);
     assert!(!target.data.join(".pgrejoin/sealed").exists());
@@ -73,11 +73,11 @@ fn a_run_killed_while_it_changes_the_target_is_finished_without_the_source() {
 #[test]
 fn a_run_killed_while_it_changes_the_target_is_taken_back_without_the_source() {
     let pair = fork_with_much_to_change();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
+    let served = Served::start(pair.home.path(), &pair.b);
     let before = Content::of(&pair.a.data);
-    let (target, _) = interrupted(&pair, &server, &pki, Signal::KILL);
+    let (target, _) = interrupted(&pair, &served.server, &served.pki, Signal::KILL);
     assert_does_not_start(&target);
+    let Served { pki, server } = served;
     drop(server);
     let back = state_command("rollback", &target);
     assert_eq!(back.code, 0, "{}", back.text);
@@ -95,9 +95,8 @@ fn a_run_killed_while_it_changes_the_target_is_taken_back_without_the_source() {
 #[test]
 fn a_run_terminated_while_it_changes_the_target_goes_on_to_its_end() {
     let pair = fork_with_much_to_change();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let mut running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
+    let served = Served::start(pair.home.path(), &pair.b);
+    let mut running = served.rewind(&pair.a).following(&pair.b).spawn();
     running.wait_for("apply");
     let hidden = pair.a.data.join(".pgrejoin/hidden");
     running.wait_until("the hide", |_| hidden.exists());
@@ -112,11 +111,10 @@ fn a_run_terminated_while_it_changes_the_target_goes_on_to_its_end() {
 #[test]
 fn a_second_signal_ends_a_run_that_changes_the_target() {
     let pair = fork_with_much_to_change();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
+    let served = Served::start(pair.home.path(), &pair.b);
     for round in 0..ROUNDS_MAX {
         let target = pair.a.copy(&pair.home.path().join(format!("round-{round}")));
-        let mut running = Rewind::new(&target, &server, &pki).following(&pair.b).spawn();
+        let mut running = served.rewind(&target).following(&pair.b).spawn();
         running.wait_for("apply");
         let hidden = target.data.join(".pgrejoin/hidden");
         running.wait_until("the hide", |_| hidden.exists());
@@ -128,7 +126,7 @@ fn a_second_signal_ends_a_run_that_changes_the_target() {
         if ended.code == 8 {
             assert!(ended.text.contains("stopped by a second signal"), "{}", ended.text);
             assert_does_not_start(&target);
-            let ended = Rewind::new(&target, &server, &pki).following(&pair.b).succeed();
+            let ended = served.rewind(&target).following(&pair.b).succeed();
             assert_eq!(ended.field("result"), "resumed", "{}", ended.text);
             return oracle::verify(&target, &pair.b);
         }
@@ -152,13 +150,12 @@ fn interrupted_with_control(pair: &Pair, server: &Server, pki: &Pki) -> Node {
 #[test]
 fn a_control_file_put_back_does_not_let_postgres_start() {
     let pair = fork_with_much_to_change();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
+    let served = Served::start(pair.home.path(), &pair.b);
     // A server that is refused leaves the options it was started with.
     let content = |node: &Node| Content::without(&node.data, &["postmaster.opts"]);
     let before = content(&pair.a);
     for ending in ["rewind", "resume", "rollback"] {
-        let target = interrupted_with_control(&pair, &server, &pki);
+        let target = interrupted_with_control(&pair, &served.server, &served.pki);
         let status = state_command("status", &target);
         assert!(status.text.contains("has not finished"), "{}", status.text);
         let pid_file = target.data.join("postmaster.pid");
@@ -171,7 +168,7 @@ fn a_control_file_put_back_does_not_let_postgres_start() {
         assert!(!single.expect("it runs").status.success(), "a single user started from a mixture");
         match ending {
             "rewind" => {
-                let ended = Rewind::new(&target, &server, &pki).following(&pair.b).succeed();
+                let ended = served.rewind(&target).following(&pair.b).succeed();
                 assert_eq!(ended.field("result"), "resumed", "{}", ended.text);
             }
             ending => {
@@ -200,7 +197,7 @@ fn killed_without_tablespace(
     let saved = pair.home.path().join("saved");
     let copy = |from: &Path, to: &Path| {
         let mut copy = pair.a.user.command("/bin/cp");
-        integration_tests::user::run(copy.arg("-a").arg(from).arg(to));
+        integration_tests::command::run(copy.arg("-a").arg(from).arg(to));
     };
     if !saved.exists() {
         copy(place, &saved);
@@ -235,12 +232,12 @@ fn a_tablespace_of_the_target_alone_comes_back_or_goes_whole() {
     pair.b.sql("update plain set n = 3");
     pair.b.sql("checkpoint");
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
+    let served = Served::start(pair.home.path(), &pair.b);
     let (before, there) = (Content::of(&pair.a.data), Content::of(&place));
     // The call that is found serves both ways.
     let mut first = 1;
-    let target = killed_without_tablespace(&pair, (&server, &pki), &place, &mut first);
+    let target =
+        killed_without_tablespace(&pair, (&served.server, &served.pki), &place, &mut first);
     let back = state_command("rollback", &target);
     assert_eq!(back.code, 0, "{}", back.text);
     before.assert_same(&Content::of(&target.data));
@@ -249,8 +246,9 @@ fn a_tablespace_of_the_target_alone_comes_back_or_goes_whole() {
     assert_eq!(target.sql("select count(*) from there"), "5000");
     target.stop("fast");
     fs::remove_dir_all(&target.socket).expect("removed");
-    let target = killed_without_tablespace(&pair, (&server, &pki), &place, &mut first);
-    drop(server);
+    let target =
+        killed_without_tablespace(&pair, (&served.server, &served.pki), &place, &mut first);
+    drop(served);
     let resumed = state_command("resume", &target);
     assert_eq!(resumed.code, 0, "{}", resumed.text);
     assert_eq!(fs::read_dir(&place).expect("readable").count(), 0, "files are left in it");
@@ -261,9 +259,8 @@ fn a_tablespace_of_the_target_alone_comes_back_or_goes_whole() {
 #[test]
 fn a_server_that_ran_on_a_mixture_is_told_and_nothing_is_promised() {
     let pair = fork_with_much_to_change();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let target = interrupted_with_control(&pair, &server, &pki);
+    let served = Served::start(pair.home.path(), &pair.b);
+    let target = interrupted_with_control(&pair, &served.server, &served.pki);
     drop(fs::remove_file(target.data.join("postmaster.pid")));
     drop(fs::remove_file(target.data.join("backup_label")));
     assert!(target.try_start(), "{}", target.log_tail());
@@ -271,7 +268,7 @@ fn a_server_that_ran_on_a_mixture_is_told_and_nothing_is_promised() {
     let words = "PostgreSQL has run on the partly changed data directory";
     let status = state_command("status", &target);
     assert!(status.text.contains(words), "{}", status.text);
-    Rewind::new(&target, &server, &pki).refuse(8, words);
+    served.rewind(&target).refuse(8, words);
     for what in ["resume", "rollback"] {
         let ended = state_command(what, &target);
         assert_eq!(ended.code, 8, "{}", ended.text);

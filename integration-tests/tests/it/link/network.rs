@@ -15,6 +15,7 @@ use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Snapshot;
+use integration_tests::steps::Served;
 use proto::fetch::{Item, ItemBody};
 use rustix::process::Signal;
 
@@ -164,13 +165,12 @@ fn every_connection_carries_its_share() {
 #[test]
 fn a_cut_link_goes_on_and_fetches_nothing_twice() {
     let pair = large_fork();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "3M"]);
+    let served = Served::with(pair.home.path(), &pair.b, &["--max-rate", "3M"]);
     // What it takes without a cut.
-    let plain = Rewind::new(&pair.a, &server, &pki).args(["-n"]).succeed();
+    let plain = served.rewind(&pair.a).args(["-n"]).succeed();
     let planned: u64 = plain.field("pages").parse().expect("a number");
-    let proxy = Proxy::new(server.port);
-    let rewind = Rewind::to(&pair.a, &proxy.address(), &pki).following(&pair.b);
+    let proxy = Proxy::new(served.server.port);
+    let rewind = Rewind::to(&pair.a, &proxy.address(), &served.pki).following(&pair.b);
     let mut running = rewind.args(["--connections", "4"]).spawn();
     running.wait_for("fetch");
     let since = std::time::Instant::now();
@@ -199,11 +199,11 @@ fn a_cut_link_goes_on_and_fetches_nothing_twice() {
 #[test]
 fn a_restarted_server_is_found_again() {
     let pair = large_fork();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "4M"]);
-    let port = server.port;
-    let running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
+    let served = Served::with(pair.home.path(), &pair.b, &["--max-rate", "4M"]);
+    let port = served.server.port;
+    let running = served.rewind(&pair.a).following(&pair.b).spawn();
     sleep(Duration::from_millis(1500));
+    let Served { pki, server } = served;
     drop(server);
     sleep(Duration::from_millis(700));
     let server = Server::with(&pair.b, &pki, port, &[]);
@@ -269,10 +269,9 @@ fn the_server_drains_on_sigterm() {
 #[test]
 fn the_server_outlives_what_postgres_does() {
     let pair = Pair::new(15, Shape::default());
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
+    let served = Served::start(pair.home.path(), &pair.b);
     let role = || {
-        let ended = Rewind::new(&pair.a, &server, &pki).args(["-n"]).run();
+        let ended = served.rewind(&pair.a).args(["-n"]).run();
         ended.text
     };
     pair.a.stop("fast");
@@ -280,9 +279,9 @@ fn the_server_outlives_what_postgres_does() {
     pair.b.stop("fast");
     assert!(role().contains("no_rewind_required"));
     let away = pair.home.path().join("away");
-    integration_tests::user::run(pair.b.user.command("/bin/mv").arg(&pair.b.data).arg(&away));
+    integration_tests::command::run(pair.b.user.command("/bin/mv").arg(&pair.b.data).arg(&away));
     assert!(role().contains("no usable data directory"));
-    integration_tests::user::run(pair.b.user.command("/bin/mv").arg(&away).arg(&pair.b.data));
+    integration_tests::command::run(pair.b.user.command("/bin/mv").arg(&away).arg(&pair.b.data));
     pair.b.start();
     pair.b.promote();
     pair.b.sql("insert into plain values (70002, 'new', 1)");
@@ -295,11 +294,10 @@ fn the_server_outlives_what_postgres_does() {
 #[test]
 fn a_signal_before_the_seal_leaves_the_target_as_it_was() {
     let pair = large_fork();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "1M"]);
+    let served = Served::with(pair.home.path(), &pair.b, &["--max-rate", "1M"]);
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let before = Snapshot::of(&pair.a.data);
-        let mut running = Rewind::new(&pair.a, &server, &pki).spawn();
+        let mut running = served.rewind(&pair.a).spawn();
         let held = pair.a.data.join("postmaster.pid");
         running.wait_until("its hold of the target", |_| held.exists());
         // PostgreSQL must not start beside it.
@@ -315,11 +313,10 @@ fn a_signal_before_the_seal_leaves_the_target_as_it_was() {
 #[test]
 fn a_killed_run_is_begun_again_or_finished() {
     let pair = large_fork();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
+    let served = Served::start(pair.home.path(), &pair.b);
     let mut hidden = 0;
     for round in 0..40_u64 {
-        let running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
+        let running = served.rewind(&pair.a).following(&pair.b).spawn();
         sleep(Duration::from_millis(200 + round * 37 % 900));
         running.signal(Signal::KILL);
         running.wait();
@@ -336,7 +333,7 @@ fn a_killed_run_is_begun_again_or_finished() {
             break;
         }
     }
-    let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).run();
+    let ended = served.rewind(&pair.a).following(&pair.b).run();
     let resumed = state_command("resume", &pair.a);
     assert_eq!(resumed.code, 0, "{}", resumed.text);
     assert!(ended.code == 0 || pair.a.waits_for_its_first_start(), "{}", ended.text);
@@ -362,10 +359,8 @@ fn pages_in_packs(node: &Node) -> u64 {
 
 fn killed_twice_while_it_fetches(strategy: &str) {
     let pair = fork_of_many_lost_changes();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "3M"]);
-    let rewind =
-        || Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--strategy", strategy]);
+    let served = Served::with(pair.home.path(), &pair.b, &["--max-rate", "3M"]);
+    let rewind = || served.rewind(&pair.a).following(&pair.b).args(["--strategy", strategy]);
     let planned: u64 = rewind().args(["-n"]).succeed().field("pages").parse().expect("a number");
     let mut arrived = 0;
     for _ in 0..2 {
@@ -409,11 +404,9 @@ fn a_killed_comparison_goes_on_and_fetches_nothing_twice() {
 #[test]
 fn a_plan_for_another_life_of_the_source_is_made_anew() {
     let pair = large_fork();
-    let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "3M"]);
+    let served = Served::with(pair.home.path(), &pair.b, &["--max-rate", "3M"]);
     // By fork replay would rebuild most of the pages.
-    let rewind =
-        || Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--strategy", "latest"]);
+    let rewind = || served.rewind(&pair.a).following(&pair.b).args(["--strategy", "latest"]);
     let mut running = rewind().spawn();
     running.wait_for("fetch");
     running.wait_until("500 pages", |_| pages_in_packs(&pair.a) >= 500);

@@ -8,7 +8,7 @@ use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Content;
-use integration_tests::steps::{follow_instead, part, rewind, rewound};
+use integration_tests::steps::{Served, follow_instead, part, rewind, rewound};
 
 /// A manager calls again when it does not know how the last call ended.
 #[test]
@@ -17,9 +17,8 @@ fn a_second_call_before_the_first_start_is_told_that_it_is_done() {
     part(&pair);
     pair.a.stop("fast");
     pair.a.configure(&format!("unix_socket_directories = '{}'", pair.a.socket.display()));
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let rewind = || Rewind::new(&pair.a, &server, &pki).following(&pair.b);
+    let served = Served::start(pair.home.path(), &pair.b);
+    let rewind = || served.rewind(&pair.a).following(&pair.b);
     assert_eq!(rewind().succeed().field("result"), "rewound");
     let done = Content::of(&pair.a.data);
     let again = rewind().succeed();
@@ -158,9 +157,8 @@ fn a_base_backup_that_was_never_started_is_refused() {
     integration_tests::cluster::write(&label, others);
     let pki_home = pair.home.path().join("again");
     fs::create_dir(&pki_home).expect("directory");
-    let pki = Pki::new(&pki_home);
-    let server = Server::start(&pair.b, &pki);
-    Rewind::new(&pair.a, &server, &pki).refuse(3, "base backup whose recovery has not finished");
+    let served = Served::start(&pki_home, &pair.b);
+    served.rewind(&pair.a).refuse(3, "base backup whose recovery has not finished");
 }
 
 fn segments(node: &Node) -> usize {
@@ -270,14 +268,13 @@ fn whoever_insists_on_the_fork_is_told_what_helps() {
     part(&pair);
     pair.b.sql("create database copied template second strategy file_copy");
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let insist = || Rewind::new(&pair.a, &server, &pki).args(["--strategy", "fork"]);
+    let served = Served::start(pair.home.path(), &pair.b);
+    let insist = || served.rewind(&pair.a).args(["--strategy", "fork"]);
     insist().refuse(7, "use --strategy latest or auto");
     // The start of replay by fork stays, whatever the source does.
     pair.b.sql("checkpoint");
     insist().refuse(7, "use --strategy latest or auto");
-    drop(server);
+    drop(served);
     let ended = rewound(&pair, &["--strategy", "latest"]);
     assert_eq!(ended.field("strategy"), "latest", "{}", ended.text);
 }
@@ -296,12 +293,11 @@ fn whoever_insists_on_the_fork_of_a_standby_is_told_to_checkpoint_it_first() {
     let lsn = pair.b.lsn();
     c.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&c, &pki);
-    let insist = || Rewind::new(&pair.a, &server, &pki).args(["--strategy", "fork"]);
+    let served = Served::start(pair.home.path(), &c);
+    let insist = || served.rewind(&pair.a).args(["--strategy", "fork"]);
     insist().refuse(7, "run CHECKPOINT on the source, then use --strategy latest or auto");
     c.sql("checkpoint");
-    drop(server);
+    drop(served);
     let ended = rewind(&pair, &pair.a, &c, &["--strategy", "latest"]);
     assert_eq!(ended.field("strategy"), "latest", "{}", ended.text);
     oracle::verify(&pair.a, &c);
@@ -312,9 +308,8 @@ fn the_report_says_how_long_the_source_keeps_what_is_needed_next() {
     let pair = Pair::with(15, Shape { segment_mb: 1, ..Shape::default() }, "wal_keep_size = 0");
     part(&pair);
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).for_people().succeed();
+    let served = Served::start(pair.home.path(), &pair.b);
+    let ended = served.rewind(&pair.a).following(&pair.b).for_people().succeed();
     for words in ["this node needs next for about", "start the node now", "a replication slot"] {
         assert!(ended.text.contains(words), "\"{words}\" is not in: {}", ended.text);
     }

@@ -1,9 +1,8 @@
 //! The plain cases, on every major: both sides changed after the fork.
 
-use integration_tests::client::Rewind;
 use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
-use integration_tests::server::{Pki, Server};
+use integration_tests::steps::Served;
 
 /// Changes of every kind on one side.
 fn diverge(node: &integration_tests::cluster::Node, side: &str) {
@@ -46,12 +45,8 @@ fn basic(major: u32, strategy: &str, stop: &str) {
         mode => pair.a.stop(mode),
     }
     pair.b.sql("checkpoint");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let ended = Rewind::new(&pair.a, &server, &pki)
-        .following(&pair.b)
-        .args(["--strategy", strategy])
-        .succeed();
+    let served = Served::start(pair.home.path(), &pair.b);
+    let ended = served.rewind(&pair.a).following(&pair.b).args(["--strategy", strategy]).succeed();
     assert_eq!(ended.field("result"), "rewound");
     assert_eq!(ended.field("strategy"), strategy, "{}", ended.text);
     oracle::verify(&pair.a, &pair.b);

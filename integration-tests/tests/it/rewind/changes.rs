@@ -168,7 +168,7 @@ fn linked_pg_wal(strategy: &str) {
     pair.a.user.own(elsewhere.path());
     let wal = pair.a.data.join("pg_wal");
     let moved = elsewhere.path().join("wal");
-    integration_tests::user::run(pair.a.user.command("/bin/mv").arg(&wal).arg(&moved));
+    integration_tests::command::run(pair.a.user.command("/bin/mv").arg(&wal).arg(&moved));
     std::os::unix::fs::symlink(&moved, &wal).expect("link");
     rewound(&pair, &["--strategy", strategy]);
     assert_eq!(fs::read_link(&wal).expect("still a link"), moved);
@@ -222,7 +222,7 @@ fn own_tablespaces(strategy: &str) {
     fs::remove_dir_all(&pair.b.data).expect("removed");
     let b = pair.a.copy(&pair.b.socket);
     let own = place("space-b");
-    integration_tests::user::run(
+    integration_tests::command::run(
         b.user.command("/bin/cp").arg("-a").arg(format!("{}/.", shared.display())).arg(&own),
     );
     let link = fs::read_dir(b.data.join("pg_tblspc"))
@@ -351,7 +351,7 @@ fn a_common_segment_is_found_in_the_archive_or_on_the_source() {
         if place == "source" {
             fs::remove_file(&segment).expect("removed");
         } else {
-            integration_tests::user::run(
+            integration_tests::command::run(
                 pair.a.user.command("/bin/mv").arg(&segment).arg(&archive),
             );
             // Nobody else has it; the source itself no longer needs it.

@@ -4,7 +4,7 @@ use integration_tests::client::Rewind;
 use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
-use integration_tests::steps::{follow_instead, part, rewind, rewound, write_signal};
+use integration_tests::steps::{Served, follow_instead, part, rewind, rewound, write_signal};
 
 #[test]
 fn on_the_same_timeline_there_is_nothing_to_do() {
@@ -12,9 +12,8 @@ fn on_the_same_timeline_there_is_nothing_to_do() {
     pair.b.stop("fast");
     pair.a.sql("insert into plain values (70001, 'later', 1)");
     let before = integration_tests::snapshot::Snapshot::of(&pair.b.data);
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.a, &pki);
-    let ended = Rewind::new(&pair.b, &server, &pki).succeed();
+    let served = Served::start(pair.home.path(), &pair.a);
+    let ended = served.rewind(&pair.b).succeed();
     assert_eq!(ended.field("result"), "no_rewind_required", "{}", ended.text);
     before.assert_same(&integration_tests::snapshot::Snapshot::of(&pair.b.data));
     oracle::verify(&pair.b, &pair.a);
@@ -305,9 +304,8 @@ fn a_standby_that_is_promoted_while_it_is_read() {
     c.wait("postgres", &format!("pg_last_wal_replay_lsn() >= '{lsn}'"));
     c.sql("checkpoint");
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::with(&c, &pki, 0, &["--max-rate", "2M"]);
-    let mut running = Rewind::new(&pair.a, &server, &pki).following(&c).spawn();
+    let served = Served::with(pair.home.path(), &c, &["--max-rate", "2M"]);
+    let mut running = served.rewind(&pair.a).following(&c).spawn();
     running.wait_for("fetch");
     c.promote();
     assert!(!running.has_begun("seal"), "the copy was over before the promotion");
@@ -325,9 +323,8 @@ fn a_source_that_is_restarted_while_it_is_read() {
     pair.b.sql("create table bulk as select g, md5(g::text) from generate_series(1, 40000) g");
     pair.b.sql("checkpoint");
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "2M"]);
-    let mut running = Rewind::new(&pair.a, &server, &pki).following(&pair.b).spawn();
+    let served = Served::with(pair.home.path(), &pair.b, &["--max-rate", "2M"]);
+    let mut running = served.rewind(&pair.a).following(&pair.b).spawn();
     running.wait_for("fetch");
     pair.b.stop("fast");
     pair.b.start();

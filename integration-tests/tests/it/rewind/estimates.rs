@@ -1,9 +1,8 @@
 //! A dry run tells what each way would carry, and that is what the way then carries.
 
-use integration_tests::client::Rewind;
 use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
-use integration_tests::server::{Pki, Server};
+use integration_tests::steps::Served;
 use serde_json::Value;
 
 /// What travelled, both ways and compressed.
@@ -15,10 +14,8 @@ fn carried(result: &Value) -> u64 {
 /// Rewinds by a way whose price a dry run told; the two must be within a quarter of each other.
 fn costs_what_was_told(pair: &Pair, strategy: &str) -> Value {
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let rewind =
-        || Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--strategy", strategy]);
+    let served = Served::start(pair.home.path(), &pair.b);
+    let rewind = || served.rewind(&pair.a).following(&pair.b).args(["--strategy", strategy]);
     let dry = rewind().args(["-n"]).succeed();
     let dry = dry.result();
     let told = dry["prices"][strategy].as_u64().expect("a price");

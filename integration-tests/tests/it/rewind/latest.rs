@@ -1,12 +1,11 @@
 //! Strategy *latest*: replay from the source's newest checkpoint, and every block that either side changed
 //! since the fork. What the source did before that checkpoint is in no WAL that is replayed.
 
-use integration_tests::client::{Ended, Rewind};
+use integration_tests::client::Ended;
 use integration_tests::cluster::Node;
 use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
-use integration_tests::server::{Pki, Server};
-use integration_tests::steps::{follow_instead, part, rewind, rewound};
+use integration_tests::steps::{Served, follow_instead, part, rewind, rewound};
 
 const LATEST: [&str; 2] = ["--strategy", "latest"];
 
@@ -196,9 +195,8 @@ fn a_standby_of_a_node_that_was_promoted_twice_is_the_source() {
     c.sql("insert into plain values (91000, 'later', 1)");
     caught_up(&d, &c);
     d.sql("checkpoint");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&d, &pki);
-    let ended = Rewind::new(&pair.a, &server, &pki).following(&c).args(LATEST).succeed();
+    let served = Served::start(pair.home.path(), &d);
+    let ended = served.rewind(&pair.a).following(&c).args(LATEST).succeed();
     assert_eq!(ended.field("strategy"), "latest", "{}", ended.text);
     oracle::verify(&pair.a, &c);
 }
@@ -216,10 +214,9 @@ fn a_source_without_its_wal_since_the_fork_is_compared() {
         pair.b.sql("checkpoint");
     }
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    Rewind::new(&pair.a, &server, &pki).args(LATEST).refuse(6, "no WAL in common");
-    drop(server);
+    let served = Served::start(pair.home.path(), &pair.b);
+    served.rewind(&pair.a).args(LATEST).refuse(6, "no WAL in common");
+    drop(served);
     let ended = rewind(&pair, &pair.a, &pair.b, &[]);
     assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
     oracle::verify(&pair.a, &pair.b);
@@ -325,12 +322,9 @@ fn a_hole_in_the_sources_wal_proves_no_fork() {
     let from = usize::try_from(common.as_u64() % (1 << 20)).expect("fits").next_multiple_of(8192);
     bytes[from..].fill(0);
     integration_tests::cluster::write(&path, &bytes);
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    Rewind::new(&pair.a, &server, &pki)
-        .args(["--strategy", "fork"])
-        .refuse(6, "not known to be common");
-    drop(server);
+    let served = Served::start(pair.home.path(), &pair.b);
+    served.rewind(&pair.a).args(["--strategy", "fork"]).refuse(6, "not known to be common");
+    drop(served);
     let ended = rewind(&pair, &pair.a, &pair.b, &[]);
     assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
     let why = ended.field("strategy_reason");
@@ -347,12 +341,9 @@ fn the_next_checkpoint_is_waited_for_where_it_pays() {
     let message = "pg_logical_emit_message(false, 'x', repeat('y', 100000))";
     pair.b.sql(&format!("select count({message}) from generate_series(1, 200)"));
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let mut running = Rewind::new(&pair.a, &server, &pki)
-        .following(&pair.b)
-        .args(["--wait-checkpoint", "60s"])
-        .spawn();
+    let served = Served::start(pair.home.path(), &pair.b);
+    let mut running =
+        served.rewind(&pair.a).following(&pair.b).args(["--wait-checkpoint", "60s"]).spawn();
     running.wait_for("list");
     std::thread::sleep(std::time::Duration::from_secs(2));
     assert!(!running.has_begun("fetch"), "it did not wait");

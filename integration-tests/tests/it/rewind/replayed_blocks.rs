@@ -1,10 +1,9 @@
 //! Blocks that replay rebuilds whatever they hold never travel; all others do.
 
-use integration_tests::client::{Ended, Rewind};
+use integration_tests::client::Ended;
 use integration_tests::cluster::Node;
 use integration_tests::pair::{Pair, Shape};
-use integration_tests::server::{Pki, Server};
-use integration_tests::steps::{part, rewound};
+use integration_tests::steps::{Served, part, rewound};
 
 fn number(ended: &Ended, name: &str) -> u64 {
     ended.field(name).parse().expect("a number")
@@ -159,9 +158,8 @@ fn a_source_that_goes_on_is_followed() {
     let pair = busy_after_its_checkpoint(15);
     pair.a.stop("fast");
     let load = pair.b.load("update plain set n = n + 1 where id % 50 = 0");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "4M"]);
-    let ended = Rewind::new(&pair.a, &server, &pki).following(&pair.b).succeed();
+    let served = Served::with(pair.home.path(), &pair.b, &["--max-rate", "4M"]);
+    let ended = served.rewind(&pair.a).following(&pair.b).succeed();
     drop(load);
     assert!(number(&ended, "pages_covered") > 200, "{}", ended.text);
     integration_tests::oracle::verify(&pair.a, &pair.b);

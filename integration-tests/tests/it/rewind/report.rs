@@ -2,29 +2,27 @@
 
 use std::fs;
 
-use integration_tests::client::{Rewind, state_directory};
+use integration_tests::client::state_directory;
 use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
-use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Snapshot;
-use integration_tests::steps::{part, rewind};
+use integration_tests::steps::{Served, part, rewind};
 
 /// A parted pair with a stopped target whose socket does not clash, and everything to rewind it.
-fn parted() -> (Pair, Pki, Server) {
+fn parted() -> (Pair, Served) {
     let pair = Pair::new(15, Shape::default());
     part(&pair);
     pair.a.stop("fast");
     pair.a.configure(&format!("unix_socket_directories = '{}'", pair.a.socket.display()));
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    (pair, pki, server)
+    let served = Served::start(pair.home.path(), &pair.b);
+    (pair, served)
 }
 
 #[test]
 fn a_node_that_does_not_start_is_told_about() {
-    let (pair, pki, server) = parted();
+    let (pair, served) = parted();
     pair.a.configure("shared_preload_libraries = 'no_such_library'");
-    let rewind = Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--start"]);
+    let rewind = served.rewind(&pair.a).following(&pair.b).args(["--start"]);
     // The reason is in the server's log, and the node is rewound all the same.
     let ended = rewind.refuse(9, "no_such_library");
     assert!(ended.text.contains("is rewound and may be started"), "{}", ended.text);
@@ -35,9 +33,10 @@ fn a_node_that_does_not_start_is_told_about() {
 
 #[test]
 fn a_node_that_does_not_stream_is_left_running() {
-    let (pair, pki, server) = parted();
+    let (pair, served) = parted();
     let nowhere = format!("host={} port=5432 user=postgres", pair.home.path().display());
-    let rewind = Rewind::new(&pair.a, &server, &pki)
+    let rewind = served
+        .rewind(&pair.a)
         .args(["-R", "--primary-conninfo", &nowhere, "--start"])
         .timeout("4s");
     let ended = rewind.refuse(9, "does not stream");
@@ -49,9 +48,9 @@ fn a_node_that_does_not_stream_is_left_running() {
 
 #[test]
 fn without_hot_standby_consistency_is_read_from_pg_control() {
-    let (pair, pki, server) = parted();
+    let (pair, served) = parted();
     pair.a.configure("hot_standby = off");
-    Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--start"]).succeed();
+    served.rewind(&pair.a).following(&pair.b).args(["--start"]).succeed();
     let control = fs::read(pair.a.data.join("global/pg_control")).expect("control");
     let control = pg_format::ControlFile::parse(&control).expect("parses");
     assert!(!control.backup_start_point.is_valid());
@@ -71,10 +70,9 @@ fn a_node_that_lost_nothing_is_started_too() {
     pair.b.sql("insert into plain values (70002, 'new', 1)");
     pair.a.configure(&format!("unix_socket_directories = '{}'", pair.a.socket.display()));
     // Without being asked for more it is only warned about: as it is, it would take writes.
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
+    let served = Served::start(pair.home.path(), &pair.b);
     let before = Snapshot::of(&pair.a.data);
-    let warned = Rewind::new(&pair.a, &server, &pki).succeed();
+    let warned = served.rewind(&pair.a).succeed();
     assert!(warned.text.contains("no standby.signal"), "{}", warned.text);
     before.assert_same(&Snapshot::of(&pair.a.data));
     let ended = rewind(&pair, &pair.a, &pair.b, &["--start"]);
@@ -87,7 +85,7 @@ fn a_node_that_lost_nothing_is_started_too() {
 #[test]
 fn settings_are_written_as_postgres_reads_them() {
     use std::os::unix::fs::PermissionsExt as _;
-    let (pair, pki, server) = parted();
+    let (pair, served) = parted();
     let auto = pair.a.data.join("postgresql.auto.conf");
     integration_tests::cluster::append(
         &auto,
@@ -100,7 +98,7 @@ fn settings_are_written_as_postgres_reads_them() {
     integration_tests::cluster::write(&file, format!("{odd}\n"));
     pair.a.user.own(&file);
     let at_file = format!("@{}", file.display());
-    Rewind::new(&pair.a, &server, &pki).args(["-R", "--primary-conninfo", &at_file]).succeed();
+    served.rewind(&pair.a).args(["-R", "--primary-conninfo", &at_file]).succeed();
     let text = fs::read_to_string(&auto).expect("settings");
     assert!(text.contains("# kept\nwork_mem = '5MB'\n"), "{text}");
     assert_eq!(text.matches("primary_conninfo").count(), 1, "{text}");
@@ -115,7 +113,7 @@ fn settings_are_written_as_postgres_reads_them() {
 
 #[test]
 fn settings_that_cannot_be_written_are_refused_before_anything_changes() {
-    let (pair, pki, server) = parted();
+    let (pair, served) = parted();
     let auto = pair.a.data.join("postgresql.auto.conf");
     let elsewhere = pair.home.path().join("managed.conf");
     fs::copy(&auto, &elsewhere).expect("copied");
@@ -123,7 +121,7 @@ fn settings_that_cannot_be_written_are_refused_before_anything_changes() {
     fs::remove_file(&auto).expect("removed");
     std::os::unix::fs::symlink(&elsewhere, &auto).expect("linked");
     let before = Snapshot::of(&pair.a.data);
-    let rewind = || Rewind::new(&pair.a, &server, &pki);
+    let rewind = || served.rewind(&pair.a);
     rewind().following(&pair.b).refuse(7, "is a symbolic link");
     let two_lines = ["-R", "--primary-conninfo", "host=a\nport=1"];
     rewind().args(two_lines).refuse(2, "must be one line");
@@ -135,19 +133,16 @@ fn settings_that_cannot_be_written_are_refused_before_anything_changes() {
 
 #[test]
 fn the_sources_configuration_is_taken_where_asked_for() {
-    let (pair, pki, server) = parted();
+    let (pair, served) = parted();
     pair.b.sql("alter system set work_mem = '7MB'");
     let own = pair.a.data.join("pg_hba.conf");
     integration_tests::cluster::append(&own, "# the target's own\n");
     // The source's configuration lies elsewhere, as on Debian: the target's stays.
     let ident = pair.b.data.join("pg_ident.conf");
     let moved = pair.home.path().join("pg_ident.conf");
-    integration_tests::user::run(pair.b.user.command("/bin/mv").arg(&ident).arg(&moved));
+    integration_tests::command::run(pair.b.user.command("/bin/mv").arg(&ident).arg(&moved));
     std::os::unix::fs::symlink(&moved, &ident).expect("linked");
-    Rewind::new(&pair.a, &server, &pki)
-        .following(&pair.b)
-        .args(["--config-files", "source"])
-        .succeed();
+    served.rewind(&pair.a).following(&pair.b).args(["--config-files", "source"]).succeed();
     let text = |path| fs::read_to_string(path).expect("configuration");
     assert_eq!(text(own), text(pair.b.data.join("pg_hba.conf")));
     assert!(pair.a.data.join("pg_ident.conf").exists(), "the target's own file is gone");
@@ -158,18 +153,17 @@ fn the_sources_configuration_is_taken_where_asked_for() {
 
 #[test]
 fn a_dry_run_moves_metadata_only() {
-    let (pair, pki, server) = parted();
+    let (pair, served) = parted();
     let before = Snapshot::of(&pair.a.data);
     for strategy in ["auto", "compare"] {
-        let ended =
-            Rewind::new(&pair.a, &server, &pki).args(["-n", "--strategy", strategy]).succeed();
+        let ended = served.rewind(&pair.a).args(["-n", "--strategy", strategy]).succeed();
         assert_eq!(ended.field("result"), "would_rewind");
         assert!(!ended.events("planned").is_empty(), "{}", ended.text);
     }
     before.assert_same(&Snapshot::of(&pair.a.data));
-    drop(Rewind::new(&pair.a, &server, &pki).succeed());
+    drop(served.rewind(&pair.a).succeed());
     // The sessions of the dry runs came first; only the last run was given data.
-    let log = server.log_text();
+    let log = served.server.log_text();
     let given: Vec<&str> = log.lines().filter(|line| line.contains("session ended")).collect();
     let data = |line: &&str| ["pages=", "files=", "wal="].iter().any(|kind| line.contains(kind));
     let first = given.iter().position(data).expect("the real run was given data");
@@ -180,12 +174,9 @@ fn a_dry_run_moves_metadata_only() {
 
 #[test]
 fn the_report_for_people_says_what_happened() {
-    let (pair, pki, server) = parted();
-    let ended = Rewind::new(&pair.a, &server, &pki)
-        .following(&pair.b)
-        .for_people()
-        .args(["--progress"])
-        .succeed();
+    let (pair, served) = parted();
+    let ended =
+        served.rewind(&pair.a).following(&pair.b).for_people().args(["--progress"]).succeed();
     for words in [
         "the target is rewound and follows timeline 2",
         "fork point",
@@ -207,8 +198,8 @@ fn the_report_for_people_says_what_happened() {
 
 #[test]
 fn a_reader_that_went_away_does_not_stop_a_rewind() {
-    let (pair, pki, server) = parted();
-    let rewind = Rewind::new(&pair.a, &server, &pki).following(&pair.b).args(["--progress"]);
+    let (pair, served) = parted();
+    let rewind = served.rewind(&pair.a).following(&pair.b).args(["--progress"]);
     let mut child = rewind.into_command().spawn().expect("pgrejoin starts");
     drop((child.stdout.take(), child.stderr.take()));
     assert!(child.wait().expect("pgrejoin ends").success());

@@ -3,14 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use integration_tests::client::Rewind;
 use integration_tests::cluster::Node;
+use integration_tests::command::run;
 use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
-use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Snapshot;
-use integration_tests::steps::{part, rewound};
-use integration_tests::user::{Mounted, run};
+use integration_tests::steps::{Served, part, rewound};
+use integration_tests::user::Mounted;
 
 fn place(pair: &Pair, name: &str) -> String {
     let path = pair.home.path().join(name);
@@ -51,10 +50,9 @@ fn a_new_tablespace_without_a_place_is_refused() {
     part(&pair);
     new_tablespace(&pair.b, &theirs);
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
+    let served = Served::start(pair.home.path(), &pair.b);
     let before = Snapshot::of(&pair.a.data);
-    let rewind = || Rewind::new(&pair.a, &server, &pki);
+    let rewind = || served.rewind(&pair.a);
     // On this machine the source's own files are there.
     rewind().args(["--strategy", "fork"]).refuse(7, "which is not empty on the target");
     rewind().refuse(7, "--tablespace-mapping");
@@ -85,10 +83,8 @@ fn a_new_tablespace_with_its_own_empty_place_is_replayed() {
     let (_mounted, b) = part_with_other_paths(&pair, &literal, &theirs);
     new_tablespace(&b, &literal);
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&b, &pki);
-    let ended =
-        Rewind::new(&pair.a, &server, &pki).following(&b).args(["--strategy", "fork"]).succeed();
+    let served = Served::start(pair.home.path(), &b);
+    let ended = served.rewind(&pair.a).following(&b).args(["--strategy", "fork"]).succeed();
     assert_eq!(ended.field("strategy"), "fork", "{}", ended.text);
     oracle::verify_running(&pair.a, &b);
     assert!(fs::read_dir(&literal).expect("place").next().is_some(), "nothing is in its place");
@@ -109,12 +105,11 @@ fn a_mapped_tablespace_is_not_left_to_replay() {
     b.sql(&format!("create tablespace fresh location '{literal}'"));
     b.sql("create table in_it tablespace fresh as select g from generate_series(1, 5000) g");
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&b, &pki);
+    let served = Served::start(pair.home.path(), &b);
     let before = Snapshot::of(&pair.a.data);
     let mapping = format!("{literal}={ours}");
     let rewind = || {
-        let rewind = Rewind::new(&pair.a, &server, &pki).following(&b);
+        let rewind = served.rewind(&pair.a).following(&b);
         rewind.args(["--strategy", "latest", "--tablespace-mapping", &mapping])
     };
     rewind().refuse(7, "run CHECKPOINT on the source");
@@ -146,9 +141,8 @@ fn pg_wal_is_a_mount_of_its_own() {
         }
     }
     let a = Node { user: pair.a.user.with_mounts_of(mounted.process()), ..pair.a.clone() };
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let ended = Rewind::new(&a, &server, &pki).following(&pair.b).succeed();
+    let served = Served::start(pair.home.path(), &pair.b);
+    let ended = served.rewind(&a).following(&pair.b).succeed();
     assert_eq!(ended.field("result"), "rewound", "{}", ended.text);
     oracle::verify_running(&a, &pair.b);
     assert!(Path::new(&volume).join(".pgrejoin/diverged").is_dir(), "{}", ended.text);

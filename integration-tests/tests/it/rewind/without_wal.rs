@@ -201,7 +201,9 @@ fn marks_of_a_transaction_that_began_after_the_promotion_are_gone() {
 /// The program that adds checksums to a stopped node.
 fn pg_checksums(node: &Node, args: &[&str]) {
     let program = integration_tests::cluster::Install::of(15).program("pg_checksums");
-    integration_tests::user::run(node.user.command(program).args(args).arg("-D").arg(&node.data));
+    integration_tests::command::run(
+        node.user.command(program).args(args).arg("-D").arg(&node.data),
+    );
 }
 
 /// Lost rows that somebody read on the old node, on pages that no WAL names because nothing was logged for hints.
@@ -264,10 +266,10 @@ fn a_copy_without_the_times_of_files_means_comparing() {
     std::thread::sleep(Duration::from_secs(4));
     let copy = pair.home.path().join("copy");
     let mut cp = pair.a.user.command("/bin/cp");
-    integration_tests::user::run(cp.arg("-r").arg(&pair.a.data).arg(&copy));
+    integration_tests::command::run(cp.arg("-r").arg(&pair.a.data).arg(&copy));
     std::fs::remove_dir_all(&pair.a.data).expect("removed");
     let mut mv = pair.a.user.command("/bin/mv");
-    integration_tests::user::run(mv.arg(&copy).arg(&pair.a.data));
+    integration_tests::command::run(mv.arg(&copy).arg(&pair.a.data));
     let ended = rewound(&pair, &[]);
     assert_eq!(ended.field("strategy"), "compare", "{}", ended.text);
     assert!(

@@ -3,11 +3,10 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use integration_tests::client::Rewind;
 use integration_tests::cluster::Node;
 use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
-use integration_tests::server::{Pki, Server};
+use integration_tests::steps::Served;
 use integration_tests::torture::work::work;
 
 /// Times a segment's worth of WAL is written before the oldest segment must have been recycled.
@@ -28,12 +27,9 @@ fn loaded_source(major: u32, strategy: &str) {
     pair.b.sql("checkpoint");
     // No faster than the slowed copy: what it writes has to be carried too.
     let load = pair.b.load_every(Duration::from_millis(250), &work("n", 3));
-    let pki = Pki::new(pair.home.path());
-    let server = Server::with(&pair.b, &pki, 0, &["--max-rate", "2M"]);
-    let mut running = Rewind::new(&pair.a, &server, &pki)
-        .following(&pair.b)
-        .args(["--strategy", strategy])
-        .spawn();
+    let served = Served::with(pair.home.path(), &pair.b, &["--max-rate", "2M"]);
+    let mut running =
+        served.rewind(&pair.a).following(&pair.b).args(["--strategy", strategy]).spawn();
     running.wait_for("fetch");
     let (before, checkpoint) = (oldest_segment(&pair.b), last_checkpoint(&pair.b));
     for round in 0..3 {
@@ -84,12 +80,8 @@ fn killed(major: u32, strategy: &str) {
     }
     pair.a.kill();
     drop((early, old));
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let ended = Rewind::new(&pair.a, &server, &pki)
-        .following(&pair.b)
-        .args(["--strategy", strategy])
-        .succeed();
+    let served = Served::start(pair.home.path(), &pair.b);
+    let ended = served.rewind(&pair.a).following(&pair.b).args(["--strategy", strategy]).succeed();
     assert_eq!(ended.field("result"), "rewound", "{}", ended.text);
     assert_eq!(ended.field("strategy"), strategy, "{}", ended.text);
     pair.a.start();

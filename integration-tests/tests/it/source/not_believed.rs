@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use integration_tests::client::{Rewind, state_command};
 use integration_tests::cluster::{Node, write};
+use integration_tests::command::run;
 use integration_tests::oracle;
 use integration_tests::pair::{Pair, Shape};
 use integration_tests::server::{Pki, Server};
 use integration_tests::snapshot::Snapshot;
-use integration_tests::steps::part;
-use integration_tests::user::run;
+use integration_tests::steps::{Served, part};
 use rustix::process::Signal;
 
 /// A fork with a stopped target, and a stopped copy of the source's data to do harm to.
@@ -94,9 +94,8 @@ fn a_database_that_would_nearly_vanish_needs_a_word_of_the_operator() {
     pair.b.sql_in("large", "truncate bulk");
     pair.b.sql("checkpoint");
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.b, &pki);
-    let rewind = || Rewind::new(&pair.a, &server, &pki).following(&pair.b);
+    let served = Served::start(pair.home.path(), &pair.b);
+    let rewind = || served.rewind(&pair.a).following(&pair.b);
     let before = Snapshot::of(&pair.a.data);
     let ended = rewind().refuse(7, "give --accept-shrink");
     assert!(ended.text.contains("would shrink from"), "{}", ended.text);
@@ -111,11 +110,10 @@ fn a_source_that_is_the_target_itself_is_refused() {
     let pair = Pair::new(15, Shape::default());
     part(&pair);
     pair.a.stop("fast");
-    let pki = Pki::new(pair.home.path());
-    let server = Server::start(&pair.a, &pki);
+    let served = Served::start(pair.home.path(), &pair.a);
     let before = Snapshot::of(&pair.a.data);
     for strategy in ["auto", "compare"] {
-        let rewind = Rewind::new(&pair.a, &server, &pki).following(&pair.b);
+        let rewind = served.rewind(&pair.a).following(&pair.b);
         rewind.args(["--strategy", strategy]).refuse(3, "is this data directory itself");
         before.assert_same(&Snapshot::of(&pair.a.data));
     }
