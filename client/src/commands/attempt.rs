@@ -18,7 +18,7 @@ use crate::outcome::Outcome;
 use crate::plan::units::units;
 use crate::plan::{Planned, Strategy, StrategyChoice};
 use crate::prepare::claim::{Claim, Kept, Leftover, PageCache};
-use crate::prepare::planning::{self, with_divergence};
+use crate::prepare::planning;
 use crate::prepare::prefetch::{EarlyWal, Listed, Prefetch, wants_changes};
 use crate::prepare::room::{self, BeforeImages};
 use crate::prepare::seal::{SealedRewind, check_same_life, seal};
@@ -329,8 +329,8 @@ async fn plan_anew(
     {
         planning::wait_for_checkpoint(cx, source, limit).await?;
     }
-    let made = planning::make(cx, config, target, source, &choice.chosen, listed).await?;
-    let made = planning::Made { planned: with_divergence(made.planned, divergence), ..made };
+    let chosen = &choice.chosen;
+    let made = planning::make(cx, config, target, source, divergence, chosen, listed).await?;
     let none = StagedBytes::default();
     let planned = &made.planned;
     let before_images = room::check_plan(config, &*cx.monitor, target, snapshot, planned, none)?;
@@ -353,21 +353,24 @@ async fn prepare(
     decided: Decided,
     cache: Option<Vec<DataPath>>,
 ) -> Result<SealedRewind, Abort> {
-    let Decided { mut planned, before_images, announced, early_wal, restored, .. } = decided;
+    let Decided { planned, before_images, announced, early_wal, restored, .. } = decided;
     claim.save_plan(config, target, source.snapshot.description.node.life(), &planned)?;
     cx.steps.begin(Step::Fetch);
     let signals = &cx.stop.signals;
     let follower = local_wal::stage(signals, target, source, &planned, &restored, &early_wal)?;
     check_same_life(&source.snapshot, &announced)?;
-    if let Some(files) = cache {
-        let units = units(&planned.plan);
-        let (session, disk) = (&source.session, &target.disk);
-        planned.hash_bytes +=
-            page_cache::take_over(cx, session, disk, files, &units, claim.run()).await?;
-    }
+    let cache_bytes = match cache {
+        Some(files) => {
+            let units = units(&planned.plan);
+            let (session, disk) = (&source.session, &target.disk);
+            page_cache::take_over(cx, session, disk, files, &units, claim.run()).await?
+        }
+        None => 0,
+    };
+    let planned = Planned { hash_bytes: planned.hash_bytes + cache_bytes, ..planned };
     let job = Job { config, target, source, planned: &planned };
-    let mut staged = stage(cx, job, claim, before_images, follower, announced.end).await?;
-    staged.early_wal_bytes = early_wal.answer.payload_bytes;
+    let early_bytes = early_wal.answer.payload_bytes;
+    let staged = stage(cx, job, claim, before_images, follower, announced.end, early_bytes).await?;
     cx.steps.begin(Step::Seal);
     seal(cx, job, claim, before_images, staged).await
 }

@@ -110,6 +110,7 @@ pub async fn make(
     config: &Config,
     target: &Arc<Target>,
     source: &Source,
+    divergence: &Divergence,
     chosen: &Candidate<'_>,
     listed: Listed,
 ) -> Result<Made, RewindError> {
@@ -146,8 +147,8 @@ pub async fn make(
         why: chosen.why.clone(),
         start: chosen.start,
         source_redo: source.snapshot.checkpoint().redo,
-        fork: None,
-        target_end: None,
+        fork: divergence.fork,
+        target_end: divergence.target_end,
         plan,
         listed: files,
         hash_bytes: payload_bytes + others.carried.total(),
@@ -187,12 +188,6 @@ pub fn removed_slots(planned: &Planned) -> Vec<String> {
         return Vec::new();
     }
     vec![format!("replication slots of the target are removed: {}", slots.join(", "))]
-}
-
-/// The position of the fork point and the end of the target's WAL, as the search for them found them.
-pub fn with_divergence(planned: Planned, divergence: &Divergence) -> Planned {
-    let Divergence { fork, target_end, .. } = *divergence;
-    Planned { fork, target_end, ..planned }
 }
 
 /// A tablespace the list has and the description has not: created between the two.

@@ -54,7 +54,8 @@ pub struct Job<'a> {
     pub planned: &'a Planned,
 }
 
-/// Fetches pages, files and WAL, the WAL up to `announced`, and saves what will be overwritten meanwhile.
+/// Fetches pages, files and WAL, the WAL up to `announced`, and saves what will be overwritten meanwhile. WAL that was
+/// asked for before the plan was made took `early_wal_bytes` on the link.
 pub async fn stage(
     cx: &Context,
     job: Job<'_>,
@@ -62,6 +63,7 @@ pub async fn stage(
     before_images: BeforeImages,
     follower: WalFollower,
     announced: Lsn,
+    early_wal_bytes: u64,
 ) -> Result<Staged, Abort> {
     let Job { target, planned, .. } = job;
     let wanted = images(&planned.plan, &target.files);
@@ -76,7 +78,7 @@ pub async fn stage(
         }
         match (fetched, saved) {
             (Some(FetchedAll { fetched, follower, covered }), Some(images)) => {
-                return Ok(Staged { fetched, follower, covered, images, early_wal_bytes: 0 });
+                return Ok(Staged { fetched, follower, covered, images, early_wal_bytes });
             }
             (one, other) => (fetched, saved) = (one, other),
         }

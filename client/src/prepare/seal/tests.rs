@@ -102,7 +102,7 @@ impl Rewind {
         let start = self.planned.start.redo.page_start();
         let follower = WalFollower::new(source, &target.disk, context, start);
         let job = Job { config: &self.config, target, source, planned: &self.planned };
-        stage(&self.cx, job, claim, BeforeImages::Saved, follower, announced).await
+        stage(&self.cx, job, claim, BeforeImages::Saved, follower, announced, 0).await
     }
 
     async fn seal(
