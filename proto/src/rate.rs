@@ -1,8 +1,9 @@
 //! A limit on the bytes read and sent a second, shared by all streams.
 
-use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Unused allowance that may be saved up: bursts no longer than this.
 const BURST: Duration = Duration::from_millis(100);
@@ -31,7 +32,7 @@ impl RateLimit {
         let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         let now = Instant::now();
         let due = {
-            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut free_at = self.free_at.lock();
             let due = (*free_at).max(now.checked_sub(BURST).unwrap_or(now));
             *free_at = due + cost;
             due

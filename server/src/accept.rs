@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use parking_lot::{Mutex, RwLock};
 use proto::limits::{
     CONNECTIONS_MAX, CONNECTIONS_PER_IDENTITY_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX,
     STRANGER_LIFE, STRANGERS_MAX,
@@ -102,7 +103,7 @@ struct IdentitySlot {
 
 impl IdentitySlot {
     fn take(identities: &Identities, fingerprint: &str) -> Option<Self> {
-        let mut open = identities.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = identities.lock();
         let count = open.entry(fingerprint.to_owned()).or_default();
         if *count >= CONNECTIONS_PER_IDENTITY_MAX {
             return None;
@@ -114,7 +115,7 @@ impl IdentitySlot {
 
 impl Drop for IdentitySlot {
     fn drop(&mut self) {
-        let mut open = self.identities.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.identities.lock();
         if let Some(count) = open.get_mut(&self.fingerprint) {
             *count -= 1;
             if *count == 0 {
@@ -204,7 +205,7 @@ pub(crate) async fn accept(
             tracing::warn!(%address, "too many connections: refused one");
             continue;
         };
-        let config = Arc::clone(&door.tls.read().unwrap_or_else(PoisonError::into_inner));
+        let config = Arc::clone(&door.tls.read());
         let (accepted, door) = (accepted.clone(), door.clone());
         tokio::spawn(async move {
             let greeted =

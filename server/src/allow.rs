@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{PoisonError, RwLock};
 
+use parking_lot::RwLock;
 use proto::tls::Peer;
 use proto::{Reason, Refusal};
 
@@ -47,7 +47,7 @@ impl AllowList {
         let fixed = names.into_iter().map(|name| checked(&name)).collect::<Result<_, _>>()?;
         let list = Self { fixed, file, names: RwLock::default() };
         list.reload()?;
-        if list.names.read().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        if list.names.read().is_empty() {
             return Err(AllowError::Empty);
         }
         Ok(list)
@@ -68,7 +68,7 @@ impl AllowList {
                 }
             }
         }
-        *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
+        *self.names.write() = names;
         Ok(())
     }
 
@@ -80,7 +80,7 @@ impl AllowList {
     /// Refuses a peer none of whose names is listed. The common name counts only for certificates
     /// without alternative names, as everywhere in TLS.
     pub(crate) fn check(&self, peer: &Peer) -> Result<(), Refusal> {
-        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        let names = self.names.read();
         let common = peer.common_name.iter().filter(|_| peer.alternative_names.is_empty());
         let fingerprint = format!("{FINGERPRINT_PREFIX}{}", peer.fingerprint);
         // A name must not pass for a fingerprint.

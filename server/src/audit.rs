@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use proto::tls::Peer;
 
 /// What one connection was given.
@@ -26,7 +27,7 @@ impl AuditSession {
 
     /// Notes bytes of one kind as read, or one call.
     pub(crate) fn served(&self, kind: &'static str, amount: u64) {
-        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut served = self.served.lock();
         *served.entry(kind).or_default() += amount;
     }
 
@@ -38,7 +39,7 @@ impl AuditSession {
 
 impl Drop for AuditSession {
     fn drop(&mut self) {
-        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let served = self.served.lock();
         let kinds: Vec<String> =
             served.iter().map(|(kind, amount)| format!("{kind}={amount}")).collect();
         tracing::info!(
@@ -61,7 +62,7 @@ impl AuditSessions {
     /// A new connection; it must hold the session as long as it lives.
     pub(crate) fn open(&self, peer: &Arc<Peer>) -> Arc<AuditSession> {
         let session = Arc::new(AuditSession::new(Arc::clone(peer)));
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.lock();
         open.retain(|_, session| session.strong_count() > 0);
         open.insert(peer.address, Arc::downgrade(&session));
         session
@@ -69,7 +70,7 @@ impl AuditSessions {
 
     /// The session a call belongs to.
     pub(crate) fn of(&self, peer: &Arc<Peer>) -> Arc<AuditSession> {
-        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.0.lock();
         let found = open.get(&peer.address).and_then(Weak::upgrade);
         // A call outlives its connection only while both are being torn down.
         found.unwrap_or_else(|| Arc::new(AuditSession::new(Arc::clone(peer))))

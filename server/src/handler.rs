@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pg_format::file_class::OWN_DIRECTORY;
 use proto::limits::WORKERS_PER_IDENTITY_MAX;
 use proto::model::{Description, Sealed, Tablespace};
@@ -93,7 +94,7 @@ impl Calls {
         let busy =
             |_| Refusal::new(Reason::Overloaded, "the server has no free worker: try again later");
         let own = {
-            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut held = self.held.lock();
             held.retain(|_, own| own.available_permits() < WORKERS_PER_IDENTITY_MAX);
             let own = held.entry(peer.fingerprint.clone());
             Arc::clone(own.or_insert_with(|| Arc::new(Semaphore::new(WORKERS_PER_IDENTITY_MAX))))

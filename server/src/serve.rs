@@ -3,9 +3,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::RwLock;
 use proto::limits::{
     HEADER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LOCAL_RESETS_MAX, PENDING_RESETS_MAX,
     STREAMS_PER_CONNECTION_MAX,
@@ -136,7 +137,7 @@ impl Reloaded {
     fn reload(&self) {
         match proto::tls::server_config(&self.files) {
             Ok(config) => {
-                *self.tls.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+                *self.tls.write() = Arc::new(config);
                 tracing::info!("certificates reloaded");
                 self.warn_of_expiry();
             }

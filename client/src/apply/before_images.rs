@@ -8,10 +8,11 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ScopedJoinHandle;
 
+use parking_lot::Mutex;
 use pg_format::DataPath;
 
 use crate::plan::before_images::Image;
@@ -58,7 +59,7 @@ pub fn save(
     images: &[Image],
     gate: &Gate,
 ) -> io::Result<Vec<PackDigest>> {
-    let _busy = gate.busy.lock().unwrap_or_else(PoisonError::into_inner);
+    let _busy = gate.busy.lock();
     gate.go_on()?;
     let waiting = Mutex::new(images.iter());
     let saver = |number: usize| -> io::Result<PackDigest> {
@@ -69,7 +70,7 @@ pub fn save(
             compressor: zstd::bulk::Compressor::new(STAGING_LEVEL)?,
         };
         loop {
-            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let next = waiting.lock().next();
             match next {
                 Some(image) => saver.save(&**disk, image, gate)?,
                 None => return saver.file.finish(),
@@ -146,7 +147,7 @@ pub fn adopt(
     images: &[Image],
     gate: &Gate,
 ) -> io::Result<Option<Vec<PackDigest>>> {
-    let _busy = gate.busy.lock().unwrap_or_else(PoisonError::into_inner);
+    let _busy = gate.busy.lock();
     gate.go_on()?;
     let directory = DataPath::new(layout::STAGED_DIRECTORIES[2]).map_err(io::Error::other)?;
     let names = match disk.is_directory(&directory)? {

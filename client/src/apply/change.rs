@@ -4,9 +4,9 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use data_dir::DataDir;
+use parking_lot::Mutex;
 use pg_format::DataPath;
 
 use crate::apply::pg_wal::PgWal;
@@ -86,10 +86,10 @@ pub(crate) fn in_parallel<T: Sync>(
         for _ in 0..threads.min(items.len()) {
             scope.spawn(|| {
                 while !failed.load(Ordering::Relaxed) {
-                    let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let next = waiting.lock().next();
                     let Some(item) = next else { return };
                     if let Err(error) = work(item, &failed) {
-                        let mut fault = fault.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut fault = fault.lock();
                         fault.get_or_insert(error);
                         failed.store(true, Ordering::Relaxed);
                     }
@@ -97,7 +97,7 @@ pub(crate) fn in_parallel<T: Sync>(
             });
         }
     });
-    fault.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    fault.into_inner().map_or(Ok(()), Err)
 }
 
 /// An error while the target is being changed.

@@ -1,8 +1,8 @@
 //! One JSON object a line on standard output, for programs.
 
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::monitor::{Monitor, Step, print_out};
@@ -23,12 +23,12 @@ impl Monitor for Json {
     }
 
     fn progress(&self, done: u64, total: u64) {
-        if let Ok(mut last) = self.last.lock() {
-            if last.is_some_and(|last| last.elapsed() < INTERVAL) && done < total {
-                return;
-            }
-            *last = Some(Instant::now());
+        let mut last = self.last.lock();
+        if last.is_some_and(|last| last.elapsed() < INTERVAL) && done < total {
+            return;
         }
+        *last = Some(Instant::now());
+        drop(last);
         print_out(
             &json!({"event": "progress", "done_bytes": done, "total_bytes": total}).to_string(),
         );

@@ -1,7 +1,8 @@
 //! Plain lines on standard error, for logs.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::monitor::{Monitor, Step, print_err};
 use crate::plan::summary::PlannedChange;
@@ -24,7 +25,7 @@ impl Lines {
 
     /// Whether a progress line is due.
     fn is_due(&self) -> bool {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         let due = last.is_none_or(|last| last.elapsed() >= INTERVAL);
         if due {
             *last = Some(Instant::now());

@@ -1,7 +1,9 @@
 //! How long each step of a run took.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::monitor::{Monitor, Step};
 
@@ -33,7 +35,7 @@ impl Steps {
     }
 
     fn timing(&self) -> MutexGuard<'_, Timing> {
-        self.timing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.timing.lock()
     }
 
     /// Ends the step under way and begins another.

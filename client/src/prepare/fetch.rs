@@ -1,9 +1,10 @@
 //! Fetches everything into staging.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use pg_format::{BlockRange, Covered, DataPath};
 use proto::fetch::{Item, ItemBody, PageContent, Unit, UnitKind};
 use proto::frame::{Frame, FrameEncoder};
@@ -118,13 +119,13 @@ pub async fn fetch(
         carried.absorb(&again.await?);
     }
     refuse_differences(&own, &paths)?;
-    let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
+    let notes = std::mem::take(&mut *notes.lock());
     if let Some(file) = notes.contradicted {
         let path = paths.get(file).map_or("a file", DataPath::as_str);
         let message = format!("the source reported two different lengths of {path} in one answer");
         return Err(RewindError::replan(Replan::SourceChanged, message));
     }
-    let packs = std::mem::take(&mut *packs.lock().unwrap_or_else(PoisonError::into_inner));
+    let packs = std::mem::take(&mut *packs.lock());
     all.extend(packs.into_values());
     let wal_payload_bytes = wal.payload_bytes();
     let signature_bytes = own.signature_bytes();
@@ -211,7 +212,7 @@ impl PackSink {
             let Some(item) = own.rebuild(path, item, open)? else {
                 continue;
             };
-            self.notes.lock().unwrap_or_else(PoisonError::into_inner).take(&item);
+            self.notes.lock().take(&item);
             if let Some(frame) = encoder.push(item) {
                 self.writer.append(&frame).map_err(staging_error)?;
             }
@@ -234,7 +235,7 @@ impl Sink for PackSink {
             self.rebuild(items)?;
         } else {
             self.writer.append(frame).map_err(staging_error)?;
-            let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut notes = self.notes.lock();
             items.iter().for_each(|item| notes.take(item));
         }
         let Rebuilding { own, paths, .. } = &self.rebuilding;
@@ -245,7 +246,7 @@ impl Sink for PackSink {
 
     fn finish(&mut self) -> Result<(), RewindError> {
         let digest = self.writer.finish().map_err(staging_error)?;
-        let mut packs = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut packs = self.packs.lock();
         packs.insert(self.name.clone(), digest);
         Ok(())
     }

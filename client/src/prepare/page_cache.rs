@@ -3,8 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use pg_format::DataPath;
 use proto::PageHash;
 use proto::fetch::{BlockRange, Item, ItemBody, PageContent, Unit, UnitKind};
@@ -71,7 +72,7 @@ pub async fn take_over(
         Arc::clone(&cx.monitor),
     )
     .await?;
-    let same = std::mem::take(&mut *same.lock().unwrap_or_else(PoisonError::into_inner));
+    let same = std::mem::take(&mut *same.lock());
     write(disk, run, |page| same.contains(&page).then(|| wanted.get(&page).copied()).flatten())
         .map_err(failed)?;
     Ok(carried.total())
@@ -165,7 +166,7 @@ struct HashSink {
 
 impl Sink for HashSink {
     fn receive(&mut self, _frame: &Frame, items: &[Item]) -> Result<Vec<Unit>, RewindError> {
-        let mut same = self.same.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut same = self.same.lock();
         for item in items {
             let (ItemBody::PageHashes { first, hashes }, Some(file)) =
                 (&item.body, self.asked.get(&item.unit))

@@ -2,9 +2,10 @@
 //! to its place in staging in any order.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use parking_lot::{Mutex, RwLock};
 use pg_format::WalSegmentSize;
 use pg_format::wal::SegmentName;
 use proto::fetch::{Item, ItemBody, Unit, UnitKind};
@@ -97,7 +98,7 @@ impl WalReceiver {
 
     /// Nothing is written after this returns, whatever threads still have.
     pub fn close(&self) {
-        *self.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.closed.write() = true;
     }
 
     /// Bytes that arrived, as they travelled.
@@ -108,7 +109,7 @@ impl WalReceiver {
     /// Takes a frame that holds nothing but WAL.
     pub fn receive(&self, frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
         self.payload_bytes.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
-        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        let closed = self.closed.read();
         if *closed {
             return Err(RewindError::new(Class::Interrupted, "the attempt is over"));
         }
@@ -142,8 +143,8 @@ impl WalReceiver {
         Ok(())
     }
 
-    fn left(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (SegmentName, u64)>> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    fn left(&self) -> parking_lot::MutexGuard<'_, HashMap<u64, (SegmentName, u64)>> {
+        self.left.lock()
     }
 
     fn note(&self, unit: u64, name: SegmentName, left: u64) {

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use data_dir::DataDir;
 use data_dir::dir::{is_hole, read_at};
+use parking_lot::Mutex;
 use pg_format::{BLOCK_BYTES, BLOCK_SIZE, BlockSet, DataPath};
 use proto::PageHash;
 use proto::fetch::{BlockRange, Item, ItemBody, Unit, UnitKind};
@@ -66,8 +67,7 @@ pub async fn compare(
         monitor,
     )
     .await?;
-    let differences =
-        std::mem::take(&mut *differences.lock().unwrap_or_else(PoisonError::into_inner));
+    let differences = std::mem::take(&mut *differences.lock());
     Ok(Compared { differences, carried })
 }
 
@@ -146,7 +146,7 @@ impl Prepare for OwnHashes {
         let asked = AskedHashes { path: path.clone(), range: *range, own: hashes };
         let (all, id) = (Arc::clone(&self.asked), unit.id);
         Ok(Box::new(move || {
-            all.lock().unwrap_or_else(PoisonError::into_inner).insert(id, asked);
+            all.lock().insert(id, asked);
         }))
     }
 
@@ -163,7 +163,7 @@ struct CompareSink {
 impl CompareSink {
     /// Pages that a reply shows to differ, and their file.
     fn differing(&self, item: &Item) -> Option<(DataPath, Vec<u32>)> {
-        let mut all = self.own.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.own.asked.lock();
         let asked = all.get_mut(&item.unit)?;
         let different = match &item.body {
             // Not what was asked last: nothing is known of these pages.
@@ -200,7 +200,7 @@ impl Sink for CompareSink {
             let Some((path, different)) = self.differing(item) else {
                 continue;
             };
-            let mut all = self.differences.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.differences.lock();
             let set = all.entry(path).or_default();
             different.into_iter().for_each(|block| set.insert(block));
         }

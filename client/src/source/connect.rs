@@ -2,11 +2,12 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use proto::client::Client;
 use proto::limits::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use proto::model::Description;
@@ -61,7 +62,7 @@ impl Connection {
             Ok(description) => return Ok(description),
             Err(error) => error,
         };
-        let broke = self.broke.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let broke = self.broke.lock().clone();
         match (&error, broke) {
             (CallError::Broken(_), Some(Broke::Refused(why))) => {
                 let message = format!(
@@ -128,7 +129,7 @@ struct Watched {
 
 impl Watched {
     fn note(&self, error: &io::Error) {
-        let mut broke = self.broke.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut broke = self.broke.lock();
         broke.get_or_insert_with(|| Broke::of(error));
     }
 }

@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use data_dir::DataDir;
 use data_dir::dir::read_at;
+use parking_lot::{Mutex, MutexGuard};
 use pg_format::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, DataPath};
 use proto::delta::AnyOffset;
 use proto::fetch::{Item, ItemBody, PageContent, Signatures, Unit, UnitKind};
@@ -61,7 +62,7 @@ impl OwnPages {
     }
 
     fn wrong(&self) -> MutexGuard<'_, Wrong> {
-        self.wrong.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wrong.lock()
     }
 
     /// Takes the pages that must be asked for whole.
@@ -74,7 +75,7 @@ impl OwnPages {
     pub fn take_wrong_of(&self, unit: u64) -> Option<(u64, BTreeSet<u32>)> {
         let mut wrong = self.wrong();
         let blocks = wrong.get(&unit)?.clone();
-        let first = self.whole.lock().unwrap_or_else(PoisonError::into_inner).insert(unit);
+        let first = self.whole.lock().insert(unit);
         first.then(|| {
             wrong.remove(&unit);
             (unit, blocks)

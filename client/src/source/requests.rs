@@ -1,9 +1,10 @@
 //! Asks for the units of one connection: as many as its window holds, each completed just before.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use proto::fetch::Unit;
 use proto::limits::UNITS_PER_MESSAGE_MAX;
 use tokio::sync::mpsc;
@@ -31,14 +32,13 @@ impl Default for LastAsked {
 
 impl LastAsked {
     fn note(&self, completing: bool) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
-            AskedState { at: Instant::now(), completing };
+        *self.0.lock() = AskedState { at: Instant::now(), completing };
     }
 
     /// How long the source has been asked for nothing more; no time at all while this node itself
     /// works on the next question.
     pub(crate) fn silent_for(&self) -> Duration {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.0.lock();
         if state.completing { Duration::ZERO } else { state.at.elapsed() }
     }
 }
@@ -106,7 +106,7 @@ pub(crate) async fn ask(
                 asked.note(false);
             }
             Err(error) => {
-                *shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                *shared.fault.lock() = Some(error);
                 asked.note(false);
                 return;
             }

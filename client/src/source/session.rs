@@ -1,9 +1,10 @@
 //! A session with one source: its connections, and patience with them.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use pg_format::Lsn;
 use proto::fetch::{Item, Unit};
 use proto::limits::{LIST_ENTRIES_MAX, RECEIVE_BUDGET_BYTES};
@@ -168,8 +169,8 @@ impl Session {
         self.waits.load(Ordering::Relaxed)
     }
 
-    fn spare(&self) -> std::sync::MutexGuard<'_, Spare> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    fn spare(&self) -> parking_lot::MutexGuard<'_, Spare> {
+        self.spare.lock()
     }
 
     /// How many data connections there are at first.
@@ -327,7 +328,7 @@ impl Session {
     /// The list that was asked for first, if it is not older than the checkpoint that replay may begin
     /// at. Whatever went wrong with it shows when it is asked for again.
     async fn listed_early(&self) -> Option<ReceivedList> {
-        let early = self.early.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let early = self.early.lock().take();
         let listed = early?.await.ok()?.ok()?;
         (listed.redo == self.first.control.checkpoint_copy.redo).then_some(listed)
     }

@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::{fmt, io};
 
 use data_dir::confined::open_below;
 use data_dir::{DataDir, Entry, EntryKind};
+use parking_lot::Mutex;
 use pg_format::{DataPath, FileClass};
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, StatxFlags};
 use serde::{Deserialize, Serialize};
@@ -174,7 +175,7 @@ impl RealDisk {
 
     /// A file open for writing, from the cache if it is there.
     fn writable(&self, path: &DataPath) -> io::Result<Arc<File>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         if let Some(file) = open.get(path) {
             return Ok(Arc::clone(file));
         }
@@ -187,7 +188,7 @@ impl RealDisk {
     }
 
     fn forget(&self, path: &DataPath) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         open.retain(|known, _| !known.is_within(path.as_str()));
     }
 }

@@ -7,8 +7,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -105,8 +106,8 @@ impl OpenStaging {
         self.staging.key
     }
 
-    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<OwnedFd>>> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slot(&self) -> parking_lot::MutexGuard<'_, Option<Arc<OwnedFd>>> {
+        self.own.lock()
     }
 
     /// Our directory, judged when it is opened first.

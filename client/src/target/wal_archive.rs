@@ -7,9 +7,9 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 
 use data_dir::wal::{LocalWal, Segments};
+use parking_lot::Mutex;
 use pg_format::wal::SegmentName;
 
 /// Gets the segment of a number from the source; `None` if it does not have it.
@@ -75,7 +75,7 @@ impl<'a> TargetWal<'a> {
 
     /// Segments that came from elsewhere, in order.
     pub fn restored(&self) -> io::Result<Vec<RestoredSegment>> {
-        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = self.found.lock();
         let segments = found.values().flatten().map(RestoredSegment::try_clone);
         let mut list = segments.collect::<io::Result<Vec<_>>>()?;
         list.sort_by_key(|segment| segment.name);
@@ -118,7 +118,7 @@ impl Segments for TargetWal<'_> {
         if let Some(file) = self.local.open(number)? {
             return Ok(Some(file));
         }
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = self.found.lock();
         let known = match found.entry(number) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => unknown.insert(self.look_elsewhere(number)?),

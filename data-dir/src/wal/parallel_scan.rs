@@ -8,8 +8,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use pg_format::Lsn;
 use pg_format::wal::{EndOfWal, Start, WalContext};
 
@@ -70,7 +70,7 @@ pub fn scan_runs<T: Send>(
             });
         }
     });
-    let joiner = joiner.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let joiner = joiner.into_inner();
     joiner.finish(segments, context, runs.end, how)
 }
 
@@ -119,14 +119,14 @@ impl<T> Default for Joiner<T> {
 }
 
 fn lock<T>(joiner: &Mutex<Joiner<T>>) -> MutexGuard<'_, Joiner<T>> {
-    joiner.lock().unwrap_or_else(PoisonError::into_inner)
+    joiner.lock()
 }
 
 /// The next run to be read, once it is not too far ahead; `None` if no more are of use.
 fn take<T>(joiner: &Mutex<Joiner<T>>, moved: &Condvar, ahead: usize) -> Option<usize> {
     let mut joiner = lock(joiner);
     while !joiner.over && joiner.taken >= joiner.next + ahead {
-        joiner = moved.wait(joiner).unwrap_or_else(PoisonError::into_inner);
+        moved.wait(&mut joiner);
     }
     if joiner.over {
         return None;

@@ -1,10 +1,11 @@
 //! What all connections of a pool share.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use proto::fetch::Unit;
 
 use crate::error::{Class, RewindError};
@@ -77,8 +78,8 @@ impl Shared {
         }
     }
 
-    pub(crate) fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<Unit>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn waiting(&self) -> parking_lot::MutexGuard<'_, VecDeque<Unit>> {
+        self.waiting.lock()
     }
 
     /// Whether there is more to ask for than what is asked for, now or later.
@@ -117,7 +118,7 @@ impl Shared {
     pub(crate) fn progressed(&self, bytes: u64) {
         let done = self.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.monitor.progress(done.min(self.total_bytes()), self.total_bytes());
-        *self.last_progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.last_progress.lock() = Instant::now();
     }
 
     /// Payload bytes a second since it was asked last.
@@ -147,11 +148,11 @@ impl Shared {
     }
 
     pub(crate) fn take_fault(&self) -> Option<RewindError> {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.fault.lock().take()
     }
 
     pub(crate) fn silent_for(&self) -> Duration {
-        self.last_progress.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.last_progress.lock().elapsed()
     }
 }
 
@@ -161,6 +162,6 @@ fn costs(units: &[Unit]) -> u64 {
 
 pub(crate) type SharedOutstanding = Arc<Mutex<Outstanding>>;
 
-pub(crate) fn lock(outstanding: &SharedOutstanding) -> std::sync::MutexGuard<'_, Outstanding> {
-    outstanding.lock().unwrap_or_else(PoisonError::into_inner)
+pub(crate) fn lock(outstanding: &SharedOutstanding) -> parking_lot::MutexGuard<'_, Outstanding> {
+    outstanding.lock()
 }

@@ -1,10 +1,10 @@
 //! Many requests to an in-memory source, over connections that are cut, refused and missing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pg_format::DataPath;
 use proto::fetch::{BlockRange, Item, ItemBody, PageContent, UnitKind};
 use proto::frame::Frame;
@@ -39,7 +39,7 @@ impl Sink for Counting {
         if let Some(error) = self.error.take() {
             return Err(error);
         }
-        let mut came = self.came.lock().unwrap();
+        let mut came = self.came.lock();
         for item in items {
             match &item.body {
                 ItemBody::Page { block, .. } => {
@@ -53,7 +53,7 @@ impl Sink for Counting {
     }
 
     fn finish(&mut self) -> Result<(), RewindError> {
-        self.came.lock().unwrap().finished += 1;
+        self.came.lock().finished += 1;
         Ok(())
     }
 }
@@ -88,7 +88,7 @@ async fn fetched_by(
     let came = Arc::new(Mutex::new(Came::default()));
     let sinks = |_| Ok(Box::new(sink(Arc::clone(&came))) as Box<dyn Sink>);
     let carried = run(session, work, sinks, Arc::new(Told::default())).await;
-    let came = std::mem::take(&mut *came.lock().unwrap());
+    let came = std::mem::take(&mut *came.lock());
     (carried, came)
 }
 
