@@ -8,6 +8,9 @@ use proto::limits::CONNECTIONS_CLIENT_MAX;
 
 use crate::error::EXIT_CODES;
 
+/// Longest duration of an option: no sum with a time of day overflows.
+const DURATION_MAX: Duration = Duration::from_secs(30 * 86_400);
+
 /// The exit codes, as `--help` shows them.
 fn exit_codes() -> String {
     let lines = EXIT_CODES
@@ -215,17 +218,20 @@ fn connections(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("must be 1 to {CONNECTIONS_CLIENT_MAX}"))
 }
 
+/// Seconds, or a duration with units like `90s` or `1h 30m`.
 fn duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("\"{text}\" is not a duration like 90s, 5m or 1h");
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| bad())?;
-    let seconds = match &text[digits.len()..] {
-        "" | "s" => number,
-        "m" => number.saturating_mul(60),
-        "h" => number.saturating_mul(3600),
-        _ => return Err(bad()),
+    let duration = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => humantime::parse_duration(text).map_err(|_| bad())?,
     };
-    if seconds == 0 { Err(bad()) } else { Ok(Duration::from_secs(seconds)) }
+    if duration.is_zero() {
+        return Err(bad());
+    }
+    if duration > DURATION_MAX {
+        return Err(format!("\"{text}\" is longer than 30 days"));
+    }
+    Ok(duration)
 }
 
 fn mapping(text: &str) -> Result<(String, String), String> {
@@ -253,7 +259,8 @@ mod tests {
         assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
         assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
-        for bad in ["", "s", "0", "0s", "-1s", "5d", "1.5m", "m5"] {
+        assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5400)));
+        for bad in ["", "s", "0", "0s", "-1s", "31d", "99999999999", "m5", "1 fortnight"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

@@ -19,8 +19,6 @@ pub enum Step {
     Describe,
     /// Find where the histories part.
     Fork,
-    /// Read the target's WAL.
-    Scan,
     /// List the source's files.
     List,
     /// Compare page hashes.
@@ -47,7 +45,6 @@ impl fmt::Display for Step {
             Self::Inspect => "inspect",
             Self::Describe => "describe",
             Self::Fork => "fork",
-            Self::Scan => "scan",
             Self::List => "list",
             Self::Compare => "compare",
             Self::Plan => "plan",

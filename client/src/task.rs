@@ -1,8 +1,10 @@
 //! How work is run beside other work, waited for, and told to stop.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use parking_lot::{RwLock, RwLockReadGuard};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -115,6 +117,61 @@ pub async fn blocking<T: Send + 'static, E: From<RewindError> + Send + 'static>(
     })?
 }
 
+/// Lets nobody do something any more once it is closed, and waits for those who do it just then.
+#[derive(Debug, Default)]
+pub struct Gate {
+    closed: AtomicBool,
+    inside: RwLock<()>,
+}
+
+/// Somebody who has passed a [`Gate`].
+#[derive(Debug)]
+pub struct Inside<'g> {
+    gate: &'g Gate,
+    _held: RwLockReadGuard<'g, ()>,
+}
+
+impl Gate {
+    /// Passes it, unless it is closed.
+    ///
+    /// # Errors
+    /// It is closed (`ErrorKind::Interrupted`).
+    pub fn enter(&self) -> io::Result<Inside<'_>> {
+        let inside = Inside { gate: self, _held: self.inside.read() };
+        inside.check()?;
+        Ok(inside)
+    }
+
+    /// Nobody is inside after this returns.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        drop(self.inside.write());
+    }
+}
+
+impl Inside<'_> {
+    /// Whether the gate is still open; long work looks now and then.
+    ///
+    /// # Errors
+    /// It was closed (`ErrorKind::Interrupted`).
+    pub fn check(&self) -> io::Result<()> {
+        match self.gate.closed.load(Ordering::SeqCst) {
+            true => Err(io::ErrorKind::Interrupted.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Closes a gate when it is dropped.
+#[derive(Debug, Default)]
+pub struct Closing(pub Arc<Gate>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,5 +208,21 @@ mod tests {
         drop(pending);
         assert!(receiver.await.is_err(), "its sender is gone");
         assert_eq!(joined(begin(async { Ok(7) })).await.unwrap(), 7);
+    }
+
+    #[test]
+    fn a_gate_lets_nobody_pass_once_it_is_closed() {
+        let gate = Arc::<Gate>::default();
+        let inside = gate.enter().unwrap();
+        let closing = Closing(Arc::clone(&gate));
+        let closed = std::thread::spawn(move || drop(closing));
+        // Whoever is inside learns of it and is waited for.
+        while inside.check().is_ok() {
+            std::thread::yield_now();
+        }
+        assert!(!closed.is_finished());
+        drop(inside);
+        closed.join().unwrap();
+        assert_eq!(gate.enter().unwrap_err().kind(), io::ErrorKind::Interrupted);
     }
 }

@@ -115,7 +115,7 @@ impl DataDir {
     /// All names in `pg_wal`.
     pub fn wal_names(&self) -> Result<Vec<String>, ControlError> {
         let io = |source| ControlError::Io { file: "pg_wal".to_owned(), source };
-        let path = DataPath::new("pg_wal").map_err(|error| io(io::Error::other(error)))?;
+        let path = DataPath::of("pg_wal");
         self.names(&path).map_err(io)
     }
 

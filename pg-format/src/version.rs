@@ -114,9 +114,4 @@ impl WalFormat {
     pub const fn has_wal_logged_create_database(self) -> bool {
         self.major.0 >= 15
     }
-
-    /// Bytes of the `CheckPoint` structure in a checkpoint record.
-    pub const fn checkpoint_bytes(self) -> usize {
-        if self.major.0 >= 19 { 96 } else { 88 }
-    }
 }

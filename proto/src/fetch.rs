@@ -16,6 +16,13 @@ pub struct Unit {
     pub kind: UnitKind,
 }
 
+impl Unit {
+    /// The only unit of a request.
+    pub fn single(kind: UnitKind) -> Self {
+        Self { id: 0, kind }
+    }
+}
+
 /// Kinds of work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UnitKind {

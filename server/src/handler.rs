@@ -202,8 +202,7 @@ fn describe(
 }
 
 fn tablespaces(directory: &data_dir::DataDir) -> Result<Vec<Tablespace>, Refusal> {
-    let path = pg_format::DataPath::new("pg_tblspc")
-        .map_err(|error| node::internal("pg_tblspc", &error))?;
+    let path = pg_format::DataPath::of("pg_tblspc");
     let names = directory.names(&path).map_err(|error| node::internal("pg_tblspc", &error))?;
     let link = |name: &str| {
         directory

@@ -9,7 +9,6 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 
 use parking_lot::Mutex;
@@ -20,6 +19,7 @@ use crate::staging::disk::Disk;
 use crate::staging::layout;
 use crate::staging::manifest::PackDigest;
 use crate::staging::pack::{Appender, PackError, Records, STAGING_LEVEL, Signer};
+use crate::task::{Gate, Inside};
 
 const MAGIC: u32 = 0x4F44_4E55;
 const RECORD_HEADER_BYTES: usize = 28;
@@ -27,29 +27,6 @@ const RECORD_HEADER_BYTES: usize = 28;
 const RECORD_BYTES_MAX: u64 = 256 << 10;
 /// Threads that read and compress: one file after the other would leave the disk idle.
 const THREADS: usize = 4;
-
-/// Lets whoever clears away end the saving and wait for its threads: one file made after the
-/// directory was listed, and it could not be removed.
-#[derive(Debug, Default)]
-pub struct Gate {
-    closed: AtomicBool,
-    busy: Mutex<()>,
-}
-
-impl Gate {
-    /// Nothing is saved after this returns.
-    pub fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
-        drop(self.busy.lock());
-    }
-
-    fn go_on(&self) -> io::Result<()> {
-        match self.closed.load(Ordering::SeqCst) {
-            true => Err(io::ErrorKind::Interrupted.into()),
-            false => Ok(()),
-        }
-    }
-}
 
 /// Saves all `images` in files whose names begin with `name`, and makes them durable, unless the
 /// gate is closed.
@@ -59,8 +36,7 @@ pub fn save(
     images: &[Image],
     gate: &Gate,
 ) -> io::Result<Vec<PackDigest>> {
-    let _busy = gate.busy.lock();
-    gate.go_on()?;
+    let inside = gate.enter()?;
     let waiting = Mutex::new(images.iter());
     let saver = |number: usize| -> io::Result<PackDigest> {
         let name = format!("{name}-{number}");
@@ -72,7 +48,7 @@ pub fn save(
         loop {
             let next = waiting.lock().next();
             match next {
-                Some(image) => saver.save(&**disk, image, gate)?,
+                Some(image) => saver.save(&**disk, image, &inside)?,
                 None => return saver.file.finish(),
             }
         }
@@ -93,12 +69,12 @@ struct Saver {
 }
 
 impl Saver {
-    fn save(&mut self, disk: &dyn Disk, image: &Image, gate: &Gate) -> io::Result<()> {
+    fn save(&mut self, disk: &dyn Disk, image: &Image, inside: &Inside<'_>) -> io::Result<()> {
         let file = disk.open(&image.path)?;
         let number = u32::try_from(image.file).map_err(io::Error::other)?;
         for range in &image.ranges {
             for offset in pieces(range) {
-                gate.go_on()?;
+                inside.check()?;
                 let length = RECORD_BYTES_MAX.min(range.end - offset);
                 let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
                 file.read_exact_at(&mut bytes, offset)?;
@@ -147,8 +123,7 @@ pub fn adopt(
     images: &[Image],
     gate: &Gate,
 ) -> io::Result<Option<Vec<PackDigest>>> {
-    let _busy = gate.busy.lock();
-    gate.go_on()?;
+    let _inside = gate.enter()?;
     let directory = DataPath::new(layout::STAGED_DIRECTORIES[2]).map_err(io::Error::other)?;
     let names = match disk.is_directory(&directory)? {
         Some(true) => disk.names(&directory)?,

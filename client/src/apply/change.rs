@@ -47,7 +47,7 @@ impl<'a> TargetChange<'a> {
     /// that a server has changed is evidence and stays.
     pub(crate) fn lock_again(&self) -> Result<(), RewindError> {
         let locked = || {
-            let live = DataPath::new("global/pg_control").map_err(io::Error::other)?;
+            let live = DataPath::of("global/pg_control");
             if self.disk.is_directory(&live)?.is_some() {
                 let mut bytes = Vec::new();
                 io::Read::read_to_end(&mut self.disk.open(&live)?, &mut bytes)?;

@@ -154,7 +154,7 @@ impl PgWal<'_> {
         for name in ["summaries", "archive_status"] {
             directories.push(wal_path(name)?);
         }
-        directories.push(DataPath::new("pg_wal").map_err(io::Error::other)?);
+        directories.push(DataPath::of("pg_wal"));
         for directory in directories {
             if self.disk.is_directory(&directory)?.is_some() {
                 self.disk.sync_directory(Some(&directory))?;

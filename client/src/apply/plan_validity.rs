@@ -12,7 +12,7 @@ use crate::target::places::check_place;
 /// Why the plan is void; `None` if it holds.
 pub fn reason(disk: &dyn Disk, manifest: &Manifest) -> io::Result<Option<String>> {
     let mut live = Vec::new();
-    let control = DataPath::new("global/pg_control").map_err(io::Error::other)?;
+    let control = DataPath::of("global/pg_control");
     io::Read::read_to_end(&mut disk.open(&control)?, &mut live)?;
     if live != manifest.old_control {
         let why = "PostgreSQL was started on the target while the rewind was prepared";

@@ -79,8 +79,7 @@ impl<'a> Room<'a> {
                 add(&mut needs, directory.root(), &name, staged)?;
             }
         }
-        let wal = DataPath::new("pg_wal")
-            .map_err(|error| RewindError::because(Class::Other, "pg_wal", error))?;
+        let wal = DataPath::of("pg_wal");
         let wal = directory.open_directory(&wal).map_err(|e| unwritable(&wal, e))?;
         add(&mut needs, &wal, "pg_wal", copied_wal_bytes)?;
         self.changed_files(plan, target, &mut needs)?;

@@ -120,7 +120,7 @@ async fn ends_alike(target: &Arc<Target>, source: &Source, end: Lsn) -> Result<b
     let start = size.start_of(size.segment_of(Lsn::new(end.as_u64().saturating_sub(1))));
     let unit = UnitKind::Proof { from: ProofStart::Segment(start), to: end, each_record: true };
     let mut session = source.session.clone();
-    let answer = match session.ask(vec![Unit { id: 0, kind: unit }]).await {
+    let answer = match session.ask(vec![Unit::single(unit)]).await {
         Ok(answer) => answer,
         // Removed there: nothing is proven.
         Err(error) => match error.remedy() {

@@ -84,7 +84,7 @@ pub fn ask_early(
         let range =
             SearchRange { start: local.context.segment_size.start_of(first), end: forked_at };
         let mut session = search.source.session.clone();
-        let units = vec![Unit { id: 0, kind: digests_unit(range) }];
+        let units = vec![Unit::single(digests_unit(range))];
         let asked = async move { session.ask(units).await.map(|answer| answer.items) };
         Early { range, items: AbortOnDropHandle::new(search.runtime.spawn(asked)) }
     })

@@ -37,7 +37,7 @@ impl Search<'_> {
     /// Asks the source, from a blocking thread.
     pub fn ask(&self, unit: UnitKind) -> Result<Vec<Item>, RewindError> {
         let mut session = self.source.session.clone();
-        let units = vec![Unit { id: 0, kind: unit }];
+        let units = vec![Unit::single(unit)];
         self.runtime.block_on(async move { session.collect(units).await })
     }
 

@@ -119,7 +119,7 @@ pub async fn gather(
     rebuilt: bool,
 ) -> Result<Gathered, RewindError> {
     let Range { start: from, end: to } = range;
-    let units = vec![Unit { id: 0, kind: UnitKind::Changes { from, to, rebuilt } }];
+    let units = vec![Unit::single(UnitKind::Changes { from, to, rebuilt })];
     let take = |gathered: &mut Gathered, item: Item| match item.body {
         ItemBody::Change(change) => {
             gathered.take(change).map_err(|why| Unexpected::of(item.unit, why))

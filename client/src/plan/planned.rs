@@ -32,8 +32,8 @@ pub struct Planned {
 }
 
 impl Planned {
-    /// First WAL segment that is not common to both nodes; 0 if nothing is known to be common.
-    pub fn fork_segment(&self, size: WalSegmentSize) -> u64 {
-        self.fork.map_or(0, |fork| size.segment_of(fork.lsn))
+    /// First WAL segment that is not common to both nodes; `None` if nothing is known to be common.
+    pub fn fork_segment(&self, size: WalSegmentSize) -> Option<u64> {
+        self.fork.map(|fork| size.segment_of(fork.lsn))
     }
 }

@@ -9,7 +9,6 @@ use data_dir::DataDir;
 use pg_format::DataPath;
 
 use super::plan_reuse::before;
-use crate::apply::before_images::Gate;
 use crate::config::Config;
 use crate::error::{Abort, Class, Remedy, RewindError};
 use crate::monitor::Monitor;
@@ -19,6 +18,7 @@ use crate::staging::saved_plan::{PlanOptions, SavedPlan};
 use crate::staging::state_directory::{self, Keep};
 use crate::staging::{marks, pid_file, staged_bytes, state_error};
 use crate::target::{Target, running};
+use crate::task::{Closing, Gate};
 
 /// What a run has put into the target before it changes it: the state directory, and `postmaster.pid` once that is
 /// taken. Dropped, it leaves the target as it was found.
@@ -106,21 +106,12 @@ pub enum Kept {
 /// See the module.
 #[derive(Debug)]
 pub struct Claim {
-    /// Closed before what was prepared is given back.
-    saving: Saving,
+    /// The saving of before-images, which goes on in threads of its own. It ends before what was prepared is given
+    /// back.
+    saving: Closing,
     prepared: Prepared,
     /// Counts the runs and attempts for this rewind: each names its packs by it.
     run: u32,
-}
-
-/// The saving of before-images, which goes on in threads of its own. Dropped, it ends.
-#[derive(Debug, Default)]
-struct Saving(Arc<Gate>);
-
-impl Drop for Saving {
-    fn drop(&mut self) {
-        self.0.close();
-    }
 }
 
 impl Claim {
@@ -137,7 +128,7 @@ impl Claim {
             Kept::Plan => (Some(Keep::Plan), Prepared::of(target, monitor)),
             Kept::Cache(prepared) => (Some(Keep::Cache), prepared),
         };
-        let claim = Self { saving: Saving::default(), prepared, run };
+        let claim = Self { saving: Closing::default(), prepared, run };
         let (disk, directory) = (&*target.disk, &*target.directory);
         let staging = target.staging.as_ref();
         marks::unseal(disk).map_err(state_error)?;

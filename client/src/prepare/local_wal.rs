@@ -32,8 +32,8 @@ pub fn stage(
     let context = local.context;
     let size = context.segment_size;
     let copy = Copy { signals, disk: &*target.disk, size };
-    let fork_segment = planned.fork_segment(size);
     let start_segment = size.segment_of(planned.start.redo);
+    let fork_segment = planned.fork_segment(size).unwrap_or(start_segment);
     let mut adopted = Vec::new();
     let mut first = start_segment.max(fork_segment);
     for number in start_segment..fork_segment {

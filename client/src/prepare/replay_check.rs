@@ -34,7 +34,7 @@ pub struct FutureWal<'a> {
     /// The target's own WAL.
     pub local: LocalWal<'a>,
     /// First segment that is not common.
-    pub fork_segment: u64,
+    pub fork_segment: Option<u64>,
     /// Whether nobody waits for what is read any more.
     pub signals: &'a Signals,
 }
@@ -54,7 +54,10 @@ impl Segments for FutureWal<'_> {
             let path = layout::staged_wal(&name.file_name(self.local.context.segment_size));
             return self.disk.open(&path).map(Some);
         }
-        if number < self.fork_segment { self.local.open(number) } else { Ok(None) }
+        match self.fork_segment {
+            Some(fork) if number < fork => self.local.open(number),
+            Some(_) | None => Ok(None),
+        }
     }
 }
 

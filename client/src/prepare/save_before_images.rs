@@ -10,7 +10,6 @@ use crate::apply::before_images;
 use crate::error::{Class, RewindError};
 use crate::plan::before_images::{Image, bytes_of};
 use crate::staging::manifest::{Manifest, OldFile, PackDigest, Undo};
-use crate::staging::staging_error;
 use crate::target::Target;
 use crate::task::blocking;
 
@@ -65,8 +64,7 @@ pub fn undo(
     images: Vec<PackDigest>,
 ) -> Result<Undo, RewindError> {
     let written = manifest.wal.write.iter().chain(&manifest.settings).map(|file| &file.path);
-    let label =
-        DataPath::new("backup_label").map_err(|e| staging_error(std::io::Error::other(e)))?;
+    let label = DataPath::of("backup_label");
     let paths = written.chain(&manifest.remove).chain([&label]);
     let small = paths.map(|path| old_file(target, path)).collect::<Result<_, _>>()?;
     Ok(Undo { images, small })

@@ -147,8 +147,7 @@ async fn source_auto_conf(job: Job<'_>) -> Result<Option<Vec<u8>>, RewindError> 
     if !job.config.config_from_source {
         return Ok(None);
     }
-    let path = DataPath::new("postgresql.auto.conf")
-        .map_err(|error| staging_error(std::io::Error::other(error)))?;
+    let path = DataPath::of("postgresql.auto.conf");
     let kind = UnitKind::File { path, offset: 0, length: 1 << 20 };
     let mut text = Vec::new();
     for item in ask(job.source, kind).await? {
@@ -160,7 +159,7 @@ async fn source_auto_conf(job: Job<'_>) -> Result<Option<Vec<u8>>, RewindError> 
 }
 
 async fn ask(source: &Source, kind: UnitKind) -> Result<Vec<ItemBody>, RewindError> {
-    let items = source.session.clone().collect(vec![Unit { id: 0, kind }]).await?;
+    let items = source.session.clone().collect(vec![Unit::single(kind)]).await?;
     Ok(items.into_iter().map(|item| item.body).collect())
 }
 

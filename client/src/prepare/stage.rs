@@ -11,7 +11,7 @@ use super::fetch::{self, FetchWanted, Fetched};
 use super::room::BeforeImages;
 use super::save_before_images::{self, Which};
 use super::wal_follower::WalFollower;
-use super::wal_pieces::{Closing, WalPieces, WalReceiver};
+use super::wal_pieces::{WalPieces, WalReceiver};
 use super::{hazards, replay_check};
 use crate::config::Config;
 use crate::error::{Abort, RewindError};
@@ -113,7 +113,7 @@ async fn fetch_all(
     let size = source.snapshot.segment_size();
     let pieces = WalPieces::new(Arc::clone(&target.disk), size, &missing);
     // Nobody writes WAL into staging once the fetch is over, however it ends.
-    let _closing = Closing(Arc::clone(&pieces.receiver));
+    let _closing = pieces.receiver.closing();
     let own = OwnPages::new(Arc::clone(&target.directory));
     let receiver = Arc::clone(&pieces.receiver);
     let (say, covered) = oneshot::channel();

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use pg_format::WalSegmentSize;
 use pg_format::wal::SegmentName;
 use proto::fetch::{Item, ItemBody, Unit, UnitKind};
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Class, Replan, RewindError};
 use crate::staging::disk::Disk;
 use crate::staging::layout;
+use crate::task::{Closing, Gate};
 
 /// Marks the units of WAL among those of a plan, whose numbers begin with that of a file.
 const WAL: u64 = 1 << 63;
@@ -44,16 +45,6 @@ pub struct WalPieces {
     pub receiver: Arc<WalReceiver>,
 }
 
-/// Lets nobody write WAL into staging any more when it is dropped.
-#[derive(Debug)]
-pub struct Closing(pub Arc<WalReceiver>);
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        self.0.close();
-    }
-}
-
 /// Writes the WAL that comes to its place.
 #[derive(Debug)]
 pub struct WalReceiver {
@@ -61,8 +52,8 @@ pub struct WalReceiver {
     size: WalSegmentSize,
     /// Segment and bytes that are still to come, by unit.
     left: Mutex<HashMap<u64, (SegmentName, u64)>>,
-    /// Whether nothing more is written: the files may be those of another attempt by then.
-    closed: RwLock<bool>,
+    /// Closed when nothing more may be written: the files may be those of another attempt by then.
+    gate: Arc<Gate>,
     complete: CancellationToken,
     payload_bytes: AtomicU64,
 }
@@ -83,9 +74,9 @@ impl WalPieces {
         if left.is_empty() {
             complete.cancel();
         }
-        let closed = RwLock::new(false);
         let (left, payload_bytes) = (Mutex::new(left), AtomicU64::new(0));
-        let receiver = WalReceiver { disk, size, left, closed, complete, payload_bytes };
+        let receiver =
+            WalReceiver { disk, size, left, gate: Arc::default(), complete, payload_bytes };
         Self { units, receiver: Arc::new(receiver) }
     }
 }
@@ -96,9 +87,9 @@ impl WalReceiver {
         self.complete.cancelled().await;
     }
 
-    /// Nothing is written after this returns, whatever threads still have.
-    pub fn close(&self) {
-        *self.closed.write() = true;
+    /// Whoever holds this ends the writing when it is dropped, whatever threads still have.
+    pub fn closing(&self) -> Closing {
+        Closing(Arc::clone(&self.gate))
     }
 
     /// Bytes that arrived, as they travelled.
@@ -109,10 +100,9 @@ impl WalReceiver {
     /// Takes a frame that holds nothing but WAL.
     pub fn receive(&self, frame: &Frame, items: &[Item]) -> Result<(), RewindError> {
         self.payload_bytes.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
-        let closed = self.closed.read();
-        if *closed {
-            return Err(RewindError::new(Class::Interrupted, "the attempt is over"));
-        }
+        let _inside = self.gate.enter().map_err(|error| {
+            RewindError::because(Class::Interrupted, "the attempt is over", error)
+        })?;
         for item in items {
             let known = self.left().get(&item.unit).copied();
             let (Some((name, missing)), true) = (known, is_wal(item)) else {

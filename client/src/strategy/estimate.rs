@@ -287,7 +287,7 @@ async fn rate(
     }
     session.waited();
     let kind = UnitKind::Measure(units);
-    let answer = session.clone().ask(vec![Unit { id: 0, kind }]).await?;
+    let answer = session.clone().ask(vec![Unit::single(kind)]).await?;
     let bytes = answer.items.iter().find_map(|item| match item.body {
         ItemBody::End { bytes, .. } => Some(bytes),
         _ => None,

@@ -71,7 +71,7 @@ pub fn files(
         let path = DataPath::new(AUTO_CONF).map_err(|error| fault(error.into()))?;
         files.push(SmallFile { path, bytes: text.into_bytes() });
     }
-    let path = DataPath::new("standby.signal").map_err(|error| fault(error.into()))?;
+    let path = DataPath::of("standby.signal");
     files.push(SmallFile { path, bytes: Vec::new() });
     Ok(files)
 }
@@ -166,8 +166,7 @@ pub fn write_alone(config: &Config, target: &Target, disk: &dyn Disk) -> Result<
         }
         replace_file(disk, &file.path, &file.bytes).map_err(|e| failed(&file.path, e))?;
     }
-    let recovery = DataPath::new("recovery.signal")
-        .map_err(|error| RewindError::because(Class::Other, "recovery.signal", error))?;
+    let recovery = DataPath::of("recovery.signal");
     remove_tree(disk, &recovery)
         .and_then(|()| disk.sync_directory(None))
         .map_err(|error| failed(&recovery, error))

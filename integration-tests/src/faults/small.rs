@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use client::RewindError;
-use client::apply::before_images::{Gate, save};
+use client::apply::before_images::save;
 use client::apply::change::TargetChange as Work;
 use client::apply::pg_wal::digest;
 use client::monitor::{Monitor, Step};
@@ -21,6 +21,7 @@ use client::staging::disk::{Disk, FileStat, RealDisk};
 use client::staging::manifest::{Manifest, OldFile, Undo};
 use client::staging::pack::PackWriter;
 use client::staging::{layout, marks, pid_file, reserve, state_directory};
+use client::task::Gate;
 use client::task::Signals;
 use data_dir::DataDir;
 use pg_format::control_file::control_file_for_recovery;
