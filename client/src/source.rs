@@ -5,6 +5,8 @@ pub mod connect;
 pub mod connection_count;
 pub mod dial;
 pub mod in_flight;
+pub mod link;
+mod listing;
 pub mod page_delta;
 pub mod pool;
 pub mod prepare;
@@ -15,8 +17,8 @@ pub mod snapshot;
 use std::sync::Arc;
 
 use dial::Dial;
+use link::{Buffers, Link};
 use proto::model::Description;
-use session::{Buffers, Link};
 
 use crate::config::Config;
 use crate::error::RewindError;

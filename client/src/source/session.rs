@@ -5,10 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pg_format::Lsn;
 use proto::fetch::{Item, Unit};
-use proto::limits::{LIST_ENTRIES_MAX, RECEIVE_BUDGET_BYTES};
-use proto::model::{Description, FileEntry, Node, Sealed};
+use proto::model::{Description, Node, Sealed};
 use proto::rate::RateLimit;
 use proto::refusal::CallError;
 use tokio::sync::mpsc;
@@ -21,6 +19,8 @@ use crate::plan::SourceFiles;
 use crate::source::connect::{Connection, connect, secure};
 use crate::source::dial::Dial;
 use crate::source::in_flight::{Outstanding, Unexpected};
+use crate::source::link::{Buffers, Link};
+use crate::source::listing::{Listing, ReceivedList, listed, within};
 use crate::source_checks::check_list;
 
 /// Longest time the first call may take: a source that does not answer this is stalled.
@@ -29,37 +29,6 @@ const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(30);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// See [`BACKOFF_MIN`].
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-
-/// How the link to the source is used.
-#[derive(Debug, Clone, Copy)]
-pub struct Link {
-    /// How many data connections there may be.
-    pub connections: Connections,
-    /// How long the source may be silent.
-    pub patience: Duration,
-    /// Bytes a second that are received at most.
-    pub max_rate: Option<u64>,
-    /// What may be on its way or wait to be worked on.
-    pub buffers: Buffers,
-}
-
-/// Bounds of what waits somewhere between the source's disk and ours.
-#[derive(Debug, Clone, Copy)]
-pub struct Buffers {
-    /// Bytes on their way to us, over all connections.
-    pub receive_bytes: u32,
-    /// Frames of each connection that were received and not looked at. With the one in work and 2 MiB
-    /// at most in each, sixteen connections have the receive budget once more in memory.
-    pub frames: usize,
-    /// Messages with requests of each connection that were made and not sent.
-    pub requests: usize,
-}
-
-impl Default for Buffers {
-    fn default() -> Self {
-        Self { receive_bytes: RECEIVE_BUDGET_BYTES, frames: 2, requests: 4 }
-    }
-}
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -104,12 +73,12 @@ impl Session {
     ) -> Result<(Self, Description), RewindError> {
         let Link { connections, patience, max_rate, .. } = link;
         // Which window it gets is decided before its round trip is known; it asks questions alone.
-        let share = window(link, 0, connections.first(Duration::MAX));
+        let share = link.window(0, connections.first(Duration::MAX));
         let reached = source.reach().await?;
         // The others begin as soon as it is known how many there are to be.
         let number = connections.first(reached.round_trip);
         let opening = (0..number).map(|n| {
-            let (source, share) = (Arc::clone(&source), window(link, n, number));
+            let (source, share) = (Arc::clone(&source), link.window(n, number));
             tokio::spawn(async move { open(&*source, share, patience).await })
         });
         let spare = Spare { open: Vec::new(), opening: opening.collect() };
@@ -260,7 +229,7 @@ impl Session {
     }
 
     async fn connect_once(&self, number: usize) -> Result<Connection, RewindError> {
-        let share = window(self.link, number, self.first_connections());
+        let share = self.link.window(number, self.first_connections());
         let (connection, node) = open(&*self.source, share, self.link.patience).await?;
         self.check(&node)?;
         Ok(connection)
@@ -364,30 +333,6 @@ impl Session {
     }
 }
 
-/// A file list that is being received.
-type Listing = AbortOnDropHandle<Result<ReceivedList, CallError>>;
-
-/// A file list as it came.
-#[derive(Debug)]
-struct ReceivedList {
-    entries: Vec<FileEntry>,
-    /// Redo position of the source's newest checkpoint when the listing began.
-    redo: Lsn,
-}
-
-async fn listed(mut connection: Connection, patience: Duration) -> Result<ReceivedList, CallError> {
-    let mut list = connection.client.list_files().await?;
-    let mut entries = Vec::new();
-    while let Some(batch) = within(patience, list.next()).await? {
-        entries.extend(batch);
-        if entries.len() > LIST_ENTRIES_MAX {
-            let message = format!("it lists more than {LIST_ENTRIES_MAX} files");
-            return Err(CallError::InvalidReply(message));
-        }
-    }
-    Ok(ReceivedList { entries, redo: list.redo().unwrap_or(Lsn::INVALID) })
-}
-
 /// What came of a few questions.
 #[derive(Debug, Default)]
 pub struct Answer {
@@ -406,28 +351,6 @@ async fn open(
     let mut connection = connect(source, window, patience).await?;
     let node = connection.describe(DESCRIBE_TIMEOUT.min(patience)).await?.node;
     Ok((connection, node))
-}
-
-/// Bytes the data connection of this number may have on their way. The sum over all there may be, and
-/// the one that asks questions, is the receive budget: it does not change when some are added.
-fn window(link: Link, number: usize, first: usize) -> u32 {
-    let budget = link.buffers.receive_bytes;
-    let share = |budget: u32, number: usize| budget / u32::try_from(number).unwrap_or(u32::MAX);
-    match link.connections.most() - first {
-        0 => share(budget, first + 1),
-        // Half for those that are there from the beginning and the one that asks.
-        more if number >= first => share(budget / 2, more),
-        _ => share(budget / 2, first + 1),
-    }
-}
-
-/// A part of a stream that must come in time.
-async fn within<T>(
-    limit: Duration,
-    part: impl Future<Output = Result<T, CallError>>,
-) -> Result<T, CallError> {
-    let stalled = |_| CallError::Broken("the source has stalled".to_owned());
-    tokio::time::timeout(limit, part).await.map_err(stalled)?
 }
 
 async fn fold<T: Default>(

@@ -13,7 +13,7 @@ use crate::error::Remedy;
 use crate::plan::file_actions::{BytesWanted, FileAction, PagesWanted, PlannedFile};
 use crate::prepare::claim::{Claim, Kept};
 use crate::prepare::wal_pieces::Piece;
-use crate::source::session::{Buffers, Link};
+use crate::source::link::{Buffers, Link};
 use crate::staging::layout;
 use crate::staging::pack::{self, Signer};
 use crate::test_peer::{Reply, TestPeer, honest, page_of, pages};

@@ -11,7 +11,7 @@ use crate::config::{Config, Connections};
 use crate::prepare::claim::Kept;
 use crate::prepare::stage::stage;
 use crate::prepare::wal_follower::WalFollower;
-use crate::source::session::{Buffers, Link};
+use crate::source::link::{Buffers, Link};
 use crate::source::{Answering, Patience, connect_by};
 use crate::target::wal_context;
 use crate::task::Stop;

@@ -13,8 +13,8 @@ use proto::{Reason, Refusal};
 use super::*;
 use crate::config::Connections;
 use crate::error::Remedy;
+use crate::source::link::{Buffers, Link};
 use crate::source::prepare::{Announce, AsTheyAre};
-use crate::source::session::{Buffers, Link};
 use crate::test_peer::{Reply, TestPeer, honest, page_of, pages};
 use crate::test_values::{Told, described, planned};
 

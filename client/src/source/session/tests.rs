@@ -1,7 +1,8 @@
 //! Sessions with an in-memory source, and what is done when it is lost.
 
-use pg_format::DataPath;
+use pg_format::{DataPath, Lsn};
 use proto::fetch::{BlockRange, ItemBody, UnitKind};
+use proto::model::FileEntry;
 use proto::{Reason, Refusal};
 
 use super::*;
@@ -15,7 +16,7 @@ fn windows(connections: Connections, first: usize) -> Vec<u32> {
     let buffers = Buffers { receive_bytes: BUDGET, ..Buffers::default() };
     let patience = Duration::from_secs(1);
     let link = Link { connections, patience, max_rate: None, buffers };
-    (0..connections.most()).map(|number| window(link, number, first)).collect()
+    (0..connections.most()).map(|number| link.window(number, first)).collect()
 }
 
 #[test]

@@ -13,7 +13,7 @@ use client::monitor::Monitor;
 use client::plan::file_actions::Comparison;
 use client::source::Session;
 use client::source::compare::{Compared, compare};
-use client::source::session::{Buffers, Link};
+use client::source::link::{Buffers, Link};
 use data_dir::DataDir;
 use integration_tests::faults::small::Silent;
 use integration_tests::pair::{Pair, Shape};

@@ -1,0 +1,48 @@
+//! The source's file list, as it comes.
+
+use std::time::Duration;
+
+use pg_format::Lsn;
+use proto::limits::LIST_ENTRIES_MAX;
+use proto::model::FileEntry;
+use proto::refusal::CallError;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::source::connect::Connection;
+
+/// A file list that is being received.
+pub(super) type Listing = AbortOnDropHandle<Result<ReceivedList, CallError>>;
+
+/// A file list as it came.
+#[derive(Debug)]
+pub(super) struct ReceivedList {
+    pub(super) entries: Vec<FileEntry>,
+    /// Redo position of the source's newest checkpoint when the listing began.
+    pub(super) redo: Lsn,
+}
+
+/// Asks for all of it.
+pub(super) async fn listed(
+    mut connection: Connection,
+    patience: Duration,
+) -> Result<ReceivedList, CallError> {
+    let mut list = connection.client.list_files().await?;
+    let mut entries = Vec::new();
+    while let Some(batch) = within(patience, list.next()).await? {
+        entries.extend(batch);
+        if entries.len() > LIST_ENTRIES_MAX {
+            let message = format!("it lists more than {LIST_ENTRIES_MAX} files");
+            return Err(CallError::InvalidReply(message));
+        }
+    }
+    Ok(ReceivedList { entries, redo: list.redo().unwrap_or(Lsn::INVALID) })
+}
+
+/// A part of a stream that must come in time.
+pub(super) async fn within<T>(
+    limit: Duration,
+    part: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
+    let stalled = |_| CallError::Broken("the source has stalled".to_owned());
+    tokio::time::timeout(limit, part).await.map_err(stalled)?
+}
