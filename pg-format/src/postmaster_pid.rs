@@ -39,6 +39,17 @@ impl SharedMemory {
 }
 
 impl PostmasterPid {
+    /// The file of a process that is no postmaster, as single-user mode writes it (`CreateLockFile` in `miscinit.c`): the
+    /// process id is negative, so a server refuses to start and `pg_ctl` signals nobody.
+    pub fn text_of_another_program(pid: u32, directory: &str, started: u64) -> String {
+        format!("-{pid}\n{directory}\n{started}\n")
+    }
+
+    /// Whether a file is one of a process that is no postmaster.
+    pub fn is_of_another_program(text: &str) -> bool {
+        text.starts_with('-')
+    }
+
     /// Reads the file; `None` if its first line is no process id.
     pub fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines();

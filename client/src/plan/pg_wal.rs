@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use pg_format::wal::SegmentName;
+use pg_format::wal::segment::{archived_mark, waiting_segment};
 use pg_format::{DataPath, Lsn, TimelineHistory, TimelineId, WalSegmentSize};
 use serde::{Deserialize, Serialize};
 
@@ -109,7 +110,7 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
         if facts.history.contains(*timeline) {
             let name = timeline.history_file_name();
             changes.write.push(small(&format!("pg_wal/{name}"), text.clone())?);
-            changes.write.push(small(&format!("pg_wal/archive_status/{name}.done"), Vec::new())?);
+            changes.write.push(small(&archived_mark(&name), Vec::new())?);
         }
     }
     // Nothing is added to these any more. The last one of an older timeline is archived by who was on it.
@@ -120,7 +121,7 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
     };
     for segment in facts.staged.iter().filter(is_over) {
         let name = segment.file_name(facts.size);
-        changes.write.push(small(&format!("pg_wal/archive_status/{name}.done"), Vec::new())?);
+        changes.write.push(small(&archived_mark(&name), Vec::new())?);
     }
     Ok(changes)
 }
@@ -140,7 +141,7 @@ fn holds_lost_transactions(facts: &WalFacts<'_>, segment: SegmentName) -> bool {
 
 /// The first segment that the target has not archived yet; `u64::MAX` without one.
 fn first_waiting(facts: &WalFacts<'_>) -> u64 {
-    let ready = facts.there.statuses.iter().filter_map(|status| status.strip_suffix(".ready"));
+    let ready = facts.there.statuses.iter().filter_map(|status| waiting_segment(status));
     let there = ready.filter(|name| facts.there.names.iter().any(|other| other == name));
     let numbers = there.filter_map(|name| Some(SegmentName::parse(name, facts.size)?.number));
     numbers.min().unwrap_or(u64::MAX)

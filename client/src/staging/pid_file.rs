@@ -6,6 +6,7 @@
 use std::io;
 
 use pg_format::DataPath;
+use pg_format::postmaster_pid::PostmasterPid;
 
 use crate::error::{Class, RewindError};
 use crate::staging::disk::Disk;
@@ -39,9 +40,11 @@ pub fn take(disk: &dyn Disk, pgdata: &std::path::Path) -> Result<(), RewindError
             disk.rename(&pid_file, &stale).map_err(failed)?;
         }
     }
-    let us = rustix::process::getpid().as_raw_nonzero().get();
+    let us = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
     let started = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-    let text = format!("-{us}\n{}\n{}\n", pgdata.display(), started.unwrap_or_default().as_secs());
+    let started = started.unwrap_or_default().as_secs();
+    let pgdata = pgdata.display().to_string();
+    let text = PostmasterPid::text_of_another_program(us, &pgdata, started);
     // It appears whole or not at all: an empty one would keep the server from starting for ever.
     let new = path(NEW);
     disk.create_file(&new)
@@ -65,7 +68,7 @@ pub fn take(disk: &dyn Disk, pgdata: &std::path::Path) -> Result<(), RewindError
 fn is_ours(disk: &dyn Disk) -> io::Result<bool> {
     let mut text = String::new();
     io::Read::read_to_string(&mut disk.open(&path(PID_FILE))?, &mut text)?;
-    Ok(text.starts_with('-'))
+    Ok(PostmasterPid::is_of_another_program(&text))
 }
 
 /// Gives the file back after the target was rewound.

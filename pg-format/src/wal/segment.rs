@@ -38,6 +38,16 @@ impl SegmentName {
     }
 }
 
+/// The file that says that a WAL file was archived (`StatusFilePath` in `xlogarchive.h`).
+pub fn archived_mark(name: &str) -> String {
+    format!("pg_wal/archive_status/{name}.done")
+}
+
+/// The WAL file that waits to be archived, if that is what a name in `archive_status` says.
+pub fn waiting_segment(status: &str) -> Option<&str> {
+    status.strip_suffix(".ready")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
