@@ -57,7 +57,7 @@ pub struct StateArgs {
 /// Which strategy is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum StrategyArg {
-    /// The possible strategy with the smallest estimated transfer
+    /// Fork or latest, whichever has the smaller estimated transfer; compare where neither is possible
     Auto,
     /// Compare every page by hash; needs none of the target's WAL, and compares even if the target has not
     /// diverged
@@ -115,7 +115,7 @@ pub struct RewindArgs {
     /// Address of the pgrejoin-server that runs beside the source, the node to follow
     #[arg(long, value_name = "https://HOST:PORT", env = "PGREJOIN_SOURCE")]
     pub source: String,
-    /// Report what would be done; change nothing and fetch no data
+    /// Report what would be done; change nothing, and fetch nothing but WAL that finding the fork point needs
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 

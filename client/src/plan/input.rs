@@ -50,7 +50,7 @@ impl Strategy {
 /// Which strategy the operator wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StrategyChoice {
-    /// The possible one with the smallest estimated transfer.
+    /// *Fork* or *latest*, whichever has the smaller estimated transfer; *compare* where neither is possible.
     Auto,
     /// This one.
     Only(Strategy),

@@ -139,6 +139,19 @@ fn a_file_of_the_client_uses_only_layers_before_its_own() {
     assert_none(&faults, "the client's layers");
 }
 
+#[test]
+fn the_map_shows_the_layers() {
+    let page = std::fs::read_to_string(super::root().join("ARCHITECTURE.md")).unwrap();
+    let table = page.lines().skip_while(|line| !line.starts_with("| layer |")).skip(2);
+    let rows = table.take_while(|line| line.starts_with('|'));
+    let names = rows.flat_map(|row| {
+        let first = row.split('|').nth(1).unwrap_or_default();
+        let names = first.split(',').map(|name| name.trim().trim_matches(['`', '/']).to_owned());
+        names.collect::<Vec<_>>()
+    });
+    assert_eq!(names.collect::<Vec<_>>(), LAYERS);
+}
+
 /// Whether `to` is reached from `from`.
 fn reaches(uses: &BTreeMap<String, BTreeSet<String>>, from: &str, to: &str) -> bool {
     let mut seen = BTreeSet::new();
