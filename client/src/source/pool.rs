@@ -170,7 +170,7 @@ pub async fn run(
                 continue;
             }
             _ = interval.tick() => {
-                if let Some(limit) = adapt.observe(shared.rate(&mut measured), shared.left()) {
+                if let Some(limit) = adapt.observe(shared.progress.rate(&mut measured), shared.progress.left()) {
                     tracing::debug!(limit, "number of data connections changes");
                     shared.limit.store(limit, Ordering::Relaxed);
                     while workers.begun < limit {
@@ -201,9 +201,9 @@ pub async fn run(
         })?;
         carried.note(number, payload_bytes?);
     }
-    shared.check_all_came()?;
-    carried.frames = shared.frames.load(Ordering::Relaxed);
-    carried.reconnects = shared.reconnects.load(Ordering::Relaxed);
+    shared.progress.check_all_came()?;
+    carried.frames = shared.progress.frames.load(Ordering::Relaxed);
+    carried.reconnects = shared.progress.reconnects.load(Ordering::Relaxed);
     Ok(carried)
 }
 

@@ -10,7 +10,7 @@ use super::{assert_none, product};
 /// Fields of a struct at most.
 const FIELDS_MAX: usize = 10;
 /// Structs that may have more.
-const WIDE: [(&str, &str); 12] = [
+const WIDE: [(&str, &str); 11] = [
     ("Config", "each is an independent choice of the operator"),
     ("RewindArgs", "each is an option of the command line"),
     ("Cli", "each is an option of the command line"),
@@ -22,7 +22,6 @@ const WIDE: [(&str, &str); 12] = [
     ("ControlFile", "PostgreSQL's own"),
     ("CheckPoint", "PostgreSQL's own"),
     ("WalSummary", "everything that WAL says was changed"),
-    ("Shared", "what the connections of a pool count together"),
 ];
 /// Names that crates with a command line each have.
 const PER_PROGRAM: [&str; 4] = ["Config", "Cli", "Args", "Command"];

@@ -27,88 +27,51 @@ impl Measurement {
     }
 }
 
+/// How far the connections have come together.
+pub(crate) struct FetchProgress {
+    /// Payload bytes over all connections.
+    pub(crate) received: AtomicU64,
+    /// Frames over all connections.
+    pub(crate) frames: AtomicU64,
+    /// Times a connection was lost and made again.
+    pub(crate) reconnects: AtomicU64,
+    /// Units there were, and those that came to their end.
+    pub(crate) units: AtomicUsize,
+    pub(crate) ended: AtomicUsize,
+    /// What the units cost, and what of it has come.
+    total_bytes: AtomicU64,
+    done_bytes: AtomicU64,
+    /// When something came last.
+    last: Mutex<Instant>,
+    monitor: Arc<dyn Monitor>,
+}
+
 /// What all connections share.
 pub(crate) struct Shared {
     pub(crate) waiting: Mutex<VecDeque<Unit>>,
     /// Connections that may ask for more.
     pub(crate) limit: AtomicUsize,
-    /// Payload bytes over all connections.
-    pub(crate) received: AtomicU64,
-    /// What the units cost, and what of it has come.
-    pub(crate) done_bytes: AtomicU64,
-    pub(crate) total_bytes: AtomicU64,
-    /// Units there were, and those that came to their end.
-    pub(crate) units: AtomicUsize,
-    pub(crate) ended: AtomicUsize,
     /// Whether more units come when some of these have.
     pub(crate) pending: AtomicBool,
-    pub(crate) last_progress: Mutex<Instant>,
-    pub(crate) reconnects: AtomicU64,
-    pub(crate) frames: AtomicU64,
     pub(crate) prepare: Arc<dyn Prepare>,
     /// Why a unit could not be completed.
     pub(crate) fault: Mutex<Option<RewindError>>,
-    pub(crate) monitor: Arc<dyn Monitor>,
+    pub(crate) progress: FetchProgress,
 }
 
-impl Shared {
-    pub(crate) fn new(
-        units: Vec<Unit>,
-        later_cost: Option<u64>,
-        prepare: Arc<dyn Prepare>,
-        connections: usize,
-        monitor: Arc<dyn Monitor>,
-    ) -> Self {
-        let bytes = costs(&units) + later_cost.unwrap_or(0);
+impl FetchProgress {
+    fn new(units: usize, bytes: u64, monitor: Arc<dyn Monitor>) -> Self {
         Self {
-            total_bytes: AtomicU64::new(bytes),
-            units: AtomicUsize::new(units.len()),
-            ended: AtomicUsize::new(0),
-            pending: AtomicBool::new(later_cost.is_some()),
-            waiting: Mutex::new(units.into()),
-            limit: AtomicUsize::new(connections),
             received: AtomicU64::new(0),
-            done_bytes: AtomicU64::new(0),
-            last_progress: Mutex::new(Instant::now()),
-            reconnects: AtomicU64::new(0),
             frames: AtomicU64::new(0),
-            prepare,
-            fault: Mutex::new(None),
+            reconnects: AtomicU64::new(0),
+            units: AtomicUsize::new(units),
+            ended: AtomicUsize::new(0),
+            total_bytes: AtomicU64::new(bytes),
+            done_bytes: AtomicU64::new(0),
+            last: Mutex::new(Instant::now()),
             monitor,
         }
-    }
-
-    pub(crate) fn waiting(&self) -> parking_lot::MutexGuard<'_, VecDeque<Unit>> {
-        self.waiting.lock()
-    }
-
-    /// Whether there is more to ask for than what is asked for, now or later.
-    pub(crate) fn has_more(&self) -> bool {
-        let waiting = self.waiting();
-        !waiting.is_empty() || self.is_pending(&waiting)
-    }
-
-    /// Whether units come that are not in the list yet. Looked at with the list in hand.
-    pub(crate) fn is_pending(&self, _waiting: &VecDeque<Unit>) -> bool {
-        self.pending.load(Ordering::Relaxed)
-    }
-
-    /// Adds the units that were to come, of which `expected` was the cost.
-    pub(crate) fn add(&self, units: Vec<Unit>, expected: u64) {
-        let mut waiting = self.waiting();
-        self.units.fetch_add(units.len(), Ordering::Relaxed);
-        let less = expected.saturating_sub(costs(&units));
-        self.total_bytes.fetch_sub(less, Ordering::Relaxed);
-        waiting.extend(units);
-        self.pending.store(false, Ordering::Relaxed);
-    }
-
-    /// Adds what some of the units turned out to need.
-    pub(crate) fn add_more(&self, units: Vec<Unit>) {
-        let mut waiting = self.waiting();
-        self.units.fetch_add(units.len(), Ordering::Relaxed);
-        self.total_bytes.fetch_add(costs(&units), Ordering::Relaxed);
-        waiting.extend(units);
     }
 
     pub(crate) fn total_bytes(&self) -> u64 {
@@ -118,7 +81,7 @@ impl Shared {
     pub(crate) fn progressed(&self, bytes: u64) {
         let done = self.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.monitor.progress(done.min(self.total_bytes()), self.total_bytes());
-        *self.last_progress.lock() = Instant::now();
+        *self.last.lock() = Instant::now();
     }
 
     /// Payload bytes a second since it was asked last.
@@ -147,12 +110,65 @@ impl Shared {
         Err(RewindError::new(Class::Other, message))
     }
 
-    pub(crate) fn take_fault(&self) -> Option<RewindError> {
-        self.fault.lock().take()
+    pub(crate) fn silent_for(&self) -> Duration {
+        self.last.lock().elapsed()
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        units: Vec<Unit>,
+        later_cost: Option<u64>,
+        prepare: Arc<dyn Prepare>,
+        connections: usize,
+        monitor: Arc<dyn Monitor>,
+    ) -> Self {
+        let bytes = costs(&units) + later_cost.unwrap_or(0);
+        Self {
+            progress: FetchProgress::new(units.len(), bytes, monitor),
+            pending: AtomicBool::new(later_cost.is_some()),
+            waiting: Mutex::new(units.into()),
+            limit: AtomicUsize::new(connections),
+            prepare,
+            fault: Mutex::new(None),
+        }
     }
 
-    pub(crate) fn silent_for(&self) -> Duration {
-        self.last_progress.lock().elapsed()
+    pub(crate) fn waiting(&self) -> parking_lot::MutexGuard<'_, VecDeque<Unit>> {
+        self.waiting.lock()
+    }
+
+    /// Whether there is more to ask for than what is asked for, now or later.
+    pub(crate) fn has_more(&self) -> bool {
+        let waiting = self.waiting();
+        !waiting.is_empty() || self.is_pending(&waiting)
+    }
+
+    /// Whether units come that are not in the list yet. Looked at with the list in hand.
+    pub(crate) fn is_pending(&self, _waiting: &VecDeque<Unit>) -> bool {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Adds the units that were to come, of which `expected` was the cost.
+    pub(crate) fn add(&self, units: Vec<Unit>, expected: u64) {
+        let mut waiting = self.waiting();
+        self.progress.units.fetch_add(units.len(), Ordering::Relaxed);
+        let less = expected.saturating_sub(costs(&units));
+        self.progress.total_bytes.fetch_sub(less, Ordering::Relaxed);
+        waiting.extend(units);
+        self.pending.store(false, Ordering::Relaxed);
+    }
+
+    /// Adds what some of the units turned out to need.
+    pub(crate) fn add_more(&self, units: Vec<Unit>) {
+        let mut waiting = self.waiting();
+        self.progress.units.fetch_add(units.len(), Ordering::Relaxed);
+        self.progress.total_bytes.fetch_add(costs(&units), Ordering::Relaxed);
+        waiting.extend(units);
+    }
+
+    pub(crate) fn take_fault(&self) -> Option<RewindError> {
+        self.fault.lock().take()
     }
 }
 

@@ -358,7 +358,7 @@ fn what_was_carried_later_is_added() {
 fn a_fetch_is_whole_only_when_every_unit_has_ended() {
     let units = vec![unit(7, 1), unit(8, 1)];
     let shared = Shared::new(units, None, Arc::new(AsTheyAre), 1, Arc::new(Told::default()));
-    assert_eq!(shared.check_all_came().unwrap_err().class(), Class::Other);
-    shared.ended.store(2, Ordering::Relaxed);
-    shared.check_all_came().unwrap();
+    assert_eq!(shared.progress.check_all_came().unwrap_err().class(), Class::Other);
+    shared.progress.ended.store(2, Ordering::Relaxed);
+    shared.progress.check_all_came().unwrap();
 }

@@ -108,10 +108,10 @@ impl ConnectionWorker {
                     if !error.is_transient() {
                         return Err(error.into());
                     }
-                    if self.shared.silent_for() > self.session.patience() {
+                    if self.shared.progress.silent_for() > self.session.patience() {
                         return Err(error.into());
                     }
-                    self.shared.reconnects.fetch_add(1, Ordering::Relaxed);
+                    self.shared.progress.reconnects.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(%error, "data connection lost");
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -160,14 +160,14 @@ impl ConnectionWorker {
                     for item in &items {
                         outstanding.receive(item).map_err(|error| invalid(&error))?;
                         if matches!(item.body, ItemBody::End { .. }) {
-                            shared.ended.fetch_add(1, Ordering::Relaxed);
+                            shared.progress.ended.fetch_add(1, Ordering::Relaxed);
                         }
                     }
                     before.saturating_sub(outstanding.cost())
                 };
                 shared.add_more(sink.receive(frame, &items)?);
-                shared.frames.fetch_add(1, Ordering::Relaxed);
-                shared.progressed(done);
+                shared.progress.frames.fetch_add(1, Ordering::Relaxed);
+                shared.progress.progressed(done);
                 Ok(())
             };
             let mut result = Ok(());
@@ -214,7 +214,7 @@ impl ConnectionWorker {
         let connections = self.shared.limit.load(Ordering::Relaxed).max(1) as u64;
         let budget = u64::from(RECEIVE_BUDGET_BYTES) / connections;
         let parts = if self.session.round_trip() > LONG { 1 } else { 2 };
-        budget.min((self.shared.total_bytes() / connections / parts).max(WINDOW_BYTES_MIN))
+        budget.min((self.shared.progress.total_bytes() / connections / parts).max(WINDOW_BYTES_MIN))
     }
 
     async fn receive(
@@ -234,7 +234,7 @@ impl ConnectionWorker {
                 Ok(Ok(Some(frame))) => {
                     let bytes = frame.payload.len() as u64;
                     self.payload_bytes += bytes;
-                    self.shared.received.fetch_add(bytes, Ordering::Relaxed);
+                    self.shared.progress.received.fetch_add(bytes, Ordering::Relaxed);
                     if checked.send(frame).await.is_err() {
                         return Ended::Done;
                     }
@@ -263,7 +263,7 @@ impl ConnectionWorker {
         for unit in left.into_iter().rev() {
             match is_finished(&unit) {
                 // All of it came; only the word that it is the end was lost.
-                true => drop(self.shared.ended.fetch_add(1, Ordering::Relaxed)),
+                true => drop(self.shared.progress.ended.fetch_add(1, Ordering::Relaxed)),
                 false => waiting.push_front(unit),
             }
         }
