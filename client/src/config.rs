@@ -14,16 +14,16 @@ use crate::error::{Class, RewindError};
 use crate::plan::input::Choices;
 use crate::plan::{Strategy, StrategyChoice};
 
-/// From this round trip on twice as many are opened at first: each begins slowly, and with the buffers
-/// a kernel has by default none carries more than some 100 Mbit/s.
+/// On a link with at least this round trip twice as many connections are opened at first: each begins slowly,
+/// and with a kernel's default buffers none carries more than some 100 Mbit/s.
 const LONG: Duration = Duration::from_millis(50);
 
-/// What the operator asked for.
+/// How many data connections the operator asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Connections {
-    /// So many.
+    /// This many.
     Fixed(usize),
-    /// As many as bring something.
+    /// As many as improve the throughput.
     Adaptive,
 }
 
@@ -91,9 +91,9 @@ impl From<StrategyArg> for StrategyChoice {
 /// A tablespace that is put elsewhere than on the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TablespaceMapping {
-    /// Its place on the source.
+    /// Its directory on the source.
     pub from: String,
-    /// Its place here.
+    /// Its directory on the target.
     pub to: String,
 }
 
@@ -118,13 +118,13 @@ pub struct Config {
     pub dry_run: bool,
     /// Which strategy is wanted.
     pub strategy: StrategyChoice,
-    /// How long the source's next checkpoint may be waited for, where that pays.
+    /// How long to wait for the source's next checkpoint at most, where that saves a large transfer.
     pub wait_checkpoint: Option<Duration>,
     /// TCP connections.
     pub connections: Connections,
-    /// Bytes a second received.
+    /// Limit on the bytes received per second.
     pub max_rate: Option<u64>,
-    /// How long the source may be silent.
+    /// How long the source may send nothing.
     pub timeout: Duration,
     /// Whether progress is shown.
     pub progress: bool,
@@ -140,23 +140,23 @@ pub struct Config {
     pub config_file: Option<PathBuf>,
     /// Start the node at the end.
     pub start: bool,
-    /// With this program.
+    /// Path of the `pg_ctl` for it.
     pub pg_ctl: Option<PathBuf>,
     /// Where fetched data goes.
     pub staging_dir: Option<PathBuf>,
-    /// Save what is overwritten, so that an interrupted rewind can be taken back.
+    /// Save undo images, so that an interrupted rewind can be rolled back.
     pub undo: bool,
     /// Keep the WAL of lost transactions.
     pub keep_diverged: bool,
-    /// Places for new tablespaces.
+    /// Directories on the target for new tablespaces.
     pub tablespace_mapping: Vec<TablespaceMapping>,
     /// Whether the source's configuration files replace the target's.
     pub config_from_source: bool,
     /// Whether unknown files are made equal to the source's.
     pub mirror_extra_files: bool,
-    /// Whether the disk is waited for.
+    /// Whether changes are made durable.
     pub sync: bool,
-    /// Whether a database may be left with next to nothing of what it has here.
+    /// Whether a database may shrink to less than a tenth of its size on the target.
     pub accept_shrink: bool,
 }
 

@@ -13,7 +13,7 @@ use proto::refusal::{CallError, Reason};
 pub struct ExitCode {
     /// The failures that end with it; `None` for success.
     pub class: Option<Class>,
-    /// It. Of a run that was stopped the second one is for SIGTERM.
+    /// The code. A run that was stopped by a signal has two: for SIGINT and for SIGTERM.
     pub codes: &'static [u8],
     /// What happened.
     pub meaning: &'static str,
@@ -22,14 +22,14 @@ pub struct ExitCode {
 }
 
 impl ExitCode {
-    /// As README and `--help` show it.
+    /// The codes as the README and `--help` show them.
     pub fn shown(&self) -> String {
         let codes: Vec<String> = self.codes.iter().map(u8::to_string).collect();
         codes.join(", ")
     }
 }
 
-/// All exit codes. The program, `--help` and the README's table go by them.
+/// All exit codes, as the program returns them and as `--help` and the README show them.
 pub const EXIT_CODES: [ExitCode; 11] = [
     ExitCode {
         class: None,
@@ -108,7 +108,7 @@ pub enum Class {
     Usage,
     /// The target cannot be rewound as it is.
     Target,
-    /// The two ends do not accept each other.
+    /// TLS or authentication failed.
     Authentication,
     /// Trying again later can help.
     Transient,
@@ -135,7 +135,7 @@ impl Class {
     }
 }
 
-/// Why a plan does not hold, and a new one may.
+/// Why a plan is not valid any more, and a new one may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replan {
     /// The source was restarted, promoted or stopped, or its files changed while they were listed and read.
@@ -162,11 +162,12 @@ pub enum Unanswered {
 pub enum Remedy {
     /// Nothing: it is reported.
     None,
-    /// The same again, in a moment or in a later run: the link broke, or the source is between two roles.
+    /// Trying the same again, in a moment or in a later run: the link broke, or the source is between two
+    /// roles.
     Retry,
     /// A new plan.
     Replan(Replan),
-    /// Doing without the answer, where that is possible.
+    /// Continuing without the answer, where that is possible.
     DoWithout(Unanswered),
 }
 
@@ -178,17 +179,19 @@ pub struct NotPossible {
 }
 
 impl NotPossible {
-    /// For this reason. Insisting on it ends with exit code 6: what is missing cannot be had again.
+    /// Not possible for this reason. If the operator insists on it the exit code is 6, because what is
+    /// missing cannot be had again.
     pub fn new(why: impl Into<String>) -> Self {
         Self { why: why.into(), class: Class::Rebuild }
     }
 
-    /// For this reason, which other options avoid. Insisting on it ends with exit code 7.
+    /// Not possible for this reason, which other options avoid. If the operator insists on it the exit code
+    /// is 7.
     pub fn as_asked(why: impl Into<String>) -> Self {
         Self { why: why.into(), class: Class::Preflight }
     }
 
-    /// The error of an operator's insisting on `strategy`.
+    /// The error for an operator who asks for `strategy`, which is not possible.
     pub fn insisted_on(&self, strategy: &str) -> RewindError {
         let why = &self.why;
         let message =
@@ -208,9 +211,9 @@ impl fmt::Display for NotPossible {
 pub enum Abort {
     /// Its plan does not hold: another attempt may come to a result.
     Replan {
-        /// What a new plan must go by.
+        /// The reason, which the new plan takes into account.
         reason: Replan,
-        /// The same in words.
+        /// The reason in words.
         why: String,
     },
     /// It failed.
@@ -248,12 +251,12 @@ impl RewindError {
         Self { class, remedy: Remedy::None, message: message.into(), source: None }
     }
 
-    /// A failure that the same again, in a moment or in a later run, may not meet (exit code 5).
+    /// A failure that may not occur if the same is tried again, in a moment or in a later run (exit code 5).
     pub fn transient(message: impl Into<String>) -> Self {
         Self { remedy: Remedy::Retry, ..Self::new(Class::Transient, message) }
     }
 
-    /// The same with its cause.
+    /// [`Self::transient`] with its cause.
     pub fn transient_because(
         message: impl Into<String>,
         source: impl Into<Box<dyn Error + Send + Sync>>,
@@ -261,7 +264,7 @@ impl RewindError {
         Self { source: Some(source.into()), ..Self::transient(message) }
     }
 
-    /// A failure that a new plan may avoid. Without one it is worth another run later (exit code 5).
+    /// A failure that a new plan may avoid. If no new plan is made, a later run may succeed (exit code 5).
     pub fn replan(reason: Replan, message: impl Into<String>) -> Self {
         Self { remedy: Remedy::Replan(reason), ..Self::new(Class::Transient, message) }
     }
@@ -297,12 +300,12 @@ impl RewindError {
         })
     }
 
-    /// The system's error at the bottom of it.
+    /// The kind of the operating system's error among the causes.
     fn io_kind(&self) -> Option<io::ErrorKind> {
         io_kind(self.source()?)
     }
 
-    /// The same failure with more to say.
+    /// The same failure, with advice added to its message.
     #[must_use]
     pub fn advise(mut self, advice: &str) -> Self {
         self.message = format!("{} ({advice})", self.message);

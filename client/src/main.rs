@@ -76,7 +76,7 @@ fn run(command: Command) -> Result<(), (RewindError, u8)> {
     Ok(())
 }
 
-/// One of the two ways an interrupted rewind ends.
+/// Ends an interrupted rewind: resume or rollback.
 type Ending = fn(&Path, &dyn Monitor, &Signals) -> Result<client::Outcome, RewindError>;
 
 fn end(stop: Stop, target: PathBuf, ending: Ending) -> Result<(), (RewindError, u8)> {

@@ -31,9 +31,9 @@ pub enum Step {
     Seal,
     /// Change the target.
     Apply,
-    /// Make it a rewound node.
+    /// Write the recovery settings and the new `pg_control`.
     Commit,
-    /// Take a target that was being changed back to what it was.
+    /// Roll a target that was being changed back to its state before the rewind.
     Rollback,
     /// Start PostgreSQL and wait.
     Start,
@@ -58,7 +58,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// Prints a line on standard output. Whoever reads it may be gone; the rewind goes on.
+/// Prints a line on standard output. The rewind goes on even if nobody reads it any more.
 pub fn print_out(line: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).ok();

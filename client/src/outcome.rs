@@ -20,12 +20,12 @@ pub fn utc_now() -> String {
     OffsetDateTime::now_utc().format(format).unwrap_or_default()
 }
 
-/// How a run ended well.
+/// The result of a run that succeeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Result {
     /// The target follows the source's history already, or can.
     NothingToDo,
-    /// A dry run.
+    /// A dry run found that the target would be rewound.
     WouldRewind,
     /// The target was rewound before, and not started since.
     AlreadyRewound,
@@ -33,11 +33,11 @@ pub enum Result {
     Rewound,
     /// An interrupted rewind was finished.
     Resumed,
-    /// An interrupted rewind was taken back.
+    /// An interrupted rewind was rolled back.
     RolledBack,
 }
 
-/// Bytes that travelled, before and after compression.
+/// What was transferred, before and after compression.
 #[derive(Debug, Clone, Default)]
 pub struct Carriage {
     /// Payload bytes of page hashes.
@@ -82,7 +82,7 @@ pub struct Checkpointed {
 }
 
 impl Checkpointed {
-    /// Of a source whose WAL ends at `end`.
+    /// The newest checkpoint of a source whose WAL ends at `end`.
     pub fn of(source: &Description, end: Lsn) -> Self {
         let checkpoint = &source.node.control.checkpoint_copy;
         let wal = end.distance_from(checkpoint.redo.min(end));
@@ -107,9 +107,9 @@ pub struct SourceWal {
 }
 
 impl SourceWal {
-    /// Of a source that described itself at `now`, seconds since 1970, after its WAL had reached `end`. PostgreSQL
-    /// removes a segment at a checkpoint that begins so far behind it as the newest one lies behind the oldest
-    /// segment now.
+    /// The state of a source that was described at `now`, in seconds since 1970, and whose WAL had reached
+    /// `end` by then. PostgreSQL removes a segment at a checkpoint whose redo position is as far ahead of the
+    /// segment as the newest redo position is now ahead of the oldest segment.
     pub fn of(source: &Description, end: Lsn, now: i64) -> Option<Self> {
         let control = &source.node.control;
         let size = control.wal_segment_size;
@@ -162,13 +162,13 @@ pub struct Outcome {
     pub fork: Option<(Lsn, TimelineId)>,
     /// The strategy and why.
     pub strategy: Option<(&'static str, String)>,
-    /// What each way would carry, told by a dry run.
+    /// What each strategy would transfer, estimated by a dry run.
     pub estimates: Option<Estimates>,
-    /// The source's newest checkpoint, told by a dry run.
+    /// The source's newest checkpoint, reported by a dry run.
     pub checkpoint: Option<Checkpointed>,
-    /// What the plan amounts to.
+    /// Totals of the plan.
     pub totals: Totals,
-    /// What travelled.
+    /// What was transferred.
     pub carriage: Carriage,
     /// Where replay begins and ends.
     pub replay: Option<(Lsn, Lsn)>,
@@ -176,12 +176,12 @@ pub struct Outcome {
     pub source_wal: Option<SourceWal>,
     /// Time of each step.
     pub times: Vec<(Step, Duration)>,
-    /// What was kept aside or taken away.
+    /// Messages about what was kept aside or removed.
     pub kept: Vec<String>,
 }
 
 impl Outcome {
-    /// An outcome of which nothing more is known.
+    /// An outcome with a result and a reason only.
     pub fn new(result: Result, reason: impl Into<String>) -> Self {
         Self {
             result,
@@ -210,7 +210,7 @@ impl Outcome {
         }
     }
 
-    /// For people.
+    /// The outcome as text, for people.
     pub fn text(&self) -> String {
         let mut text = format!("{}\n", self.reason);
         let mut line = |label: &str, value: String| {
@@ -304,7 +304,7 @@ impl Outcome {
         lines
     }
 
-    /// For programs: one object.
+    /// The outcome as one JSON object, for programs.
     pub fn json(&self) -> serde_json::Value {
         let times: serde_json::Map<_, _> = self
             .times

@@ -27,29 +27,29 @@ use crate::source_checks::check_description;
 pub use session::Session;
 pub use snapshot::Snapshot;
 
-/// A source that is connected to and has said what it is.
+/// A source that is connected and has described itself.
 #[derive(Debug, Clone)]
 pub struct Source {
     /// For requests.
     pub session: Session,
-    /// What it said of itself.
+    /// The source's description.
     pub snapshot: Arc<Snapshot>,
 }
 
-/// How much patience there is with a source that cannot be reached.
+/// How long a source that cannot be reached is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// The first error ends it: whoever begins wants to know at once.
+    /// Not at all: the first error is reported, so that the operator knows at once.
     None,
-    /// A source between two roles is waited for.
+    /// Until the time-out, as long as the source is between two roles.
     UntilTimeout,
 }
 
-/// A source that has answered. What it said of itself is not judged yet.
+/// A source that has described itself. The description is not checked yet.
 #[derive(Debug)]
 pub struct Answering {
     session: Session,
-    /// What it said.
+    /// The source's description.
     pub description: Description,
 }
 
@@ -67,7 +67,7 @@ pub async fn connect(config: Config, patience: Patience) -> Result<Answering, Re
     connect_by(Arc::new(config.source), link, patience).await
 }
 
-/// The same of a source that is reached by `dial`.
+/// Connects to a source that is reached by `dial`, and asks it what it is.
 ///
 /// # Errors
 /// See [`connect()`].
@@ -86,10 +86,10 @@ pub async fn connect_by(
 }
 
 impl Answering {
-    /// The source, if what it said makes sense.
+    /// The source, if its description is consistent.
     ///
     /// # Errors
-    /// It does not, or its history is not usable yet.
+    /// The description is not consistent, or the source's history is not usable yet.
     pub fn judged(self) -> Result<Source, RewindError> {
         let Self { session, description } = self;
         let history = description.node.history().map_err(|error| {

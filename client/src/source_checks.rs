@@ -1,5 +1,5 @@
-//! Judges what a source says for its sense, not only its form, before anything is made of it: a description, a
-//! list, what a plan made of them would do, and a seal. Pure: values in, a verdict out.
+//! Checks that what a source says makes sense, beyond its form, before it is used: its description, its file
+//! list, what a plan made from them would do, and its seal. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use crate::plan::{FinalFile, Plan, SourceFiles, TargetFiles};
 
 /// Largest segment file of a relation; those of transaction status are smaller.
 const SEGMENT_BYTES_MAX: u64 = RELATION_SEGMENT_BLOCKS as u64 * BLOCK_BYTES;
-/// A database of which less than one part in so many would be left is not taken away without being asked for.
+/// A database may not shrink to less than one part in this many, unless the operator accepts it.
 const SHRINKS_TO: u64 = 10;
 /// Files that every cluster has, whatever is done to it.
 const ESSENTIAL: [&str; 2] = ["PG_VERSION", RELATION_MAP];
@@ -29,13 +29,14 @@ fn nonsense(what: &str) -> RewindError {
     RewindError::new(Class::Other, format!("the source's answers are inconsistent: {what}"))
 }
 
-/// The source may have been doing something to it while it was asked.
+/// An inconsistency that may be temporary, because the source was changing its files: another plan may
+/// succeed.
 fn unsettled(what: &str) -> RewindError {
     let message = format!("the source's files are inconsistent: {what}");
     RewindError::replan(Replan::SourceChanged, message)
 }
 
-/// Whether a description fits together.
+/// Checks that a description is consistent.
 pub(crate) fn check_description(
     source: &Description,
     history: &TimelineHistory,
@@ -106,9 +107,9 @@ fn databases(files: &SourceFiles) -> BTreeMap<u32, BTreeSet<DataPath>> {
     databases
 }
 
-/// A database has a version and a relation map in the tablespace that is its own, and may have relations in others.
-/// One that the target has must be whole on the source. Others may be just being made or dropped, or be what a
-/// server that crashed while it did that has left.
+/// Checks that each database that the target has whole is whole on the source, too. A database has a version
+/// and a relation map in its own tablespace, and may have relations in others. Databases that only the source
+/// has may be in the middle of being created or dropped, or be left from a crash.
 pub(crate) fn check_databases(
     files: &SourceFiles,
     target: &TargetFiles,
@@ -134,13 +135,13 @@ pub(crate) fn check_databases(
     Ok(())
 }
 
-/// Whether a planned file's content is judged before the seal.
+/// Whether the content of a planned file is checked before the seal.
 pub(crate) fn is_judged(path: &DataPath) -> bool {
     matches!(path.file_name(), "PG_VERSION" | "pg_filenode.map")
         && FileClass::of(path) == FileClass::State
 }
 
-/// Judges the content that came for versions and relation maps, by the file's index in the plan.
+/// Checks the content that came for versions and relation maps, by the file's index in the plan.
 pub(crate) fn check_contents(
     plan: &Plan,
     listed: &SourceFiles,
@@ -200,7 +201,7 @@ fn sizes<'f>(files: impl Iterator<Item = (&'f DataPath, u64)>) -> BTreeMap<u32, 
     sizes
 }
 
-/// A list as it is when all came: files may have been shorter or gone by then.
+/// The list with what was fetched: files may have become shorter or vanished meanwhile.
 pub(crate) fn what_is_left(listed: &SourceFiles, files: &[FinalFile<'_>]) -> SourceFiles {
     let mut left = listed.clone();
     for file in files {
@@ -213,7 +214,8 @@ pub(crate) fn what_is_left(listed: &SourceFiles, files: &[FinalFile<'_>]) -> Sou
     left
 }
 
-/// Refuses a list after which a database that both nodes have would keep next to nothing of what the target has.
+/// Refuses a list with which a database that both nodes have would keep less than a tenth of its bytes on the
+/// target.
 pub(crate) fn check_shrink(target: &TargetFiles, source: &SourceFiles) -> Result<(), RewindError> {
     let theirs = sizes(source.iter().filter_map(|(path, bytes)| Some((path, (*bytes)?))));
     let ours = sizes(target.iter().filter_map(|(path, entry)| Some((path, file_bytes(entry)?))));
@@ -262,7 +264,7 @@ pub(crate) fn check_seal(source: &Description, sealed: &Sealed) -> Result<(), Re
     Ok(())
 }
 
-/// Whether any source serves this.
+/// Checks that a source may serve this entry.
 fn check_entry(entry: &FileEntry, control: &ControlFile) -> Result<(), RewindError> {
     let path = &entry.path;
     let version = tablespace_version_directory(control.major, control.catalog_version);

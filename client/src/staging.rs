@@ -1,4 +1,5 @@
-//! The state directory `.pgrejoin`: what is fetched for a rewind, what finishes it and what takes it back.
+//! The state directory `.pgrejoin`: what was fetched for a rewind, and what is needed to finish it or to roll
+//! it back.
 //!
 //! Every change of the target and of this directory goes through [`disk::Disk`].
 
@@ -26,7 +27,7 @@ pub(crate) fn state_error(
     use std::io::ErrorKind;
     let error = error.into();
     let class = match io_kind(&*error) {
-        // What the operator can mend and what a check before the first change is there for.
+        // The operator can correct these, and checks before the first change should find them.
         Some(
             ErrorKind::ReadOnlyFilesystem
             | ErrorKind::StorageFull

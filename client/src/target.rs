@@ -1,4 +1,5 @@
-//! A read-only look at the target: is it stopped, ours and sound, and what is in it?
+//! Inspects the target without changing it: whether it is stopped, belongs to our user and is sound, and what
+//! is in it.
 
 pub mod places;
 pub mod recovery_conf;
@@ -43,7 +44,7 @@ const WAL_DIRECTORIES: [&str; 3] = ["pg_wal", "pg_wal/archive_status", "pg_wal/s
 pub struct Target {
     /// Its data directory; the lock is on its handle.
     pub directory: Arc<DataDir>,
-    /// Through which it is changed.
+    /// The disk through which it is changed.
     pub disk: Arc<dyn Disk>,
     /// Where packs and WAL are staged, if not in the state directory.
     pub staging: Option<Staging>,
@@ -59,14 +60,14 @@ pub struct Target {
     pub unstarted: bool,
 }
 
-/// Opens and locks a data directory that is ours and in which no server runs.
+/// Opens and locks a data directory that belongs to our user and in which no server runs.
 pub fn lock(path: &Path) -> Result<DataDir, RewindError> {
     let directory = lock_only(path)?;
     running::refuse_running_unless_ending(&directory)?;
     Ok(directory)
 }
 
-/// The same, whatever runs there.
+/// Opens and locks a data directory that belongs to our user, whatever runs there.
 pub fn lock_only(path: &Path) -> Result<DataDir, RewindError> {
     let directory = DataDir::open(path)?;
     let target = |message: String| RewindError::new(Class::Target, message);
@@ -127,7 +128,7 @@ pub fn inspect(
     let mut files = BTreeMap::new();
     let version_directory =
         tablespace_version_directory(control.file.major, control.file.catalog_version);
-    // What is kept as it is need not be looked into, and may not even be ours to read.
+    // Directories whose content stays as it is are not entered: they may not even be readable.
     let enter = |path: &DataPath| match FileClass::of(path) {
         FileClass::Log => false,
         FileClass::Wal => WAL_DIRECTORIES.contains(&path.as_str()),

@@ -12,30 +12,30 @@ use crate::error::{Class, RewindError};
 use crate::monitor::Monitor;
 use crate::monitor::steps::Steps;
 
-/// How often the operator has asked for an end.
+/// How many signals have asked the run to stop.
 ///
-/// The first time ends work that has changed nothing. While the target is changed that goes on to its end, which
-/// is near: half changed a node cannot be started. The second time ends that too.
+/// The first one ends work that has changed nothing. While the target is being changed, that work goes on to
+/// its end, which is near: a partly changed node cannot be started. The second one ends that work, too.
 #[derive(Debug, Default)]
 pub struct Signals(AtomicUsize);
 
 impl Signals {
-    /// As if so many had come.
+    /// The state after so many signals.
     pub fn received(count: usize) -> Self {
         Self(AtomicUsize::new(count))
     }
 
-    /// One more has come.
+    /// Counts another signal.
     pub fn receive(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether work that has changed nothing ends.
+    /// Whether work that has changed nothing must end.
     pub fn stop(&self) -> bool {
         self.0.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether work that has begun to change the target ends.
+    /// Whether work that has begun to change the target must end.
     pub fn stop_at_once(&self) -> bool {
         self.0.load(Ordering::Relaxed) > 1
     }
@@ -46,12 +46,12 @@ impl Signals {
     }
 }
 
-/// How a run is told to stop.
+/// How a run learns that it must stop.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     /// Cancelled by the first signal: work that has not changed the target ends at once.
     pub cancelled: CancellationToken,
-    /// Counted with it, for blocking work.
+    /// The same signals, counted, for blocking work.
     pub signals: Arc<Signals>,
 }
 
@@ -68,19 +68,19 @@ impl Stop {
     }
 }
 
-/// What every step of a run needs beside its input: where it reports, and whether it is to end.
+/// What every step of a run needs besides its input.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// Where it reports.
+    /// Receives what the run reports.
     pub monitor: Arc<dyn Monitor>,
     /// Times the steps.
     pub steps: Steps,
-    /// Whether it is to end.
+    /// Whether the run must stop.
     pub stop: Stop,
 }
 
 impl Context {
-    /// For a run that reports to `monitor`.
+    /// The context of a run that reports to `monitor`.
     pub fn new(monitor: Arc<dyn Monitor>, stop: Stop) -> Self {
         Self { steps: Steps::new(Arc::clone(&monitor)), monitor, stop }
     }
@@ -91,10 +91,10 @@ pub fn interrupted() -> RewindError {
     RewindError::new(Class::Interrupted, "stopped by a signal; the target is unchanged")
 }
 
-/// The answer to a request that was made while other things are done. Dropping it takes the request back.
+/// The answer to a request that was made while other things are done. Dropping this cancels the request.
 pub type Pending<T> = AbortOnDropHandle<Result<T, RewindError>>;
 
-/// Makes a request beside other things.
+/// Starts a request while other things are done.
 pub fn begin<T: Send + 'static>(
     work: impl Future<Output = Result<T, RewindError>> + Send + 'static,
 ) -> Pending<T> {
@@ -117,14 +117,15 @@ pub async fn blocking<T: Send + 'static, E: From<RewindError> + Send + 'static>(
     })?
 }
 
-/// Lets nobody do something any more once it is closed, and waits for those who do it just then.
+/// Guards some work: once the gate is closed, the work is not begun any more, and what was in progress has
+/// ended.
 #[derive(Debug, Default)]
 pub struct Gate {
     closed: AtomicBool,
     inside: RwLock<()>,
 }
 
-/// Somebody who has passed a [`Gate`].
+/// Proof that a [`Gate`] was open when the work began. Closing the gate waits until this is dropped.
 #[derive(Debug)]
 pub struct Inside<'g> {
     gate: &'g Gate,
@@ -132,17 +133,17 @@ pub struct Inside<'g> {
 }
 
 impl Gate {
-    /// Passes it, unless it is closed.
+    /// Begins the work, unless the gate is closed.
     ///
     /// # Errors
-    /// It is closed (`ErrorKind::Interrupted`).
+    /// The gate is closed (`ErrorKind::Interrupted`).
     pub fn enter(&self) -> io::Result<Inside<'_>> {
         let inside = Inside { gate: self, _held: self.inside.read() };
         inside.check()?;
         Ok(inside)
     }
 
-    /// Nobody is inside after this returns.
+    /// Closes the gate. When this returns, all work that was in progress has ended.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         drop(self.inside.write());
@@ -150,10 +151,10 @@ impl Gate {
 }
 
 impl Inside<'_> {
-    /// Whether the gate is still open; long work looks now and then.
+    /// Whether the gate is still open. Long work calls this now and then.
     ///
     /// # Errors
-    /// It was closed (`ErrorKind::Interrupted`).
+    /// The gate was closed (`ErrorKind::Interrupted`).
     pub fn check(&self) -> io::Result<()> {
         match self.gate.closed.load(Ordering::SeqCst) {
             true => Err(io::ErrorKind::Interrupted.into()),

@@ -50,7 +50,7 @@ pub fn open_by_component(
             Some(parent) => rustix::fs::openat(parent, part, flags, mode),
             None => rustix::fs::openat(&directory, part, flags, mode),
         };
-        // A symbolic link answers ENOTDIR when a directory is asked for: say what openat2 says.
+        // A symbolic link gives ENOTDIR where a directory is wanted. It is reported as ELOOP, as by openat2.
         current = Some(opened.map_err(|e| if e == Errno::NOTDIR { Errno::LOOP } else { e })?);
     }
     current.ok_or_else(|| Errno::NOENT.into())

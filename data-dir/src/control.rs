@@ -22,7 +22,7 @@ const HISTORY_BYTES_MAX: u64 = 1 << 20;
 /// Why one of these files could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// The system refused.
+    /// The operating system reported an error.
     #[error("could not read {file}")]
     Io {
         /// Path below the data directory.

@@ -1,4 +1,4 @@
-//! The handle itself.
+//! [`DataDir`], the handle of an open data directory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,13 +13,13 @@ use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom, StatxFlags};
 
 use crate::confined::open_below;
 
-/// A number the kernel draws when it starts.
+/// File with a random number that the kernel makes at every boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Why a directory could not be opened as a data directory.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The system refused.
+    /// The operating system reported an error.
     #[error("could not open data directory {path}")]
     Io {
         /// The directory.
@@ -34,7 +34,7 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
-    /// A name or file in it makes no sense.
+    /// A name or a file in the directory is not valid.
     #[error("data directory {path} cannot be read")]
     Format {
         /// The directory.
@@ -45,7 +45,7 @@ pub enum OpenError {
     },
 }
 
-/// An open data directory. Tablespaces and a linked `pg_wal` are those it has when it is opened.
+/// An open data directory. The links of tablespaces and of `pg_wal` are followed once, when it is opened.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
@@ -80,8 +80,8 @@ impl DataDir {
         Ok(Self { path: path.to_owned(), root, linked_wal, wal_is_elsewhere, linked_tablespaces })
     }
 
-    /// Reaches the tablespace `oid` through the link at `link`, where a rewind has moved it. Nothing
-    /// happens if there is no link.
+    /// From here on, reaches the tablespace `oid` through the link at `link`, to which a rewind has moved it.
+    /// Does nothing if there is no link at that path.
     pub fn adopt_tablespace(&mut self, oid: &str, link: &DataPath) -> io::Result<()> {
         if let Some(opened) = open_link(&self.root, link.as_str())? {
             self.linked_tablespaces.insert(oid.to_owned(), opened);
@@ -89,7 +89,7 @@ impl DataDir {
         Ok(())
     }
 
-    /// Where it was opened; for messages, not for opening files.
+    /// The path with which the directory was opened. For messages only: files are opened through the handle.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -206,8 +206,8 @@ impl DataDir {
         Ok(format!("pgrejoin-{:x}-{:x}", stat.st_dev, stat.st_ino))
     }
 
-    /// What tells this directory from every other one, on this machine and elsewhere, until the machine is started
-    /// anew: its device and inode and the boot's id. Containers of one machine share the last alone.
+    /// Identifies this directory, among those of all machines, until the machine is rebooted: a hash of its
+    /// device, its inode and the kernel's boot id. Containers of one machine have only the boot id in common.
     pub fn identity(&self) -> io::Result<[u8; 16]> {
         let stat = rustix::fs::fstat(&self.root)?;
         let boot = std::fs::read(BOOT_ID).unwrap_or_default();
@@ -231,11 +231,12 @@ impl DataDir {
     }
 }
 
-/// What a file must share with another for a rename between them: device and mount.
+/// Device and mount of a file. A file can be renamed only where both stay the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mount {
     device: (u32, u32),
-    /// 0 where the kernel does not tell (before 5.8): the device must do.
+    /// The mount's id; 0 where the kernel does not report it (before 5.8), and then only devices are
+    /// compared.
     number: u64,
 }
 
@@ -248,7 +249,7 @@ pub fn mount_of(directory: impl AsFd, name: &str) -> io::Result<Mount> {
     Ok(Mount { device: (stat.stx_dev_major, stat.stx_dev_minor), number })
 }
 
-/// Whether `name` is on another mount than `directory`; a name that is not there is on none.
+/// Whether `name` is on another mount than `directory`; `false` if it does not exist.
 fn is_mount(directory: &OwnedFd, name: &str) -> io::Result<bool> {
     match mount_of(directory, name) {
         Ok(there) => Ok(there != mount_of(directory, ".")?),
@@ -271,8 +272,8 @@ pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize>
     Ok(filled)
 }
 
-/// Names in an open directory but `.` and `..`; names that are no UTF-8 are an error, since no
-/// peer could name them.
+/// Names in an open directory without `.` and `..`. In a name that is not UTF-8 the invalid bytes are
+/// replaced, so that it does not lead to the file any more.
 pub(crate) fn names(directory: &OwnedFd) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(directory)? {
@@ -293,12 +294,11 @@ fn names_in(root: &OwnedFd, directory: &str) -> io::Result<Vec<String>> {
     }
 }
 
-/// Opens the directory a symbolic link of the data directory points to; `None` if it is no link.
-/// ZFS: some releases take for a hole what was written a moment ago (its issue 15526).
+/// Some releases of ZFS report data that was written a moment ago as a hole (its issue 15526).
 const ZFS_SUPER_MAGIC: rustix::fs::FsWord = 0x2FC1_2FC1;
 
-/// Whether nothing was ever written to this range of a file: it reads as zeros without being read.
-/// Only what lies before the end of the file counts. Where the file system cannot tell, nothing is.
+/// Whether a range of a file is a hole, which reads as zeros. `false` if the range reaches behind the end of
+/// the file, or if the file system does not report holes reliably.
 pub fn is_hole(file: &File, offset: u64, length: u64) -> bool {
     let end = offset.saturating_add(length);
     if rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == ZFS_SUPER_MAGIC) {
@@ -313,6 +313,8 @@ pub fn is_hole(file: &File, offset: u64, length: u64) -> bool {
     }
 }
 
+/// Opens the directory that a symbolic link at `path` points to, and returns it with the link's content;
+/// `None` if `path` is not a link.
 fn open_link(root: &OwnedFd, path: &str) -> io::Result<Option<(PathBuf, OwnedFd)>> {
     let target = match rustix::fs::readlinkat(root, path, Vec::new()) {
         Ok(target) => PathBuf::from(String::from_utf8_lossy(target.as_bytes()).into_owned()),

@@ -1,4 +1,4 @@
-//! Telling private keys from other files, so that none leaves its node or is lost with the rest.
+//! Recognizes private keys, so that no key leaves its node or is removed with other files.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -7,7 +7,7 @@ use std::io::{self, Read as _};
 const KEY_ENDINGS: [&str; 6] = [".key", ".p12", ".pfx", ".jks", ".pk8", ".keytab"];
 /// What every private key in text form has in its first line.
 const KEY_MARK: &[u8] = b"PRIVATE KEY";
-/// Larger files that are not PostgreSQL's own count as keys unread: reading through a dump that
+/// A larger file that is not PostgreSQL's own counts as a key without being read: reading a dump that
 /// somebody left in the data directory would take the disk from the database.
 const SCANNED_BYTES_MAX: u64 = 64 << 20;
 const SCAN_BYTES: usize = 64 << 10;
@@ -18,7 +18,8 @@ pub fn is_key_name(name: &str) -> bool {
     KEY_ENDINGS.iter().any(|ending| lower.ends_with(ending))
 }
 
-/// Reads a whole file for the mark of a private key; one too large to read counts as one.
+/// Whether a file has the mark of a private key in it. Reads the whole file; one that is too large to be read
+/// counts as a key.
 pub fn holds_private_key(mut file: File) -> io::Result<bool> {
     if file.metadata()?.len() > SCANNED_BYTES_MAX {
         return Ok(true);

@@ -59,7 +59,7 @@ impl Segments for LocalWal<'_> {
 /// Why WAL could not be read to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
-    /// The system refused.
+    /// The operating system reported an error.
     #[error("could not read the WAL at {at}")]
     Io {
         /// The page wanted.
@@ -97,7 +97,7 @@ pub fn scan(
     scan_pages(segments, context, start, FirstPage::Checked, sink)
 }
 
-/// Whether the first page of every segment must be sound, as the server wants it.
+/// Whether the first page of every segment must be valid, as the server requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FirstPage {
     Checked,
@@ -158,10 +158,11 @@ fn ended(decoder: &Decoder, end: EndOfWal) -> Scanned {
     Scanned { end: decoder.end(), last_record: decoder.last_record(), stopped_by: Some(end) }
 }
 
-/// Looks behind an end of WAL for intact records, which a log that merely stops does not have: the
-/// position of the first one found in the same segment or the next ones up to `last_segment`.
+/// Looks for intact records behind an end of WAL. They prove that the WAL is damaged there: a log that simply
+/// ends has none behind its end. Returns the position of the first one found in the segment of the end or in
+/// the next one that exists, up to `last_segment`.
 ///
-/// Recycled segments do not deceive it, their pages carry old positions.
+/// Old records in a recycled segment are not found, because its pages carry older positions.
 pub fn records_after(
     segments: &dyn Segments,
     context: WalContext,
@@ -186,7 +187,7 @@ pub fn records_after(
                 found = Some(record.lsn);
                 ControlFlow::Break(())
             };
-            // The damage may be in the very page that vouches for its segment.
+            // The damage may be in the segment's first page, by which a segment is checked.
             let start = Start::FirstAfter(page);
             scan_pages(segments, context, start, FirstPage::Ignored, &mut note)?;
             if found.is_some() {

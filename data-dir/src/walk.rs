@@ -15,12 +15,12 @@ use crate::dir::names;
 /// Deepest directory level entered; PostgreSQL's own trees have five.
 const DEPTH_MAX: usize = 32;
 
-/// Something in a data directory.
+/// A file, directory or link in a data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Where.
+    /// Its path.
     pub path: DataPath,
-    /// What.
+    /// What it is.
     pub kind: EntryKind,
     /// Permission bits.
     pub mode: u32,
@@ -38,14 +38,14 @@ pub enum EntryKind {
         /// Length in bytes.
         bytes: u64,
     },
-    /// A directory; also what a link of `pg_wal` or of a tablespace leads to.
+    /// A directory, also one that is reached through the link of `pg_wal` or of a tablespace.
     Directory {
-        /// Where it really is, if a symbolic link leads to it.
+        /// The content of the symbolic link through which it is reached, if there is one.
         link: Option<String>,
     },
     /// Any other symbolic link; it is not followed.
     Link {
-        /// What it holds.
+        /// The content of the link.
         target: String,
     },
     /// A socket, FIFO or device.
@@ -53,10 +53,10 @@ pub enum EntryKind {
 }
 
 impl DataDir {
-    /// Visits everything below the data directory but pgrejoin's own files, parents before their
-    /// content, in no other order. What vanishes while it is listed is left out, and so is what
-    /// lies in a tablespace outside `version_directory`: it belongs to somebody else. Directories
-    /// that `enter` says no to are visited but not looked into.
+    /// Visits everything below the data directory except pgrejoin's own files, each directory before its
+    /// content and otherwise in no particular order. A file that vanishes during the walk is left out. So is
+    /// everything in a tablespace outside `version_directory`, which belongs to another cluster. A directory
+    /// that `enter` rejects is visited, but its content is not.
     pub fn walk(
         &self,
         version_directory: &str,
@@ -106,7 +106,7 @@ impl DataDir {
         Ok(())
     }
 
-    /// Looks at one name; a directory is returned open if that is wanted.
+    /// Examines one name. A directory is also opened if `open` is set.
     fn entry(
         &self,
         directory: &OwnedFd,

@@ -48,7 +48,7 @@ impl ClusterState {
 }
 
 impl fmt::Display for ClusterState {
-    /// The words of `pg_controldata`.
+    /// The state as `pg_controldata` prints it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Startup => "starting up",
@@ -85,7 +85,7 @@ impl WalLevel {
 /// What a checkpoint recorded: in `pg_control` and in checkpoint records of the WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckPoint {
-    /// Where replay of this checkpoint starts.
+    /// Redo position: where replay from this checkpoint begins.
     pub redo: Lsn,
     /// The timeline it was written on.
     pub timeline: TimelineId,
@@ -190,13 +190,14 @@ pub struct ControlFile {
     pub checkpoint_copy: CheckPoint,
     /// Fake LSN counter of unlogged relations.
     pub unlogged_lsn: Lsn,
-    /// Replay must get here before the node may be used; 0 on a primary.
+    /// Replay must reach this position before the node may be used; 0 on a primary.
     pub min_recovery_point: Lsn,
     /// The timeline of [`Self::min_recovery_point`]; 0 when there is none.
     pub min_recovery_timeline: u32,
-    /// Not 0 while a base backup is being recovered.
+    /// Start of the base backup that is being recovered; 0 if none is.
     pub backup_start_point: Lsn,
-    /// Where that recovery becomes consistent.
+    /// The end of that backup, where its recovery becomes consistent, if it was taken from a standby; 0
+    /// otherwise.
     pub backup_end_point: Lsn,
     /// Whether that recovery waits for the end-of-backup record.
     pub backup_end_required: bool,
@@ -214,7 +215,7 @@ pub struct ControlFile {
     pub data_checksum_version: u32,
 }
 
-/// Where the fields lie that moved between layouts.
+/// Offsets of the fields whose position differs between layouts.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
     /// Start of `unloggedLSN`; the fields up to `xlog_seg_size` follow at fixed distances but for

@@ -1,14 +1,15 @@
-//! Blocks that replay rebuilds whatever they hold.
+//! Blocks that replay rebuilds whatever their old content is.
 //!
-//! Redo of an applied full-page image, or of a record that initialises the page, does not read the old
-//! page (`XLogReadBufferForRedoExtended`, `RBM_ZERO_AND_LOCK`). A block whose first reference in the WAL
-//! that will be replayed is such a one comes out right from any content. What counts is the first
-//! reference alone: a record without image needs the page that the records before it left.
+//! Redo of an applied full-page image, or of a record that initialises the page, does not read the old page
+//! (`XLogReadBufferForRedoExtended`, `RBM_ZERO_AND_LOCK`). If the first record that names a block in the
+//! replayed WAL is of this kind, the block is correct after replay and need not be fetched. Only the first
+//! record counts: a record without an image needs the page as the records before it left it.
 
 use crate::wal::RecordBody;
 use crate::{Fork, Lsn, PageMap, RelationSegment};
 
-/// Main-fork blocks by what the first record that names them does, of the WAL from one position on.
+/// The main-fork blocks that the WAL from one position on names, divided into those that replay rebuilds and
+/// those that it only changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Covered {
     start: Lsn,
@@ -17,17 +18,17 @@ pub struct Covered {
 }
 
 impl Covered {
-    /// Of WAL that is replayed from `start` on, of which no record was seen yet.
+    /// An empty set, for WAL that is replayed from `start` on.
     pub fn new(start: Lsn) -> Self {
         Self { start, rebuilt: PageMap::default(), changed: PageMap::default() }
     }
 
-    /// Where replay begins: from another position other blocks are covered.
+    /// The position where replay begins. Replay from another position rebuilds other blocks.
     pub fn start(&self) -> Lsn {
         self.start
     }
 
-    /// Takes the next record.
+    /// Adds the blocks of the next record. Records must be added in the order of the WAL.
     pub fn note(&mut self, body: &RecordBody) {
         for reference in body.blocks.iter().filter(|reference| reference.fork == Fork::Main) {
             let (segment, block) =
@@ -40,7 +41,8 @@ impl Covered {
         }
     }
 
-    /// Takes what was seen of the WAL behind.
+    /// Adds the result for the WAL that follows directly. Blocks that this value knows already stay as they
+    /// are.
     pub fn absorb(&mut self, later: Self) {
         let Self { mut rebuilt, mut changed, .. } = later;
         for known in [&self.rebuilt, &self.changed] {
@@ -56,17 +58,18 @@ impl Covered {
         segment.fork == Fork::Main && self.rebuilt.contains(segment, block)
     }
 
-    /// Whether all that `other` says still holds: it was computed for the same start.
+    /// Whether `other` was computed for the same start of replay, and every block that it calls rebuilt is
+    /// rebuilt by this value too.
     pub fn confirms(&self, other: &Self) -> bool {
         self.start == other.start && other.rebuilt.is_within(&self.rebuilt)
     }
 
-    /// The blocks.
+    /// The blocks that replay rebuilds.
     pub fn into_blocks(self) -> PageMap {
         self.rebuilt
     }
 
-    /// Takes the blocks that WAL behind is said to rebuild.
+    /// Adds the blocks that replay of the following WAL rebuilds, where nothing else is known of that WAL.
     pub fn absorb_blocks(&mut self, rebuilt: PageMap) {
         self.absorb(Self { start: self.start, rebuilt, changed: PageMap::default() });
     }

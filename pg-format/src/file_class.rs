@@ -1,4 +1,4 @@
-//! What a file of a data directory is, told by its path alone.
+//! The class of each file in a data directory, decided from its path alone.
 //!
 //! The lists are those of `basebackup.c` and `pg_rewind/filemap.c`, the same in 13 to 19.
 
@@ -37,7 +37,8 @@ pub enum FileClass {
     Control,
     /// A segment of a relation fork.
     Relation(RelationSegment),
-    /// Transaction status and its kin: pages that are never trusted, compared one by one.
+    /// A segment of an SLRU (transaction status, multixacts, commit timestamps). WAL does not name its pages,
+    /// so every page is compared with the source's.
     Slru,
     /// Small state that is always made equal to the source's: relation maps, `PG_VERSION`,
     /// two-phase files, logical decoding state.
@@ -109,8 +110,8 @@ fn is_state(path: &DataPath, name: &str) -> bool {
     }
 }
 
-/// What PostgreSQL's own lists name at any depth counts only where PostgreSQL puts it: a file of the
-/// same name elsewhere is the user's.
+/// PostgreSQL's lists match these names at any depth. Here they count only where PostgreSQL puts such files:
+/// elsewhere a file of the same name belongs to the user.
 fn is_discarded(path: &DataPath, name: &str) -> bool {
     let emptied = EMPTIED_DIRECTORIES
         .iter()

@@ -27,7 +27,7 @@ impl Lsn {
         self.0
     }
 
-    /// Whether this is any position at all.
+    /// Whether this is a position, not [`Self::INVALID`].
     pub const fn is_valid(self) -> bool {
         self.0 != 0
     }
@@ -38,7 +38,7 @@ impl Lsn {
         Self(self.0.saturating_add(bytes))
     }
 
-    /// Bytes from `earlier` to here; 0 if `earlier` is later.
+    /// Bytes from `earlier` to this position; 0 if `earlier` is later.
     pub const fn distance_from(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }

@@ -50,7 +50,8 @@ impl<'a> Page<'a> {
         bytes.try_into().ok().map(Self)
     }
 
-    /// Position of the last WAL record that changed it. Stored as two halves, high first.
+    /// The page's LSN (`pd_lsn`): the end of the last WAL record that changed the page. It is stored as two
+    /// 32-bit halves, the high one first.
     pub fn lsn(self) -> Lsn {
         let half = |at: usize| {
             let bytes = self.0.get(at..at + 4).and_then(|b| b.try_into().ok());
@@ -64,7 +65,7 @@ impl<'a> Page<'a> {
         self.0[14] == 0 && self.0[15] == 0
     }
 
-    /// Whether it holds zeros alone.
+    /// Whether every byte of the page is zero.
     pub fn is_zero(self) -> bool {
         self.0.iter().all(|byte| *byte == 0)
     }
@@ -74,8 +75,8 @@ impl<'a> Page<'a> {
         u16::from_le_bytes([self.0[8], self.0[9]])
     }
 
-    /// Whether its checksum fits its content at `block` of the whole relation, counted over all
-    /// segments (`pg_checksum_page`). New pages carry none: they must be zero.
+    /// Whether the page's checksum matches its content as block `block` of the relation, counted over all
+    /// segments (`pg_checksum_page`). A new page has no checksum and must be zero throughout.
     pub fn checksum_fits(self, block: u32) -> bool {
         if self.is_new() {
             return self.is_zero();

@@ -49,18 +49,18 @@ impl BlockSet {
         self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
     }
 
-    /// Takes the blocks of another set out.
+    /// Removes the blocks of another set.
     pub fn remove(&mut self, other: &Self) {
         self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= !other);
     }
 
-    /// Whether all its blocks are in another set.
+    /// Whether all blocks of this set are in another set.
     pub fn is_within(&self, other: &Self) -> bool {
         let others = other.words.iter().copied().chain(std::iter::repeat(0));
         self.words.iter().zip(others).all(|(word, other)| word & !other == 0)
     }
 
-    /// Whether a block is in it.
+    /// Whether a block is in the set.
     pub fn contains(&self, block: u32) -> bool {
         self.words.get((block / 64) as usize).is_some_and(|word| word & (1 << (block % 64)) != 0)
     }
@@ -78,17 +78,17 @@ impl BlockSet {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
     }
 
-    /// Its runs of consecutive blocks below `end`, none longer than `count_max`.
+    /// The runs of consecutive blocks below `end`, each at most `count_max` blocks long.
     pub fn ranges(&self, end: u32, count_max: u32) -> Vec<BlockRange> {
         self.ranges_in(0..end, count_max)
     }
 
-    /// The same of the blocks in a part of the file.
+    /// The runs of consecutive blocks inside `part`, each at most `count_max` blocks long.
     pub fn ranges_in(&self, part: Range<u32>, count_max: u32) -> Vec<BlockRange> {
         let mut ranges: Vec<BlockRange> = Vec::new();
         let inside = self.iter().skip_while(|block| *block < part.start);
@@ -124,7 +124,7 @@ impl PageMap {
         }
     }
 
-    /// Takes the blocks of another map out.
+    /// Removes the blocks of another map.
     pub fn remove(&mut self, other: &Self) {
         for (segment, blocks) in &mut self.segments {
             if let Some(other) = other.segments.get(segment) {
@@ -133,12 +133,12 @@ impl PageMap {
         }
     }
 
-    /// Whether a block of a segment file is in it.
+    /// Whether a block of a segment file is in the map.
     pub fn contains(&self, segment: &RelationSegment, block: u32) -> bool {
         self.segments.get(segment).is_some_and(|blocks| blocks.contains(block))
     }
 
-    /// Whether all its blocks are in another map.
+    /// Whether all blocks of this map are in another map.
     pub fn is_within(&self, other: &Self) -> bool {
         let none = BlockSet::default();
         let others = |segment| other.segments.get(segment).unwrap_or(&none);
@@ -165,7 +165,7 @@ impl PageMap {
         self.segments.values().map(BlockSet::len).sum()
     }
 
-    /// Whether there is none.
+    /// Whether the map has no blocks.
     pub fn is_empty(&self) -> bool {
         self.segments.values().all(BlockSet::is_empty)
     }

@@ -11,13 +11,16 @@ const PATH_BYTES_MAX: usize = 1024;
 
 /// A relative path of plain components: no empty one, no `.` or `..`, no NUL, no leading slash.
 ///
-/// The proof is about names only. Symbolic links are the business of whoever opens the file.
+/// The check covers names only. The code that opens the file must deal with symbolic links.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DataPath(Box<str>);
 
 impl DataPath {
     /// Checks a path.
+    ///
+    /// # Errors
+    /// The path is empty, longer than 1024 bytes, or not made of plain components.
     pub fn new(path: impl Into<String>) -> Result<Self, FormatError> {
         let path: String = path.into();
         let bad = |why: &str| FormatError::invalid("path", format!("{path:?} {why}"));
@@ -33,13 +36,14 @@ impl DataPath {
         Ok(Self(path.into_boxed_str()))
     }
 
-    /// A path that the program itself names: plain, as a test of every one shows.
+    /// A path that is written in the program itself. It is not checked in a release build: tests construct
+    /// every such path.
     pub fn of(path: &'static str) -> Self {
         debug_assert!(Self::new(path).is_ok(), "{path}");
         Self(path.into())
     }
 
-    /// The text.
+    /// The path as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

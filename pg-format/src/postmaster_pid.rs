@@ -1,10 +1,10 @@
-//! `postmaster.pid`: who holds a data directory (`utils/pidfile.h`).
+//! `postmaster.pid`: which process uses a data directory (`utils/pidfile.h`).
 
 /// The lines of the file. A server writes them one after the other while it starts, so all but the
 /// first may be missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PostmasterPid {
-    /// Process id; negative when the holder is not a postmaster (single-user mode, or a rewind).
+    /// Process id; negative if the process is not a postmaster (single-user mode, or a rewind).
     pub pid: i64,
     /// When the postmaster started, seconds since 1970.
     pub start_time: Option<i64>,

@@ -1,5 +1,5 @@
-//! `pg_filenode.map`: which files hold the relations that no catalog can name, those of the catalogs themselves
-//! (`RelMapFile` in `relmapper.c`).
+//! `pg_filenode.map`: the file numbers of the mapped relations, the catalogs that `pg_class` cannot give a
+//! file number (`RelMapFile` in `relmapper.c`).
 
 use crate::bytes::Fields;
 use crate::{FormatError, Major};
@@ -11,12 +11,12 @@ const MAGIC: i32 = 0x59_2717;
 const HEADER_BYTES: usize = 8;
 const MAPPING_BYTES: usize = 8;
 
-/// Mappings a file has room for (`MAX_MAPPINGS`): up to 15 it is padded to 512 bytes.
+/// Number of mappings that a file has space for (`MAX_MAPPINGS`). Up to 15 the file is padded to 512 bytes.
 fn mappings_max(major: Major) -> usize {
     if major.number() >= 16 { 64 } else { 62 }
 }
 
-/// Length of the file, the same whatever it maps.
+/// Length of the file in bytes, whatever the number of its mappings.
 pub fn file_bytes(major: Major) -> usize {
     let body = HEADER_BYTES + mappings_max(major) * MAPPING_BYTES;
     // The CRC, and before 16 four bytes of padding.

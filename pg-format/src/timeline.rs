@@ -139,7 +139,8 @@ impl TimelineHistory {
         self.spans.iter().any(|span| span.timeline == timeline)
     }
 
-    /// Where this history and `other` part, by their files alone; `None` if they never met.
+    /// Where this history and `other` part, according to their history files; `None` if they have no timeline
+    /// in common.
     pub fn common_ancestor(&self, other: &Self) -> Option<CommonAncestor> {
         let pairs = self.spans.iter().zip(&other.spans);
         let (ours, theirs) =

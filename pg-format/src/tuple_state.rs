@@ -1,7 +1,8 @@
-//! The part of heap tuples that changes while the rows stay what they are: who deleted, locked or updated
-//! one, where its next version lies, hint bits and command ids. Some of it no WAL carries, so nodes that
-//! replayed the same WAL differ in it all over a page. Whoever looks for what two pages have in common
-//! takes it out first.
+//! The fields of heap tuples that change while the rows stay the same: who deleted, locked or updated a
+//! tuple, where its next version is, hint bits and command ids.
+//!
+//! WAL does not carry all of these fields, so they differ all over a page between nodes that replayed the
+//! same WAL. They are taken out before two pages are searched for common content.
 //!
 //! Source of the layout: `htup_details.h`, `bufpage.h`, `itemid.h`.
 
@@ -22,8 +23,9 @@ fn word(page: &[u8], at: usize) -> usize {
     usize::from(word.map_or(0, u16::from_le_bytes))
 }
 
-/// Where the tuples of a heap page begin, in the order of their line pointers; none on any other page, and
-/// none that would reach into the line pointers. What is taken out of tuples does not change the answer.
+/// Offsets of the tuples on a heap page, in the order of their line pointers. Empty for any other page; a
+/// tuple that would overlap the line pointers is left out. Taking out the tuples' state does not change the
+/// result.
 fn tuples(page: &[u8]) -> Vec<usize> {
     let (lower, special) = (word(page, 12), word(page, 16));
     let is_heap = page.len() == BLOCK_SIZE
@@ -44,22 +46,24 @@ fn state_of(page: &mut [u8], tuple: usize) -> Option<&mut [u8; STATE_BYTES]> {
     page.get_mut(tuple + STATE.start..tuple + STATE.end)?.first_chunk_mut()
 }
 
-/// Takes the state of all tuples out of a page, which has zeros in their place then. It comes byte by byte
-/// of the state, each as its difference to the tuple before: nearly all of it is zeros and ones, since
-/// neighbours are alike and each points to itself. Nothing is taken out of a page that is no heap page.
+/// Takes the state of all tuples out of a page and leaves zeros in its place. The result is ordered by the
+/// bytes of the state, and each byte is the difference to the same byte of the tuple before. Nearly all of it
+/// is zeros and ones, because neighbouring tuples are alike and each `t_ctid` points to its own tuple.
+/// Nothing is taken out of a page that is not a heap page.
 pub fn take(page: &mut [u8]) -> Vec<u8> {
     let tuples = tuples(page);
     let states = tuples.into_iter().filter_map(|tuple| state_of(page, tuple).map(std::mem::take));
     columns(&states.collect::<Vec<_>>())
 }
 
-/// Puts back what was taken out; `None` if it is not what this page has room for. Two tuples may lie in one
-/// place on a damaged page: the first one's bytes were taken first, and are put back last.
+/// Puts the state that [`take`] returned back into the page; `None` if it does not have the length that this
+/// page needs. On a damaged page two tuples may share bytes: the first tuple's bytes were taken first, and
+/// are put back last.
 pub fn put(page: &mut [u8], columns: &[u8]) -> Option<()> {
     let tuples = tuples(page);
     let states = rows(columns, tuples.len())?;
     for (tuple, state) in tuples.into_iter().zip(states).rev() {
-        // Where two tuples share bytes the later one left zeros of the earlier one's.
+        // Where two tuples share bytes, the later one's state has the zeros that the earlier one left.
         let place = state_of(page, tuple)?;
         place.iter_mut().zip(state).for_each(|(byte, taken)| *byte |= taken);
     }

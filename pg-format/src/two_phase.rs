@@ -3,7 +3,8 @@
 /// Bytes of the CRC-32C that the file ends in.
 const CRC_BYTES: usize = 4;
 
-/// Whether the CRC that the file ends in fits: it is written in place, so one that was read meanwhile does not.
+/// Whether the CRC at the end of the file matches. The file is written in place, so a copy that was read
+/// during a write does not match.
 pub fn crc_fits(bytes: &[u8]) -> bool {
     let Some(at) = bytes.len().checked_sub(CRC_BYTES) else {
         return false;

@@ -1,4 +1,4 @@
-//! The calls, as a client makes them.
+//! The client's side of the protocol's calls.
 
 use std::time::Duration;
 
@@ -49,21 +49,21 @@ impl Client {
         Self { calls, limit: UNARY_TIMEOUT.min(patience) }
     }
 
-    /// What the node is.
+    /// Asks the server to describe its node; it must answer within `limit`.
     pub async fn describe(&mut self, limit: Duration) -> Result<Description, CallError> {
         let request =
             wire::DescribeRequest { protocol_version: PROTOCOL_VERSION, features: Vec::new() };
         within(limit, self.calls.describe(request)).await?.into_inner().try_into()
     }
 
-    /// Starts the file list.
+    /// Asks for the source's file list.
     pub async fn list_files(&mut self) -> Result<FileList, CallError> {
         let stream = within(self.limit, self.calls.list_files(wire::ListFilesRequest {})).await?;
         Ok(FileList { stream: stream.into_inner(), redo: None })
     }
 
-    /// Starts a data stream. Units are sent as they arrive in `units`, frames are read from the
-    /// result; both sides must be served at the same time.
+    /// Starts a data stream. Units are sent as they arrive in `units`, and frames are read from the result.
+    /// The caller must serve both at the same time, or each side may wait for the other.
     pub async fn fetch(&mut self, units: mpsc::Receiver<Vec<Unit>>) -> Result<Frames, CallError> {
         let requests = ReceiverStream::new(units)
             .map(|units| wire::FetchRequest { units: units.into_iter().map(Into::into).collect() });
@@ -71,7 +71,7 @@ impl Client {
         Ok(Frames { stream: stream.into_inner(), sequence: 0 })
     }
 
-    /// Where replay must end for everything fetched so far.
+    /// Asks for the position at which replay must end so that it covers everything fetched so far.
     pub async fn seal(&mut self) -> Result<Sealed, CallError> {
         within(self.limit, self.calls.seal(wire::SealRequest {})).await?.into_inner().try_into()
     }
@@ -85,7 +85,7 @@ pub struct FileList {
 }
 
 impl FileList {
-    /// The next entries; `None` after the last. A list that was cut is an error.
+    /// The next entries; `None` after the last. A list that ends before it is complete is an error.
     pub async fn next(&mut self) -> Result<Option<Vec<FileEntry>>, CallError> {
         if self.redo.is_some() {
             return Ok(None);

@@ -1,11 +1,11 @@
-//! Pages as differences to a page the other end has: a short signature goes one way, what it does not
-//! explain comes the other.
+//! Pages as differences to the version that the receiver has: the receiver sends a short signature of its
+//! page, and gets what the signature does not explain.
 //!
-//! A signature is one small hash for each block of a page; whoever has the new page looks for those blocks
-//! at any offset that is a multiple of four, since pruning and inserting move what lies in a page without
-//! changing it. The page header, which every change touches, always travels, and so does the state of heap
-//! tuples ([`tuple_state`]), in which pages with the same rows differ all over; blocks are compared without
-//! it. A hash so small lies now and then: the result is checked with the page's own hash, never believed.
+//! A signature has one small hash for each block of a page. The sender looks for these blocks at every offset
+//! in its own page that is a multiple of four, since pruning and inserting move what lies in a page without
+//! changing it. The page header, which every change touches, is always sent. So is the state of heap tuples
+//! ([`tuple_state`]), which differs all over pages with the same rows; blocks are compared without it. Hashes
+//! this small collide now and then, so the rebuilt page is checked with the hash of the whole page.
 
 use pg_format::{BLOCK_SIZE, tuple_state};
 
@@ -29,13 +29,13 @@ const HEADER_WORDS: usize = HEADER / WORD;
 const BLOCK_WORDS: usize = BLOCK / WORD;
 const PAGE_WORDS: usize = BLOCK_SIZE / WORD;
 
-/// Why a difference cannot be applied: the bytes came from a peer.
+/// The error for a difference that cannot be applied, which may happen because it comes from a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a page difference is malformed")]
 pub struct Malformed;
 
-/// Blocks found at any offset, by hashes that depend on a seed: a pair of pages that is unlucky with one
-/// is not with the next.
+/// Finds blocks at any offset, by hashes that depend on a seed: a pair of pages whose hashes collide with one
+/// seed does not with another.
 #[derive(Debug, Clone, Copy)]
 pub struct AnyOffset {
     factor: u64,
@@ -65,13 +65,13 @@ impl AnyOffset {
     }
 }
 
-/// The hash that travels: 24 bits that depend on all of a sum.
+/// The hash that is sent: 24 bits that depend on every bit of a sum.
 fn short(sum: u64) -> u32 {
     let mixed = (sum ^ (sum >> 29)).wrapping_mul(0x94D0_49BB_1331_11EB);
     u32::try_from(mixed >> 40).unwrap_or(0)
 }
 
-/// A whole page without the state of its tuples, and that.
+/// A whole page without the state of its tuples, and that state.
 fn without_states(page: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let mut page = page.to_vec();
     page.resize(BLOCK_SIZE, 0);
@@ -128,7 +128,7 @@ impl Index {
         self.hashes.get(number) == Some(&hash)
     }
 
-    /// A full block with this hash, `hint` if that is one.
+    /// A full block with this hash, by preference block `hint`.
     fn find(&self, hash: u32, hint: usize) -> Option<usize> {
         let mut at = usize::from(*self.heads.get(slot(hash))?);
         if at == 0 {
@@ -155,7 +155,7 @@ fn slot(hash: u32) -> usize {
 struct Writer<'p> {
     page: &'p [u8],
     delta: Vec<u8>,
-    /// First byte that is in nothing yet.
+    /// First byte that is not yet part of a literal or a copy.
     literal: usize,
     /// Blocks to copy that follow each other: first and count.
     copy: Option<(usize, usize)>,
@@ -180,7 +180,7 @@ impl Writer<'_> {
             self.delta.extend([first, count].map(|number| u8::try_from(number).unwrap_or(0)));
         }
         let literal = self.page.get(self.literal..end).unwrap_or_default();
-        // Seven bits a byte, and no page is longer than two of them say.
+        // The length is written in one or two bytes of seven bits each, enough for any page.
         let [low, high, ..] = (literal.len() << 1).to_le_bytes();
         match literal.len() {
             0..0x80 => self.delta.push(low >> 1),
@@ -191,7 +191,8 @@ impl Writer<'_> {
 }
 
 impl AnyOffset {
-    /// What the other end is told of a page; anything shorter than a page counts as zeros at its end.
+    /// The signature of a page, which the peer needs for [`Self::encode`]. Bytes that are missing at the
+    /// page's end count as zeros.
     pub fn sign(&self, old: &[u8]) -> [u8; SIGNATURE_BYTES] {
         let words = words(&without_states(old).0);
         let mut signature = [0; SIGNATURE_BYTES];
@@ -203,7 +204,7 @@ impl AnyOffset {
         signature
     }
 
-    /// What makes `page` of the page that was signed; `None` if it has nothing in common with it.
+    /// The difference from the page that was signed to `page`; `None` if they have no block in common.
     pub fn encode(&self, signature: &[u8; SIGNATURE_BYTES], page: &[u8]) -> Option<Vec<u8>> {
         const LAST: usize = HEADER_WORDS + (BLOCKS - 1) * BLOCK_WORDS;
         let index = Index::new(signature);
@@ -235,10 +236,11 @@ impl AnyOffset {
         copies.then_some(writer.delta)
     }
 
-    /// Rebuilds a page. It is the right one only if its hash says so.
+    /// Applies a difference to the old page. Hashes in a signature can collide, so the caller must check the
+    /// result with the page's own hash.
     ///
     /// # Errors
-    /// The difference does not make a page of anything.
+    /// The difference is malformed: it does not make a whole page.
     pub fn apply(&self, old: &[u8], delta: &[u8]) -> Result<Vec<u8>, Malformed> {
         let (old, _) = without_states(old);
         let mut page = Vec::with_capacity(BLOCK_SIZE);

@@ -1,4 +1,4 @@
-//! What the data path carries, as domain types.
+//! The content of the data stream, as domain types.
 
 use bytes::Bytes;
 pub use pg_format::BlockRange;
@@ -12,7 +12,7 @@ use crate::delta::AnyOffset;
 pub struct Unit {
     /// Chosen by the client; replies carry it.
     pub id: u64,
-    /// The work.
+    /// What is requested.
     pub kind: UnitKind,
 }
 
@@ -32,7 +32,8 @@ pub enum UnitKind {
         path: DataPath,
         /// The pages, in order.
         ranges: Vec<BlockRange>,
-        /// What the client has in their place; pages may then come as differences.
+        /// Signatures of the client's versions of these pages, which may then be sent as differences; `None`
+        /// to get whole pages.
         signatures: Option<Signatures>,
     },
     /// Hashes of pages.
@@ -80,17 +81,18 @@ pub enum UnitKind {
         from: Lsn,
         /// End.
         to: Lsn,
-        /// Only the blocks that replay of these records rebuilds whatever they hold.
+        /// Ask only for the blocks that replay of these records rebuilds whatever their old content is.
         rebuilt: bool,
     },
-    /// How many bytes the answers to these would travel in; they do not. None is of this kind.
+    /// How many bytes the answers to these units would take. The answers are not sent. None of the units is
+    /// of this kind.
     Measure(Vec<Unit>),
 }
 
 /// Signatures of the client's own pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signatures {
-    /// What the hashes in them depend on.
+    /// Seed of the hashes in the signatures.
     pub seed: u64,
     /// [`crate::delta::SIGNATURE_BYTES`] for each page of the unit, in their order. Empty until the unit is asked for.
     pub pages: Bytes,
@@ -119,7 +121,8 @@ impl VerifiedPage {
         sound.then_some(Self { hash, data })
     }
 
-    /// A page that was read here and whose hash is to travel with it; `None` if it is no page.
+    /// A page that was read on this node and is to be sent with its hash; `None` if the length is not that of
+    /// a page.
     pub fn read(data: Bytes) -> Option<Self> {
         let hash = PageHash::of(&data);
         (data.len() == BLOCK_SIZE).then_some(Self { hash, data })
@@ -150,7 +153,7 @@ impl VerifiedChunk {
         (PageHash::of(&data) == hash).then_some(Self { offset, hash, data })
     }
 
-    /// Bytes that were read here and whose hash is to travel with them.
+    /// Bytes that were read on this node and are to be sent with their hash.
     pub fn read(offset: u64, data: Bytes) -> Self {
         Self { offset, hash: PageHash::of(&data), data }
     }
@@ -180,14 +183,15 @@ pub struct Item {
     pub body: ItemBody,
 }
 
-/// What a page was when it was read.
+/// The content of a page when it was read.
 #[derive(Debug, Clone)]
 pub enum PageContent {
-    /// Sound, or without checksums.
+    /// The page, whose checksum is correct or which has none.
     Present(VerifiedPage),
-    /// Its checksum did not fit, however often it was read: only replay can make it right.
+    /// The page, whose checksum was wrong at every attempt to read it: only replay can repair it.
     Torn(VerifiedPage),
-    /// What makes it of the client's own page. It cannot be written before it was rebuilt and checked.
+    /// The page as a difference to the client's own version. It cannot be written before it is rebuilt and
+    /// checked.
     Difference(PageDifference),
     /// The file ends before it.
     BeyondEnd,
@@ -210,14 +214,14 @@ impl PageDifference {
     }
 }
 
-/// What an answer about changes covers, and what would make it useless.
+/// The range that an answer about changes covers, and what in it limits the use of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reached {
-    /// Every record that begins here or later is in it,
+    /// Start of the range: every record that begins at or after this position and before `to` is covered.
     pub from: Lsn,
-    /// up to this position, at which another record begins.
+    /// End of the range, at which another record begins.
     pub to: Lsn,
-    /// Where `wal_level` was minimal: changes without records are possible.
+    /// Position at which `wal_level` was minimal: changes without records are possible.
     pub minimal_at: Option<Lsn>,
     /// A record whose effect on files is not known.
     pub unknown_at: Option<Lsn>,
@@ -241,7 +245,7 @@ pub enum Change {
         relation: RelationPath,
         /// Whether it was created.
         created: bool,
-        /// Fewest blocks it was cut to.
+        /// The smallest length to which it was truncated, in blocks.
         cut_to: Option<u32>,
     },
     /// A database directory that WAL records make, move or drop.
@@ -260,9 +264,9 @@ pub enum Change {
 pub enum ItemBody {
     /// One page of a blocks unit.
     Page {
-        /// Which.
+        /// Its block number in the file.
         block: u32,
-        /// What it was.
+        /// Its content.
         content: PageContent,
     },
     /// Hashes of consecutive pages. Fewer than were asked for if the file ends.
@@ -272,7 +276,7 @@ pub enum ItemBody {
         /// Their hashes.
         hashes: Vec<PageHash>,
     },
-    /// Consecutive pages that are what the client said its own are.
+    /// Consecutive pages that are equal to the client's own, by the hash of their run.
     Same {
         /// First page.
         first: u32,

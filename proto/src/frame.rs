@@ -52,7 +52,7 @@ pub enum FrameError {
     /// zstd refused it.
     #[error("frame could not be decompressed")]
     Zstd(#[source] std::io::Error),
-    /// It is no batch.
+    /// The content is not a valid batch.
     #[error("frame holds no valid batch")]
     Batch(#[from] prost::DecodeError),
     /// Content does not have the hash that came with it.
@@ -102,8 +102,8 @@ impl FrameEncoder {
         }
     }
 
-    /// Packs the next frames at this level of zstd, or not at all, and tries another one beside it:
-    /// the smaller of the two is what travels.
+    /// Sets the zstd level of the next frames, `None` for no compression, and a second level that is tried as
+    /// well: the smaller of the two results is sent.
     pub fn pack(&mut self, level: Option<i32>, also: Option<i32>) {
         (self.level, self.also) = (level, also);
     }
@@ -127,7 +127,7 @@ impl FrameEncoder {
         if self.batch_bytes >= BATCH_BYTES { self.flush() } else { None }
     }
 
-    /// What has been collected, if anything.
+    /// The items collected so far as a frame; `None` if there are none.
     pub fn flush(&mut self) -> Option<Frame> {
         if self.batch.items.is_empty() {
             return None;

@@ -10,7 +10,7 @@ pub const DEFAULT_PORT: u16 = 7432;
 /// own, so a cut connection loses at most one and the client can store what it received as it is.
 pub const BATCH_BYTES: usize = 512 << 10;
 
-/// No batch is longer: a full one plus one item.
+/// No batch is longer than this: a full one plus one item.
 pub const BATCH_BYTES_MAX: usize = 2 << 20;
 
 /// Longest message a client accepts: an incompressible batch and its envelope.
@@ -32,7 +32,7 @@ pub const UNIT_BLOCKS_MAX: u32 = 1024;
 /// Pages one unit may ask hashes for: 64 MiB of pages, 128 KiB of hashes.
 pub const UNIT_HASHES_MAX: u32 = 8192;
 
-/// Pages whose hashes are compared as one before each is: 1 MiB.
+/// Pages in a run: hashes of runs are compared before hashes of single pages. 1 MiB.
 pub const RUN_PAGES: u32 = 128;
 
 /// Bytes of a file or of WAL one unit may ask for.
@@ -52,7 +52,7 @@ pub const LIST_ENTRIES_MAX: usize = 20_000_000;
 /// that lost its connections is not refused while the server still waits for the old ones.
 pub const CONNECTIONS_PER_IDENTITY_MAX: usize = 32;
 
-/// Connections a server has open at all.
+/// Connections that a server has open at the same time, of all clients together.
 pub const CONNECTIONS_MAX: usize = 64;
 
 /// Connections whose TLS handshake is not finished.
@@ -67,7 +67,7 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 32;
 /// Longest list of request headers; ours are far shorter (CONTINUATION floods).
 pub const HEADER_BYTES_MAX: u32 = 16 << 10;
 
-/// Streams a peer may reset before they were looked at (CVE-2023-44487); h2's own default.
+/// Streams that a peer may reset before the server has processed them (CVE-2023-44487); h2's own default.
 pub const PENDING_RESETS_MAX: usize = 20;
 
 /// Streams the server itself may have to reset before the connection is given up; h2's own default.
@@ -88,11 +88,13 @@ pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
 /// it holds one of the server's threads. Far longer than a client waits for its own disk.
 pub const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Workers one identity may hold: one stream on each connection, and some for questions.
+/// Blocking workers that one identity may use at the same time: one for the stream of each connection, and
+/// some for other calls.
 pub const WORKERS_PER_IDENTITY_MAX: usize = CONNECTIONS_PER_IDENTITY_MAX + 8;
 
-/// Connections from clients that are not allowed, at a time and how long: enough to tell them so. A client
-/// opens all it may have at once, and it is told on the one that asks, whichever comes first.
+/// Connections of clients that are not on the allow list: how many at a time, and how long each may last.
+/// They are accepted so that the client learns why it is refused. It opens all its connections at once and
+/// sends its first request on any of them.
 pub const STRANGERS_MAX: usize = CONNECTIONS_CLIENT_MAX + 1;
 /// See [`STRANGERS_MAX`].
 pub const STRANGER_LIFE: Duration = Duration::from_secs(10);

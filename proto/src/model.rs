@@ -1,4 +1,4 @@
-//! What the unary calls say, as domain types.
+//! The content of the unary calls, as domain types.
 
 use pg_format::wal::SegmentName;
 use pg_format::{ClusterState, ControlFile, DataPath, FormatError, TimelineHistory, TimelineId};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::PageHash;
 
-/// What a running or stopped node is to its cluster, proven by its files alone.
+/// The role of a node in its cluster, proven by its files alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     /// Accepts writes.
@@ -17,7 +17,8 @@ pub enum Role {
     Stopped,
 }
 
-/// What tells one life of a node from another, and from every other node.
+/// Identifies one life of one node: it changes when the node is restarted, promoted or stopped, or crashes.
+/// What was read in one life is not valid in another (docs/RULES.md, R8).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Life {
     system_identifier: u64,
@@ -45,7 +46,8 @@ pub struct Node {
     pub histories: Vec<(TimelineId, Vec<u8>)>,
     /// Process id and start time of its postmaster, if one runs.
     pub postmaster: Option<(i64, i64)>,
-    /// Which directory of which machine it is: in containers every postmaster may have one and the same number.
+    /// Identifies the data directory and its machine. The process id is not enough: in containers every
+    /// postmaster may have the same one.
     pub directory: [u8; 16],
 }
 
@@ -63,7 +65,7 @@ impl Node {
         TimelineHistory::parse(self.timeline, text)
     }
 
-    /// Which life of which node it is: nothing that was read before may be believed in another.
+    /// Which life of which node this is. Nothing that was read in another life may be relied on.
     pub fn life(&self) -> Life {
         // A stopped node may have been started and stopped in between.
         let stopped = (self.role == Role::Stopped).then(|| PageHash::of(&self.control_bytes));
@@ -117,12 +119,12 @@ pub struct FileEntry {
     pub bytes: Option<u64>,
 }
 
-/// The answer to the last call.
+/// The answer to the last call of a rewind.
 #[derive(Debug, Clone)]
 pub struct Sealed {
     /// The node as it is now.
     pub node: Node,
-    /// Every page served before has no newer change than this: a record's end.
+    /// The end of a record. No page that was served before has a change from a later record.
     pub end: pg_format::Lsn,
     /// The timeline that holds the byte before [`Self::end`].
     pub end_timeline: TimelineId,

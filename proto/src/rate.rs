@@ -1,4 +1,4 @@
-//! A limit on the bytes read and sent a second, shared by all streams.
+//! A limit on bytes per second, shared by all streams.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ impl RateLimit {
         sleep(self.reserve(bytes));
     }
 
-    /// Grants `bytes` and says how long whoever asked must wait before they are used.
+    /// Grants `bytes` and returns how long the caller must wait before it uses them.
     pub fn reserve(&self, bytes: usize) -> Duration {
         let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         let now = Instant::now();
@@ -49,7 +49,7 @@ pub struct NotARate(String);
 /// Reads a rate like `500k`, `20M` or a plain number of bytes; k, M and G multiply by 1024.
 ///
 /// # Errors
-/// It is none, or more than fits.
+/// The text is not a rate, or the number is too large.
 pub fn parse_rate(text: &str) -> Result<u64, NotARate> {
     let bad = || NotARate(text.to_owned());
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());

@@ -14,7 +14,7 @@ pub enum Reason {
     WrongVersion,
     /// The certificate's names are not on the allow list.
     NotAllowed,
-    /// The node has no role that could be proven from its files, now.
+    /// The node's files do not prove a role at this moment.
     NotReady,
     /// The node's files are damaged or of an unknown version.
     Damaged,
@@ -26,7 +26,7 @@ pub enum Reason {
     Overloaded,
     /// The server is shutting down.
     ShuttingDown,
-    /// The system refused the server something.
+    /// The operating system reported an error on the server.
     Internal,
 }
 
@@ -82,7 +82,7 @@ impl From<Refusal> for Status {
 /// Why a call failed, as its caller sees it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// The server said so.
+    /// The server refused the call.
     #[error(transparent)]
     Refused(Refusal),
     /// The connection broke, or the server is not what it should be.

@@ -23,17 +23,17 @@ use crate::{PROTOCOL_VERSION, wire};
 /// producer back.
 #[tonic::async_trait]
 pub trait Handler: Send + Sync + 'static {
-    /// What the node is.
+    /// Describes the node.
     async fn describe(&self, peer: Arc<Peer>) -> Result<Description, Refusal>;
-    /// Every file that may be asked for.
+    /// Lists every file that may be asked for.
     async fn list_files(&self, peer: Arc<Peer>) -> Result<FileEntries, Refusal>;
-    /// Starts to work on units.
+    /// Starts a data stream that answers units.
     async fn fetch(&self, peer: Arc<Peer>, units: Units) -> Result<FrameReceiver, Refusal>;
-    /// Where replay must end.
+    /// Finds the position at which replay must end.
     async fn seal(&self, peer: Arc<Peer>) -> Result<Sealed, Refusal>;
 }
 
-/// Some entries of a file list, as they travel.
+/// Some entries of a file list, compressed as they are sent.
 #[derive(Debug)]
 pub struct PackedEntries(wire::ListFilesReply);
 
@@ -51,7 +51,7 @@ impl PackedEntries {
         Ok(Self(wire::ListFilesReply { entries, entries_bytes, ..Default::default() }))
     }
 
-    /// Bytes that travel.
+    /// Bytes after compression.
     pub fn bytes(&self) -> usize {
         self.0.entries.len()
     }
@@ -60,9 +60,10 @@ impl PackedEntries {
 /// A part of a file list.
 #[derive(Debug)]
 pub enum ListPart {
-    /// Some of it.
+    /// Some entries.
     Entries(PackedEntries),
-    /// That was all. A list that ends without this was cut: whoever made it failed.
+    /// The end of the list. A list that ends without this part is incomplete, because an error interrupted
+    /// it.
     Complete {
         /// Redo position of the newest checkpoint when the listing began.
         redo: Lsn,

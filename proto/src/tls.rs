@@ -34,7 +34,7 @@ pub struct TlsFiles {
 /// Why an identity could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The system refused.
+    /// The operating system reported an error.
     #[error("could not read {path}")]
     Read {
         /// The file.
@@ -164,8 +164,8 @@ pub fn client_config(files: &TlsFiles) -> Result<ClientConfig, TlsError> {
 /// Days before its end at which a certificate is warned about.
 const EXPIRY_WARNING_DAYS: i64 = 30;
 
-/// A warning about the first certificate in a file if it has expired or soon will. A file that
-/// cannot be read warns of nothing: whoever needs it says so.
+/// A warning if the first certificate in a file has expired or will expire soon. `None` also for a file that
+/// cannot be read: loading it reports the error.
 pub fn expiry_warning(path: &Path) -> Option<String> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
     let now = i64::try_from(now.as_secs()).ok()?;

@@ -1,4 +1,5 @@
-//! The messages as they travel, and their domain types made of them: a value is checked when it is received.
+//! The generated messages, and their conversion to and from domain types. A value is checked when it is
+//! received.
 
 mod changes;
 mod fetch;

@@ -1,4 +1,4 @@
-//! Takes connections: limits, TLS handshake, and who is at the other end.
+//! Accepts connections: limits, the TLS handshake, and the identity of the client.
 
 use std::collections::HashMap;
 use std::io;
@@ -27,13 +27,13 @@ use tonic::transport::server::Connected;
 use crate::allow::AllowList;
 use crate::audit::{AuditSession, AuditSessions};
 
-/// Pause after the system refused a connection, mostly because file descriptors ran out: at once
-/// again would only burn the processor.
+/// Pause after accepting a connection failed, mostly because file descriptors ran out: an immediate retry
+/// would only burn processor time.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
-/// How long, and for how many bytes, a refused client is listened to.
+/// How long a refused connection is drained before it is closed.
 const LINGER: std::time::Duration = std::time::Duration::from_secs(1);
-/// See [`LINGER`].
+/// At most this many bytes are drained, see [`LINGER`].
 const LINGER_BYTES: u64 = 64 << 10;
 
 /// The TLS configuration in force; replaced as a whole on reload.
@@ -43,7 +43,7 @@ pub(crate) type CurrentTls = Arc<RwLock<Arc<ServerConfig>>>;
 pub(crate) struct AcceptedConnection {
     stream: TlsStream<TcpStream>,
     peer: Arc<Peer>,
-    /// When it ends, whatever it does; for clients that are not allowed.
+    /// When the connection is closed in any case; only for clients that are not on the allow list.
     deadline: Option<Pin<Box<Sleep>>>,
     _slot: OwnedSemaphorePermit,
     _identity: IdentitySlot,
@@ -125,7 +125,7 @@ impl Drop for IdentitySlot {
     }
 }
 
-/// Whom connections are taken from, and how many.
+/// Decides which connections are accepted, and how many.
 #[derive(Clone)]
 pub(crate) struct Door {
     tls: CurrentTls,
@@ -145,7 +145,10 @@ impl Door {
         Self { tls, allow, sessions, identities: Identities::default(), strangers }
     }
 
-    /// A connection for a client whose certificate is good; the error says why there is none.
+    /// Accepts a connection of a client whose certificate is valid.
+    ///
+    /// # Errors
+    /// Why it is not accepted, for the log.
     fn admit(
         &self,
         stream: TlsStream<TcpStream>,
@@ -155,7 +158,7 @@ impl Door {
         let allowed = self.allow.check(&peer).is_ok();
         let stranger = match allowed {
             true => None,
-            // It is let in to be told what to do about it, and no more.
+            // The connection is accepted only so that the refusal and its advice can be sent.
             false => Some(
                 Arc::clone(&self.strangers)
                     .try_acquire_owned()
@@ -177,7 +180,7 @@ impl Door {
     }
 }
 
-/// Accepts connections until cancelled and hands those with a good handshake on.
+/// Accepts connections until `stop` is cancelled, and passes on those whose handshake succeeded.
 pub(crate) async fn accept(
     listener: TcpListener,
     door: Door,
@@ -259,8 +262,8 @@ async fn linger(mut stream: TcpStream) {
     drop(tokio::time::timeout(LINGER, drained).await);
 }
 
-/// Asks for BBR, which keeps a lossy long link full where the others collapse,
-/// and tells what the connection has.
+/// Asks the kernel for BBR, which keeps a long link with packet loss full where other algorithms slow down.
+/// Returns the congestion control that the connection has.
 fn choose_congestion_control(stream: &TcpStream) -> Option<String> {
     let socket = SockRef::from(stream);
     // Not every kernel has it or permits it to us; the default works, only slower.

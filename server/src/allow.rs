@@ -1,4 +1,5 @@
-//! Who may read. A certificate of the authority is not enough: its name must be listed.
+//! The allow list: which clients may read. A certificate of the authority is not enough: its name must be
+//! listed.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -42,7 +43,7 @@ pub(crate) struct AllowList {
 }
 
 impl AllowList {
-    /// The names given and those in the file; there must be one.
+    /// A list of the names given and those in the file. There must be at least one.
     pub(crate) fn new(names: Vec<String>, file: Option<PathBuf>) -> Result<Self, AllowError> {
         let fixed = names.into_iter().map(|name| checked(&name)).collect::<Result<_, _>>()?;
         let list = Self { fixed, file, names: RwLock::default() };

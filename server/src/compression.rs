@@ -1,8 +1,8 @@
-//! How hard a stream compresses, decided by what it waits for.
+//! The compression level of a stream, decided by what the stream waits for.
 //!
-//! A stream that waits for the link has time to spare: a better level is tried on the same frames and
-//! kept if they become smaller. One that never waits is held up by the processor, and a fast level
-//! gives it to the others. What does not shrink is sent as it is.
+//! A stream that waits for the link has time to spare: a better level is tried on the same frames, and kept
+//! if they become smaller. A stream that never waits is limited by the processor: it takes a faster level,
+//! which leaves time to other streams. Frames that do not shrink are sent uncompressed.
 
 use std::time::Duration;
 
@@ -10,15 +10,16 @@ use proto::limits::ZSTD_LEVEL;
 
 /// Levels of zstd, from fast to good. Better ones do not pay on database pages.
 const LEVELS: [i32; 4] = [-5, ZSTD_LEVEL, 3, 6];
-/// Where a stream begins.
+/// Index of the level with which a stream begins.
 const FIRST: usize = 1;
 /// Frames over which it is judged what a stream waits for: 8 MiB.
 const FRAMES_JUDGED: u32 = 16;
-/// A stream that waits for less than this share of its time is held up by the processor,
+/// A stream that waits for less than this share of its time is limited by the processor, if this is found
+/// [`JUDGED_IN_A_ROW`] times in a row.
 const WAITS_LITTLE: f64 = 0.05;
-/// if that is so this many times in a row: the first megabytes fill the buffers of any link.
+/// See [`WAITS_LITTLE`]. Once is not enough: the first megabytes fill the buffers of any link.
 const JUDGED_IN_A_ROW: u32 = 3;
-/// One that waits for more than this share is held up by the link.
+/// A stream that waits for more than this share of its time is limited by the link.
 const WAITS_LONG: f64 = 0.5;
 /// Frames on which a better level is tried.
 const FRAMES_TRIED: u32 = 4;
@@ -26,7 +27,8 @@ const FRAMES_TRIED: u32 = 4;
 const GAIN_MIN: f64 = 0.03;
 /// Judgements for which a level that gained nothing is not tried again.
 const REST: u32 = 16;
-/// Frames that did not shrink before the next ones are not tried, and how many of those.
+/// After this many frames in a row that did not shrink, [`PLAIN_SENT`] frames are sent without trying to
+/// compress them.
 const PLAIN_SEEN: u32 = 4;
 /// See [`PLAIN_SEEN`].
 const PLAIN_SENT: u32 = 32;
@@ -45,7 +47,7 @@ pub(crate) struct Packing {
 pub(crate) struct Sent {
     /// Time it took to make.
     pub(crate) busy: Duration,
-    /// Time until it was taken, and in which it was not allowed to read.
+    /// Time until the client took it, and time spent waiting for `--max-rate`.
     pub(crate) waited: Duration,
     /// Bytes at the level in use, and at the other if that was tried.
     pub(crate) packed: usize,
@@ -76,9 +78,9 @@ pub(crate) struct Level {
 struct Trial {
     /// Frames that are still to be tried.
     frames: u32,
-    /// Bytes of the others at the level in use.
+    /// Bytes of the frames tried so far, at the level in use.
     in_use: usize,
-    /// Bytes of them at the next better one.
+    /// Bytes of these frames at the next better level.
     better: usize,
 }
 
@@ -105,7 +107,7 @@ impl Level {
         Packing { level, also }
     }
 
-    /// Learns what became of it.
+    /// Takes the result of a frame into account.
     pub(crate) fn note(&mut self, sent: Sent) {
         if self.send_plain > 0 {
             self.send_plain -= 1;

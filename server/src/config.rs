@@ -31,7 +31,7 @@ pub struct Config {
     pub(crate) queues: Queues,
 }
 
-/// What may wait on each stream.
+/// Bounds of the queues of each stream.
 #[derive(Debug, Clone, Copy)]
 pub struct Queues {
     /// Frames made but not sent: enough to overlap reading with the network, and with
@@ -61,7 +61,7 @@ impl Config {
         Ok(Self { pgdata, listen, tls_files, tls, allow: Arc::new(allow), max_rate, queues })
     }
 
-    /// The same with other bounds of what waits.
+    /// The same configuration with other bounds of the queues.
     #[must_use]
     pub fn with_queues(self, queues: Queues) -> Self {
         Self { queues, ..self }

@@ -33,7 +33,7 @@ pub(crate) struct StreamWorker {
     output: ReplyStream,
     allow: Arc<AllowList>,
     peer: Arc<Peer>,
-    /// Units of one file follow each other.
+    /// The file of the last unit: units of one file follow each other.
     open: Option<(DataPath, File)>,
     /// Whether the last unit was one of WAL.
     in_wal: bool,
@@ -107,7 +107,8 @@ impl StreamWorker {
         // A name removed from the list is refused at its next unit, whatever is queued.
         self.allow.check(&self.peer)?;
         let id = unit.id;
-        // The client puts WAL in its place and keeps frames of everything else as they come.
+        // The client writes WAL to its place and stores other frames as they come, so a frame has only one of
+        // the two.
         let in_wal = matches!(unit.kind, UnitKind::Wal { .. });
         if std::mem::replace(&mut self.in_wal, in_wal) != in_wal {
             self.output.flush()?;
@@ -159,7 +160,7 @@ impl StreamWorker {
         }
     }
 
-    /// Answers units without sending anything: how many bytes it would have been.
+    /// Answers units without sending anything; returns how many bytes the answers would take.
     fn measure(&mut self, units: Vec<Unit>) -> Result<Answered, Refusal> {
         self.output.flush()?;
         self.output.measure();

@@ -33,14 +33,14 @@ pub(crate) struct Calls {
     queues: Queues,
     /// One permit for each blocking worker.
     workers: Arc<Semaphore>,
-    /// Those each identity holds, by certificate fingerprint.
+    /// The permits of each identity, by certificate fingerprint.
     held: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
-/// A worker's place: one of all, and one of its client's.
+/// The permits of a worker: one of all workers, and one of its client's.
 type Permit = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
-/// Workers at work at all.
+/// Blocking workers that run at the same time.
 const WORKERS_MAX: u32 = 96;
 /// How long the server waits, when it stops, for workers to notice that their clients are gone.
 const WORKERS_LEAVE: Duration = Duration::from_secs(2);

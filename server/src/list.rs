@@ -15,7 +15,7 @@ use tokio::sync::mpsc::Sender;
 use crate::node;
 use crate::served_files::Served;
 
-/// What an entry takes beside its path, at most.
+/// Bytes of an entry besides its path, at most.
 const ENTRY_BYTES: usize = 32;
 
 /// Sends every file that may be asked for and every directory, in batches, and says at the end that
@@ -24,7 +24,8 @@ pub(crate) fn list(
     pgdata: &Path,
     batches: &Sender<Result<ListPart, Refusal>>,
 ) -> Result<(), Refusal> {
-    // What the list is vouched for by comes before everything it says, where tablespaces lie included.
+    // The checkpoint that the list is valid for is read before everything else, the links of tablespaces
+    // included.
     let control = node::open(pgdata)?.control().map_err(node::control_refusal)?.file;
     let directory = node::open(pgdata)?;
     let version = tablespace_version_directory(control.major, control.catalog_version);
@@ -40,13 +41,15 @@ pub(crate) fn list(
             EntryKind::File { bytes } => match served.serves(&directory, &entry.path) {
                 Ok(true) => Some(bytes),
                 Ok(false) => return Ok(()),
-                // Vanished between the two looks, or closed to us: PostgreSQL's own files are
-                // looked at by their names alone, so this is none of them.
+                // The file vanished meanwhile, or it cannot be read. PostgreSQL's own files are judged by
+                // their names alone, so this is not one of them.
                 Err(_) => return Ok(()),
             },
-            // A tablespace made since this listing began, and so after the checkpoint it is vouched for by.
+            // A tablespace that was created after this listing began, and so after the checkpoint that the
+            // list is valid for.
             EntryKind::Link { .. } if is_tablespace(&entry.path) => None,
-            // Left out it would count as absent, and the client would remove its own.
+            // If this were left out, the file would count as absent on the source, and the client would
+            // remove the target's.
             EntryKind::Link { .. } | EntryKind::Other if is_databases_own(&entry.path) => {
                 let message = format!(
                     "{} on the source is a symbolic link or not a regular file: only pg_wal and \
@@ -61,7 +64,7 @@ pub(crate) fn list(
         };
         batch_bytes += entry.path.as_str().len() + ENTRY_BYTES;
         batch.push(FileEntry { path: entry.path, bytes });
-        // No entry is as long as what is kept free.
+        // The rest of the limit is kept free: no entry is that long.
         if batch.len() == LIST_BATCH_ENTRIES || batch_bytes > LIST_BATCH_BYTES_MAX / 2 {
             batch_bytes = 0;
             let full = std::mem::replace(&mut batch, Vec::with_capacity(LIST_BATCH_ENTRIES));

@@ -26,7 +26,7 @@ pub(crate) fn open(pgdata: &Path) -> Result<DataDir, Refusal> {
     })
 }
 
-/// What the node is now.
+/// Inspects the node as it is now.
 pub(crate) fn inspect(directory: &DataDir) -> Result<Node, Refusal> {
     let control = directory.control().map_err(control_refusal)?;
     let pid = directory.postmaster_pid().map_err(|error| internal("postmaster.pid", &error))?;
@@ -92,8 +92,8 @@ fn role(
                 Err(not_ready("it is in recovery and has no minimum recovery point"))
             }
         }
-        // A server that stops removes its pid file. One that is there belongs to a server that is
-        // just starting where its process cannot be seen, or to another program at work.
+        // A server that stops removes its pid file. If there is one, a server is just starting and its
+        // process cannot be seen, or another program is using the directory.
         (ClusterState::ShutDown | ClusterState::ShutDownInRecovery, false) if !held => {
             Ok(Role::Stopped)
         }
@@ -159,7 +159,7 @@ pub(crate) fn control_refusal(error: ControlError) -> Refusal {
     Refusal::new(reason, format!("a file of the source is not usable: {}", chain(&error)))
 }
 
-/// A refusal for what the system does not let the server do.
+/// A refusal because the operating system reported an error.
 pub(crate) fn internal(what: &str, error: &(dyn std::error::Error + 'static)) -> Refusal {
     Refusal::new(Reason::Internal, format!("the source could not read {what}: {}", chain(error)))
 }

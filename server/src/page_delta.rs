@@ -1,4 +1,4 @@
-//! Sends of a page only what the client's own does not hold, where the client said what that is.
+//! Makes differences of pages for which the client sent signatures of its own versions.
 
 use proto::delta::{AnyOffset, SIGNATURE_BYTES};
 use proto::fetch::{PageContent, PageDifference, Signatures};
@@ -16,7 +16,7 @@ impl<'s> PageDifferences<'s> {
         Self { codec: AnyOffset::new(seed), signatures: pages.as_chunks().0 }
     }
 
-    /// What travels of the next page. A torn one travels whole: only replay can make it right.
+    /// The next page as it is sent. A torn page is sent whole: only replay can repair it.
     pub(crate) fn next(&mut self, content: PageContent) -> PageContent {
         let Some((signature, rest)) = self.signatures.split_first() else {
             return content;

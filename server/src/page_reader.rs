@@ -1,4 +1,5 @@
-//! Reads pages so that what is sent is what PostgreSQL wrote, or known not to be (R15).
+//! Reads pages and checks them, so that every page that is sent is as PostgreSQL wrote it or is marked as
+//! torn (R15).
 
 use std::fs::File;
 use std::io;
@@ -58,8 +59,8 @@ pub(crate) struct Pages<'a> {
     pub(crate) check: Check,
     /// Whether it is a free space or visibility map.
     pub(crate) is_map: bool,
-    /// Redo position of the node's last completed checkpoint: what is older is on disk in full, so
-    /// a wrong page that is older is damaged.
+    /// Redo position of the node's last completed checkpoint. A page with an older LSN is on disk in full, so
+    /// one with a wrong checksum is damaged.
     pub(crate) redo: Lsn,
 }
 

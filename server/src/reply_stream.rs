@@ -1,4 +1,4 @@
-//! What one stream sends: replies in frames, at the allowed rate, to a client that takes them.
+//! The replies of one stream: packed into frames and sent at the allowed rate.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Sender;
 use crate::audit::AuditSession;
 use crate::compression::{Level, Packing, Sent};
 
-/// A frame that is not full is sent after so long; far below the client's progress deadline.
+/// A frame that is not full is sent after this time, which is far below the client's time-out.
 const FRAME_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// `--max-rate`: what may be sent to all clients together, and read for them.
@@ -37,11 +37,12 @@ pub(crate) struct ReplyStream {
     rates: Option<Arc<RateLimits>>,
     session: Arc<AuditSession>,
     level: Level,
-    /// When the last frame was taken.
+    /// When the client took the last frame.
     last_frame: Instant,
     /// Time since then in which nothing more might be read.
     held_back: Duration,
-    /// If frames are thrown away: their bytes, and the encoder that has numbered those that were sent.
+    /// While answers are only measured: their bytes so far, and the encoder that numbers the frames that are
+    /// really sent.
     measured: Option<(u64, FrameEncoder)>,
 }
 
@@ -57,13 +58,13 @@ impl ReplyStream {
         Self { encoder, frames, rates, session, level, last_frame, held_back, measured }
     }
 
-    /// Throws away what is sent from here on, and counts it.
+    /// From here on, counts the bytes of replies instead of sending them.
     pub(crate) fn measure(&mut self) {
         let sending = std::mem::replace(&mut self.encoder, FrameEncoder::new());
         self.measured = Some((0, sending));
     }
 
-    /// What was thrown away since, in bytes.
+    /// Ends the measurement; the bytes counted since it began.
     pub(crate) fn measured(&mut self) -> Result<u64, Refusal> {
         self.flush()?;
         let Some((bytes, sending)) = self.measured.take() else {
@@ -73,12 +74,12 @@ impl ReplyStream {
         Ok(bytes)
     }
 
-    /// Whether `--max-rate` holds it back.
+    /// Whether `--max-rate` is set.
     pub(crate) fn is_limited(&self) -> bool {
         self.rates.is_some()
     }
 
-    /// Notes bytes that were read, and waits until so many may be.
+    /// Counts bytes that were read, and waits as long as `--max-rate` demands.
     pub(crate) fn read(&mut self, kind: &'static str, bytes: u64) {
         let kind = if self.measured.is_some() { "measured" } else { kind };
         self.session.served(kind, bytes);
@@ -107,7 +108,7 @@ impl ReplyStream {
 
     fn send_frame(&mut self, frame: Frame) -> Result<(), Refusal> {
         let gone = || Refusal::new(Reason::InvalidRequest, "the client has disconnected");
-        // Whoever left must not make the others wait for its bytes.
+        // A client that has disconnected must not use up the rate of other clients.
         if self.frames.is_closed() {
             return Err(gone());
         }

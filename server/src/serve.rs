@@ -33,9 +33,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 /// Handshaken connections not yet taken over by the HTTP/2 server.
 const ACCEPTED_QUEUED: usize = 16;
-/// How often certificates that will expire are complained about.
+/// How often a warning is logged about certificates that will soon expire.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(86_400);
-/// What the health service calls us.
+/// Name of this service for gRPC health checks.
 const SERVICE: &str = "pgrejoin.v1.Rejoin";
 
 /// Why the server ended.
@@ -155,7 +155,7 @@ impl Reloaded {
         }
     }
 
-    /// Says in time that a certificate, ours or the authority's, will stop to be accepted.
+    /// Warns in time that a certificate, the server's own or the authority's, will expire.
     fn warn_of_expiry(&self) {
         for file in [&self.files.certificate, &self.files.authority] {
             if let Some(warning) = proto::tls::expiry_warning(file) {
@@ -171,8 +171,8 @@ impl Reloaded {
     }
 }
 
-/// Reloads when asked and when a file has changed and stayed so for one look: a file that is being
-/// written must not take anybody's right to read.
+/// Reloads when asked, and when a file has changed and is the same at two checks in a row: a file that is
+/// still being written must not remove anybody's right to read.
 async fn watch(reloaded: Reloaded, mut asked: mpsc::Receiver<()>) {
     let mut in_force = reloaded.stamps();
     let mut seen = in_force.clone();

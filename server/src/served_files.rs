@@ -1,7 +1,7 @@
-//! Which files anybody may ask for.
+//! Decides which files the server serves.
 //!
-//! Everything is refused unless its class is on this list, and a private key is refused whatever it
-//! is called.
+//! Everything is refused unless its class is on this list, and a private key is refused whatever it is
+//! called.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,7 +14,7 @@ use pg_format::relation::is_of_version;
 use pg_format::{DataPath, FileClass};
 
 const CONF_BYTES_MAX: u64 = 16 << 20;
-/// Settings that name files with secrets in forms a look at their content does not tell.
+/// Settings that name files with secrets which cannot be recognized by their content.
 const SECRET_SETTINGS: [&str; 3] = ["ssl_key_file", "krb_server_keyfile", "ssl_passphrase_command"];
 
 /// The rules for one data directory.
@@ -22,7 +22,7 @@ const SECRET_SETTINGS: [&str; 3] = ["ssl_key_file", "krb_server_keyfile", "ssl_p
 pub(crate) struct Served {
     /// Last components of the paths the configuration names as keys.
     key_names: BTreeSet<String>,
-    /// What in a tablespace is this cluster's.
+    /// Name of this cluster's directory in each tablespace.
     version_directory: String,
 }
 
@@ -58,8 +58,8 @@ impl Served {
         }
     }
 
-    /// Whether a regular file may be listed and read. Looks into files that are not PostgreSQL's
-    /// own.
+    /// Whether a regular file may be listed and read. Files that are not PostgreSQL's own are searched for
+    /// private keys.
     pub(crate) fn serves(&self, directory: &DataDir, path: &DataPath) -> io::Result<bool> {
         if !is_of_version(path, &self.version_directory) {
             return Ok(false);
@@ -91,8 +91,7 @@ impl Served {
     }
 }
 
-/// Whether a name is that of a segment of transaction status or its kin: 4 to 15 hexadecimal digits
-/// (`SlruFileName`).
+/// Whether a name is that of an SLRU segment: 4 to 15 hexadecimal digits (`SlruFileName`).
 fn is_slru_name(name: &str) -> bool {
     (4..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_hexdigit())
 }

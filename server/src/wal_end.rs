@@ -16,10 +16,10 @@ use crate::node;
 /// Times the end is looked for again when a checkpoint completed meanwhile.
 const ATTEMPTS_MAX: u32 = 10;
 
-/// Looks at the node again and finds the end. Blocks: reads the WAL since the last checkpoint.
+/// Inspects the node again and finds the end of its WAL. Blocks: reads the WAL since the last checkpoint.
 ///
-/// A checkpoint that completes while the WAL is read lets the server recycle what is being read, and
-/// recycled WAL looks like its end: the result counts only if the checkpoint is the same afterwards.
+/// A checkpoint that completes while the WAL is read lets the server recycle what is being read, and recycled
+/// WAL looks like an end. The result counts only if the checkpoint is the same afterwards.
 pub(crate) fn seal(pgdata: &Path) -> Result<Sealed, Refusal> {
     let mut attempt = 1;
     loop {
@@ -82,10 +82,11 @@ fn end_of_wal(wal: &LocalWal<'_>, from: Lsn) -> Result<Lsn, Refusal> {
     }
 }
 
-/// A standby writes a page only after it moved its minimum recovery point past it. The end of the
-/// WAL it has received is better if it is later: it also covers relation maps. But WAL it received
-/// past the point where a newer timeline it knows of began is of a dead branch. Its minimum recovery
-/// point is read after everything that was served, so it covers all of it.
+/// The end for a standby: its minimum recovery point, or the end of the WAL that it has received if that is
+/// later. A standby writes a page only after it has moved its minimum recovery point past the page's LSN. The
+/// point is read after everything that was served, so it covers every page; the end of the received WAL
+/// covers relation maps too. WAL that was received past the point where a newer known timeline begins belongs
+/// to an abandoned branch and does not count.
 fn standby_end(wal: &LocalWal<'_>, node: &Node) -> Result<Lsn, Refusal> {
     let minimum = node.control.min_recovery_point;
     let switched = node.histories.iter().filter_map(|(timeline, text)| {

@@ -1,7 +1,7 @@
-//! Undo images: what the target's files held where they will be overwritten or cut.
+//! Undo images: the old content of the parts of the target's files that will be overwritten or cut.
 //!
-//! They are taken before the seal, while the target is still as it was. So a disk that is full is
-//! found in time, and once the target is being changed the way back is as complete as the way on.
+//! They are saved before the seal, while the target is unchanged. A full disk is then noticed in time, and
+//! once the target is being changed, everything that a rollback needs is there.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -116,8 +116,8 @@ pub fn read(
     records.check(digest)
 }
 
-/// What of the wanted images an earlier run has saved for the same plan: `None` unless all of them. Files with
-/// anything else go.
+/// The files in which an earlier run has saved all of these images for the same plan; `None` if any is
+/// missing. Files with anything else are removed.
 pub fn adopt(
     disk: &dyn Disk,
     images: &[Image],
@@ -150,7 +150,7 @@ pub fn adopt(
     Ok(None)
 }
 
-/// The ranges that a file holds; `None` if it is not whole.
+/// The ranges of which a file has images, and the file's digest; `None` if the file is not complete.
 fn held(disk: &dyn Disk, name: &str) -> io::Result<Option<(Ranges, PackDigest)>> {
     let file = disk.open(&layout::undo(name))?;
     let bytes = file.metadata()?.len();
@@ -170,7 +170,7 @@ fn held(disk: &dyn Disk, name: &str) -> io::Result<Option<(Ranges, PackDigest)>>
     }
 }
 
-/// Bytes of files, in pieces as they are saved.
+/// Ranges of the planned files, divided into the pieces in which they are saved.
 #[derive(Debug, Default)]
 struct Ranges(BTreeSet<(usize, u64, u64)>);
 
@@ -219,7 +219,7 @@ struct ImageRecord {
     bytes: Vec<u8>,
 }
 
-/// The next image of a file of them.
+/// Reads the next image from a file of images.
 fn next_image(records: &mut Records) -> Result<ImageRecord, PackError> {
     let damaged = |why: &str| PackError::Damaged(why.to_owned());
     let head = records.head()?;

@@ -1,6 +1,6 @@
-//! One run that changes the target: on to the source's history ([`TargetChange::redo`]) or back to what it was
-//! ([`TargetChange::roll_back`]). Both walk over the same manifest, and either can follow the other from wherever
-//! that one stopped.
+//! One run that changes the target: forward to the source's history ([`TargetChange::redo`]) or back to its
+//! state before the rewind ([`TargetChange::roll_back`]). Both follow the same manifest, and either can
+//! follow the other from wherever that one stopped.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,20 +20,20 @@ use crate::task::Signals;
 /// See the module.
 #[derive(Debug, Clone, Copy)]
 pub struct TargetChange<'a> {
-    /// What is done or taken back.
+    /// The changes that are made or rolled back.
     pub manifest: &'a Manifest,
-    /// Through this door.
+    /// The disk through which the target is changed.
     pub disk: &'a dyn Disk,
-    /// On this directory.
+    /// The target's data directory.
     pub directory: &'a DataDir,
     /// Whether the operator wants to stop.
     pub signals: &'a Signals,
-    /// Told what happens.
+    /// Receives the progress.
     pub monitor: &'a dyn Monitor,
 }
 
 impl<'a> TargetChange<'a> {
-    /// Whether the operator insists on an end.
+    /// An error if a second signal has come, with which the operator insists on a stop.
     pub(crate) fn go_on(&self) -> Result<(), RewindError> {
         if self.signals.stop_at_once() {
             let message = "stopped by a second signal while the target was being changed: run pgrejoin \
@@ -43,8 +43,8 @@ impl<'a> TargetChange<'a> {
         Ok(())
     }
 
-    /// Locks PostgreSQL out again, whatever an interrupted run or somebody else left of the locks. A `pg_control`
-    /// that a server has changed is evidence and stays.
+    /// Restores the locks that keep PostgreSQL from starting, whatever an interrupted run or somebody else
+    /// left of them. A `pg_control` that a server has changed is evidence: it stays, and this fails.
     pub(crate) fn lock_again(&self) -> Result<(), RewindError> {
         let locked = || {
             let live = DataPath::of("global/pg_control");
@@ -60,20 +60,20 @@ impl<'a> TargetChange<'a> {
         locked().map_err(failed("could not block PostgreSQL from starting on the target"))
     }
 
-    /// The part of it in `pg_wal`.
+    /// The changes in `pg_wal`.
     pub(crate) fn pg_wal(&self) -> PgWal<'a> {
         let Self { manifest, disk, directory, .. } = *self;
         PgWal { changes: &manifest.wal, disk, directory }
     }
 }
 
-/// What is left when both ways are blocked.
+/// The end of an error message where neither resume nor rollback is possible.
 pub(crate) const NO_WAY_OUT: &str = ", and neither resume nor rollback is possible: make the files in \
                                      .pgrejoin or the staging directory readable again, or take a \
                                      new base backup";
 
-/// Works on all `items` in so many threads at most. After the first error, which is returned, no item is
-/// begun, and the work on others can see that there was one.
+/// Works on all `items` with at most `threads` threads. After the first error, which is returned, no other
+/// item is begun, and the work on other items can see from its second argument that there was an error.
 pub(crate) fn in_parallel<T: Sync>(
     items: &[T],
     threads: usize,
@@ -106,7 +106,7 @@ pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Rewin
     move |error| RewindError::because(Class::Unfinished, what, error)
 }
 
-/// Makes names durable in all of `directories`.
+/// Makes the names in all of `directories` durable.
 pub(crate) fn sync_directories(
     disk: &dyn Disk,
     directories: impl IntoIterator<Item = Option<DataPath>>,

@@ -1,5 +1,5 @@
-//! What happens in `pg_wal`, on the way on and on the way back. Each can be repeated, and each can
-//! follow the other from wherever that one stopped.
+//! Changes in `pg_wal`, and their rollback. Each of the two can be repeated, and each can follow the other
+//! from wherever that one stopped.
 
 use std::io;
 
@@ -16,9 +16,9 @@ use crate::staging::manifest::PackDigest;
 pub struct PgWal<'a> {
     /// What changes.
     pub changes: &'a WalChanges,
-    /// Through this door.
+    /// The disk through which `pg_wal` is changed.
     pub disk: &'a dyn Disk,
-    /// On this directory.
+    /// The target's data directory.
     pub directory: &'a DataDir,
 }
 
@@ -26,7 +26,7 @@ fn wal_path(name: &str) -> io::Result<DataPath> {
     DataPath::new(format!("pg_wal/{name}")).map_err(io::Error::other)
 }
 
-/// What staged segments are, for the seal and for whoever relies on it.
+/// Length and CRC of a staged segment, which the seal records and every later use checks.
 pub fn digest(disk: &dyn Disk, name: &str) -> io::Result<PackDigest> {
     let mut file = disk.open(&layout::staged_wal(name))?;
     let mut buffer = vec![0; 1 << 20];
@@ -56,15 +56,15 @@ impl PgWal<'_> {
         wal_path(name).and_then(|path| self.is_file(&path)).unwrap_or(false)
     }
 
-    /// Moves aside what is not of the new history, and puts that in place.
+    /// Moves aside the files that do not belong to the new history, and puts the staged files in place.
     pub fn put(&self) -> io::Result<()> {
         self.make_directories()?;
-        // Nothing is moved into a directory that may be lost with it.
+        // A directory must be durable before a file is moved into it.
         self.sync()?;
         for (path, aside) in self.aside()? {
             move_away(self.disk, &path, &aside)?;
         }
-        // A segment takes a name only when what had it surely has another.
+        // The old file's new name must be durable before a segment takes its old name.
         self.sync()?;
         for name in &self.changes.place {
             self.place(name)?;
@@ -75,7 +75,7 @@ impl PgWal<'_> {
         self.sync()
     }
 
-    /// Takes all of it back, but for the small files.
+    /// Rolls these changes back, except for the small files, which are restored with the settings.
     pub fn take_back(&self) -> io::Result<()> {
         let aside = self.aside()?;
         for name in &self.changes.place {
@@ -91,7 +91,7 @@ impl PgWal<'_> {
         self.remove_directories()
     }
 
-    /// What goes, and where it is kept until clean-up or for good.
+    /// The files that are moved aside: their path, and where they are kept until clean-up or for good.
     fn aside(&self) -> io::Result<Vec<(DataPath, DataPath)>> {
         let mut all = Vec::new();
         for name in &self.changes.diverged {
@@ -113,7 +113,7 @@ impl PgWal<'_> {
         DataPath::new(format!("{parent}/trash-wal-{name}")).map_err(io::Error::other)
     }
 
-    /// Directories for what is kept, the innermost first.
+    /// Directories for the WAL of lost transactions, the innermost first.
     fn kept(&self) -> Vec<DataPath> {
         let place = self.changes.keep_as.as_ref();
         let place = place.map(|fork| layout::diverged(self.directory, fork, "x"));
@@ -142,7 +142,7 @@ impl PgWal<'_> {
     /// Makes names durable in every directory where one changed.
     fn sync(&self) -> io::Result<()> {
         let mut directories = Vec::new();
-        // Every directory made for what is kept, from the innermost out.
+        // The directories for the WAL of lost transactions and all their parents, from the innermost out.
         let mut next = self.kept().into_iter().next();
         while let Some(directory) = next {
             next = directory.parent();
@@ -163,7 +163,7 @@ impl PgWal<'_> {
         Ok(())
     }
 
-    /// Puts a staged segment in place: by renaming, or by a durable copy where that cannot be.
+    /// Puts a staged segment in place: by renaming it, or by a durable copy if it is on another file system.
     fn place(&self, name: &str) -> io::Result<()> {
         let (from, to) = (layout::staged_wal(name), wal_path(name)?);
         if !self.is_file(&from)? {
@@ -196,8 +196,8 @@ impl PgWal<'_> {
         self.disk.rename(&beside, &to)
     }
 
-    /// Takes a segment of ours out of `pg_wal`, back to where it was staged. A file that was to go
-    /// and was not moved aside yet is the target's own.
+    /// Moves a segment that this rewind has placed back to where it was staged. If a file of the same name
+    /// was to be moved aside and was not yet, the file in `pg_wal` is the target's own and stays.
     fn unplace(&self, name: &str, aside: &[(DataPath, DataPath)]) -> io::Result<()> {
         let (from, to) = (layout::staged_wal(name), wal_path(name)?);
         let half = beside(&to)?;

@@ -1,4 +1,4 @@
-//! Whether a sealed plan still holds: until the target is hidden somebody may have been at work on it.
+//! Whether a sealed plan is still valid: until the target is changed, somebody may have worked on it.
 
 use std::io;
 
@@ -22,7 +22,7 @@ pub fn reason(disk: &dyn Disk, manifest: &Manifest) -> io::Result<Option<String>
         let path = &file.path;
         let why = match &file.action {
             FileAction::RemoveTree => None,
-            // What is in it afterwards must be ours alone.
+            // Afterwards the directory must contain files of this cluster only.
             FileAction::MakeDirectory { link: Some(place) } => {
                 check_place(place).err().map(|why| format!("directory {place} for {path} {why}"))
             }

@@ -1,4 +1,4 @@
-//! Checks before anything is fetched: room on every file system, and permission for every change.
+//! Checks before anything is fetched: disk space on every file system, and permission for every change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
@@ -26,7 +26,7 @@ struct Need {
     free: u64,
 }
 
-/// The room a rewind takes.
+/// The disk space that a rewind needs.
 #[derive(Debug)]
 pub struct Room<'a> {
     /// The target.
@@ -41,12 +41,12 @@ pub struct Room<'a> {
     pub wal_bytes: u64,
     /// Bytes of staged WAL that will be copied into `pg_wal`, because it cannot be renamed there.
     pub copied_wal_bytes: u64,
-    /// Whether what is cut is kept free for the way back.
+    /// Whether the space of files that are cut must stay free, so that a rollback can extend them again.
     pub keeps_cut: bool,
 }
 
 impl<'a> Room<'a> {
-    /// No room at all but for the changed files.
+    /// Space for the changed files alone.
     pub fn on(directory: &'a DataDir, staging: Option<&'a Path>) -> Self {
         let (staged_bytes, undo_bytes, wal_bytes, copied_wal_bytes) = (0, 0, 0, 0);
         Self {
@@ -60,7 +60,7 @@ impl<'a> Room<'a> {
         }
     }
 
-    /// Refuses a plan for which there is no room.
+    /// Refuses a plan for which a file system has too little space.
     pub fn check(&self, plan: &Plan, target: &TargetFiles) -> Result<(), RewindError> {
         let Self { directory, staging, copied_wal_bytes, .. } = *self;
         let mut needs: BTreeMap<u64, Need> = BTreeMap::new();
@@ -86,7 +86,7 @@ impl<'a> Room<'a> {
         refuse_short(&needs)
     }
 
-    /// What the changed files take beside those they replace.
+    /// Adds the space that changed files need in addition to the files that they replace.
     fn changed_files(
         &self,
         plan: &Plan,
@@ -161,7 +161,7 @@ pub fn check_mounts(directory: &DataDir, plan: &Plan) -> Result<(), RewindError>
     for parent in parents {
         let (base, rest) = directory.resolve(&parent);
         let Ok(opened) = directory.open_directory(&parent) else {
-            // Made by the plan itself.
+            // The plan creates this directory.
             continue;
         };
         let mounts = mount_of(base, ".").and_then(|base| Ok((base, mount_of(&opened, ".")?)));
@@ -177,7 +177,7 @@ pub fn check_mounts(directory: &DataDir, plan: &Plan) -> Result<(), RewindError>
     Ok(())
 }
 
-/// Refuses a plan that would stop half way at something it may not write.
+/// Refuses a plan that would fail halfway because it cannot write a file or a directory.
 pub fn check_permissions(directory: &DataDir, plan: &Plan) -> Result<(), RewindError> {
     let mut parents = BTreeSet::new();
     for file in &plan.files {
@@ -193,7 +193,7 @@ pub fn check_permissions(directory: &DataDir, plan: &Plan) -> Result<(), RewindE
         }
         parents.insert(file.path.parent());
     }
-    // What the commit writes or removes.
+    // Files that the commit writes or removes.
     for name in ["postgresql.auto.conf", "standby.signal", "recovery.signal", "backup_label"] {
         if let Ok(path) = DataPath::new(name) {
             refuse_immovable(directory, &path, false)?;
@@ -213,7 +213,7 @@ pub fn check_permissions(directory: &DataDir, plan: &Plan) -> Result<(), RewindE
                 Ok(opened) => {
                     writable(&opened).map_err(|error| unwritable(&path, error))?;
                 }
-                // Made by the plan itself.
+                // The plan creates this directory.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(unwritable(&path, error)),
             },
@@ -238,12 +238,13 @@ fn refuse_immovable(
     let stat = rustix::fs::statx(base, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS);
     let immutable = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
     match stat {
-        // A file of another user cannot be given the second name it has while it is replaced.
+        // A file that is replaced gets a second name for a rollback, which the kernel may not allow for a
+        // file of another user.
         Ok(stat) if stat.stx_attributes.intersects(immutable) || replaced && is_strange(&stat) => {
             let error = std::io::Error::from(rustix::io::Errno::PERM);
             Err(unwritable(path, error))
         }
-        // Not there yet, or not told.
+        // The file does not exist yet, or the file system does not report attributes.
         _ => Ok(()),
     }
 }

@@ -47,7 +47,7 @@ impl TargetChange<'_> {
         begun.map_err(failed("could not determine the state of the target"))
     }
 
-    /// How much room all of it takes, where there was too little.
+    /// Adds to an error because of a full disk how much space all changes need.
     fn with_bytes_needed(&self, error: RewindError) -> RewindError {
         if !error.is_for_want_of_room() {
             return error;
@@ -74,7 +74,7 @@ impl TargetChange<'_> {
         if !self.links()? {
             return self.change();
         }
-        // New tablespaces are reached through their links: everything is opened anew.
+        // New tablespaces are reached through their links, so the data directory is opened again.
         let reopen = failed("could not open the target again");
         let directory = manifest::reopen(self.directory, self.manifest);
         let directory = Arc::new(directory.map_err(reopen)?);
@@ -83,7 +83,7 @@ impl TargetChange<'_> {
         TargetChange { disk: &*disk, directory: &directory, ..*self }.change()
     }
 
-    /// Nobody may have been at work here since the plan was made.
+    /// Refuses a target that somebody has changed since the plan was made.
     fn refuse_a_changed_target(&self) -> Result<(), RewindError> {
         let void = plan_validity::reason(self.disk, self.manifest).map_err(|error| {
             RewindError::because(
@@ -101,7 +101,8 @@ impl TargetChange<'_> {
         })
     }
 
-    /// Whether a hide that failed hid anything.
+    /// The error of a failed attempt to move `pg_control` aside. Its class depends on whether the file was
+    /// moved nevertheless.
     fn not_hidden(&self, error: io::Error) -> RewindError {
         if self.is_changing() {
             return failed("could not block PostgreSQL from starting on the target")(error);
@@ -110,7 +111,7 @@ impl TargetChange<'_> {
         RewindError::because(Class::Other, message, error)
     }
 
-    /// Makes the links of new tablespaces; whether the plan has any.
+    /// Creates the links of new tablespaces. Returns whether the plan has any.
     fn links(&self) -> Result<bool, RewindError> {
         let mut any = false;
         for file in &self.manifest.files {
@@ -151,7 +152,7 @@ impl TargetChange<'_> {
         self.clean_up()
     }
 
-    /// After the commit nothing can make the target unfinished again.
+    /// An error after the commit: whatever fails, the target stays rewound.
     fn left(what: &'static str) -> impl FnOnce(io::Error) -> RewindError {
         move |error| {
             let message = format!("the target is rewound, but {what}: run pgrejoin resume");
@@ -170,7 +171,7 @@ impl TargetChange<'_> {
 
     /// Reads all that was staged and checks it, before anything depends on it.
     fn check_staged(&self, begun: bool) -> Result<(), RewindError> {
-        // Once the target is being changed the way on does not need what the way back does.
+        // Once the target is being changed, finishing the rewind does not need the undo images.
         let sound = self.staged().and_then(|()| if begun { Ok(()) } else { self.images() });
         if sound.is_err() {
             match begun {
@@ -188,7 +189,8 @@ impl TargetChange<'_> {
         }
     }
 
-    /// Whether everything the way on needs can be read back; what cannot, and why.
+    /// Checks that everything that finishes the rewind can be read back. The error has the file that cannot,
+    /// and why.
     pub(crate) fn staged(&self) -> Result<(), (DataPath, pack::PackError)> {
         for digest in &self.manifest.packs {
             let name = layout::pack(&digest.name);
@@ -199,8 +201,8 @@ impl TargetChange<'_> {
         self.staged_wal()
     }
 
-    /// Whether all WAL to be put in place is staged as it was sealed or, once the target is being
-    /// changed, in place already: before that a file of the same name there is the target's own.
+    /// Checks that each WAL segment is staged as it was sealed or, once the target is being changed, already
+    /// in place. Before that, a file of the same name in `pg_wal` is the target's own.
     fn staged_wal(&self) -> Result<(), (DataPath, pack::PackError)> {
         let changing = self.is_changing();
         for sealed in &self.manifest.segments {
@@ -221,7 +223,8 @@ impl TargetChange<'_> {
         Ok(())
     }
 
-    /// The same of what the way back needs, if there is one.
+    /// Checks that all undo images can be read back, if there are any. The error has the file that cannot,
+    /// and why.
     pub(crate) fn images(&self) -> Result<(), (DataPath, pack::PackError)> {
         for digest in self.manifest.undo.iter().flat_map(|undo| &undo.images) {
             let name = layout::undo(&digest.name);
@@ -302,8 +305,8 @@ impl TargetChange<'_> {
         Ok(())
     }
 
-    /// Writes what the packs hold, on as many processors as there are: no page is in two of them that
-    /// replay does not make equal.
+    /// Writes the content of the packs, with one thread for each processor. If a page is in two packs, replay
+    /// makes it the same whichever is written last.
     fn write(&self) -> Result<(), RewindError> {
         let total: u64 = self.manifest.packs.iter().map(|pack| pack.bytes).sum();
         let done = AtomicU64::new(0);
@@ -362,7 +365,7 @@ impl TargetChange<'_> {
                 content: PageContent::Present(page) | PageContent::Torn(page),
             } => self.disk.write_at(&path, u64::from(*block) * BLOCK_BYTES, page.data()),
             ItemBody::Chunk(chunk) => self.disk.write_at(&path, chunk.offset(), chunk.data()),
-            // No pack has one: they were rebuilt before.
+            // Packs have whole pages only: differences were rebuilt before.
             ItemBody::Page { content: PageContent::Difference(_), .. } => {
                 Err(io::Error::other("a pack has a page difference instead of a whole page"))
             }
@@ -418,9 +421,9 @@ impl TargetChange<'_> {
         sync_directories(self.disk, directories)
     }
 
-    /// Gives files that are replaced a second name for the way back, durably: the new one takes the
-    /// first only then. At no moment is there none: without `PG_VERSION` nobody would take the
-    /// directory for what it is.
+    /// Keeps each file that will be replaced under a second name for a rollback, durably, before the new file
+    /// takes its name. At no moment is the file missing: without `PG_VERSION` nobody would recognize the data
+    /// directory.
     fn keep_replaced(&self) -> Result<(), RewindError> {
         if self.manifest.undo.is_none() {
             return Ok(());
@@ -444,7 +447,7 @@ impl TargetChange<'_> {
         sync_directories(self.disk, directories)
     }
 
-    /// Renames a new file to its place; one that it replaces hands its mode on.
+    /// Renames a new file to its place, with the permission bits of the file that it replaces.
     fn put_in_place(&self, path: &DataPath, index: usize) -> io::Result<()> {
         let from = layout::temporary(self.directory, path, index);
         if let Some(before) = self.manifest.before(index) {
@@ -453,7 +456,7 @@ impl TargetChange<'_> {
         self.disk.rename(&from, path)
     }
 
-    /// Makes files durable, and what was written to others before.
+    /// Makes files durable, and everything that was written to the target's file systems before.
     pub(crate) fn sync_files(&self, paths: &[DataPath]) -> Result<(), RewindError> {
         let synced = in_parallel(paths, SYNC_THREADS, &|path, _| {
             self.go_on()?;
@@ -462,7 +465,7 @@ impl TargetChange<'_> {
         });
         self.go_on()?;
         synced?;
-        // A write that failed after its file was closed shows here alone.
+        // Only this reports an error of a write to a file that was closed since.
         let synced = self.disk.sync_all();
         synced.map_err(failed("could not sync the target's file systems to disk"))
     }

@@ -1,7 +1,7 @@
-//! Takes a target that was being changed back to what it was, without the source.
+//! Rolls a target that was being changed back to its state before the rewind, without the source.
 //!
-//! Like the redo it can be repeated from the start after any crash, and it leaves everything the
-//! redo needs: until the end of either the other can still be chosen.
+//! Like redo, rollback can be repeated from the start after any crash. It leaves everything that redo needs:
+//! until one of the two has ended, the other can still be chosen.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -60,7 +60,7 @@ impl TargetChange<'_> {
         state_directory::discard(self.disk, self.directory).map_err(left)
     }
 
-    /// Images that cannot be read back must be found while the rewind can still be finished.
+    /// Checks the undo images, as long as the rewind can still be finished instead.
     fn check_way_back(&self) -> Result<(), RewindError> {
         let sound = self.images();
         if sound.is_err() {
@@ -78,7 +78,8 @@ impl TargetChange<'_> {
         })
     }
 
-    /// Removes files that were being put together: on a full disk they are the room that the way back begins with.
+    /// Removes new files that were not put in place yet: on a full disk a rollback begins with the space that
+    /// they free.
     fn drop_temporaries(&self) -> io::Result<()> {
         for (index, file) in self.manifest.files.iter().enumerate() {
             if let FileAction::Replace { .. } = file.action {
@@ -91,7 +92,7 @@ impl TargetChange<'_> {
         Ok(())
     }
 
-    /// Removes what was not there before, the innermost first.
+    /// Removes what the rewind created, the innermost first.
     fn take_away(&self) -> io::Result<()> {
         let mut made: Vec<_> = self.manifest.files.iter().enumerate().collect();
         made.sort_by(|(_, a), (_, b)| b.path.cmp(&a.path));
@@ -111,7 +112,7 @@ impl TargetChange<'_> {
         Ok(())
     }
 
-    /// Removes a new tablespace's link and what we made behind it.
+    /// Removes the link of a new tablespace, and the state directory that was made behind the link.
     fn unlink(&self, path: &DataPath) -> io::Result<()> {
         if self.disk.is_directory(path)?.is_none() {
             return Ok(());
@@ -125,7 +126,7 @@ impl TargetChange<'_> {
         self.disk.remove_file(path)
     }
 
-    /// Brings back what was moved aside.
+    /// Moves back what was moved aside.
     fn bring_back(&self) -> Result<(), RewindError> {
         for (index, file) in self.manifest.files.iter().enumerate() {
             self.go_on()?;
@@ -176,7 +177,8 @@ impl TargetChange<'_> {
         Ok(())
     }
 
-    /// Files changed in place, with the length they had. Those that went are back by renaming.
+    /// Files that were changed in place, with their old length. Files that were moved aside are restored by
+    /// renaming.
     fn patched(&self) -> impl Iterator<Item = (&DataPath, u64)> {
         let files = self.manifest.files.iter().enumerate();
         files.filter_map(|(index, file)| match file.action {

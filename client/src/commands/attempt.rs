@@ -33,11 +33,11 @@ use crate::target::wal_archive::RestoredSegment;
 use crate::target::{Target, start};
 use crate::task::{Context, Pending, begin, joined};
 
-/// What the source said longer ago is asked again: how long the target is looked at must not decide how
-/// old the checkpoint is that replay begins at.
+/// An answer of the source that is older than this is asked for again: how long the target is inspected must
+/// not decide how old the checkpoint is from which replay begins.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// The source, connected to while the target is looked at.
+/// The source, to which the program connects while the target is inspected.
 #[derive(Debug)]
 pub struct Opening {
     since: Instant,
@@ -45,7 +45,7 @@ pub struct Opening {
 }
 
 impl Opening {
-    /// Connects.
+    /// Begins to connect to the source.
     pub fn begin(config: &Config) -> Self {
         let source = begin(source::connect(config.clone(), Patience::None));
         Self { since: Instant::now(), source }
@@ -57,7 +57,7 @@ impl Opening {
 pub struct Attempts {
     /// What is in the state directory.
     pub leftover: Leftover,
-    /// Counts the runs and attempts for this rewind.
+    /// Number of runs and attempts for this rewind so far.
     runs: u32,
     /// Why *fork* is not possible, as an earlier attempt showed.
     without_fork: Option<NotPossible>,
@@ -68,7 +68,7 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// What the first attempt begins with. A dry run leaves what an earlier run had prepared alone.
+    /// The values for the first attempt. A dry run does not touch what an earlier run has prepared.
     pub fn new(config: &Config, target: &Target, opening: Opening) -> Result<Self, RewindError> {
         let leftover = match config.dry_run {
             true => Leftover::Nothing,
@@ -84,7 +84,7 @@ impl Attempts {
         })
     }
 
-    /// Goes by why the last attempt came to no result.
+    /// Takes into account why the last attempt came to no result.
     pub fn learn(&mut self, reason: Replan, why: String) {
         match reason {
             Replan::ForkImpossible => self.without_fork = Some(NotPossible::as_asked(why)),
@@ -107,13 +107,14 @@ impl Attempts {
             Some(opening) => joined(opening.source).await?,
             None => source::connect(config.clone(), patience).await?,
         };
-        // A node of another cluster is named as that, whatever else is odd about it.
+        // Checked first, so that a node of another cluster is reported as that, whatever else is wrong with
+        // it.
         compat::check(target, &answering.description)?;
         answering.judged()
     }
 }
 
-/// How an attempt ended that came to a result.
+/// The result of an attempt that neither failed nor needs a new plan.
 #[derive(Debug)]
 pub enum Attempted {
     /// Nothing is to be changed.
@@ -122,26 +123,26 @@ pub enum Attempted {
     Sealed(Box<Ready>),
 }
 
-/// A target that is taken, and everything that it takes to rewind it.
+/// A claimed target, and everything that is needed to rewind it.
 #[derive(Debug)]
 pub struct Ready {
-    /// Keeps servers away.
+    /// Keeps servers from starting on the target.
     pub claim: Claim,
     /// What will be changed.
     pub rewind: SealedRewind,
-    /// What the node will be started with, found before anything changes.
+    /// Path of the `pg_ctl` that will start the node, found before anything changes.
     pub pg_ctl: Option<PathBuf>,
 }
 
 /// What is to be done.
 enum Decision {
-    /// Nothing but to report it.
+    /// Only report this outcome.
     Report(Box<Outcome>),
-    /// This.
+    /// Rewind by this plan.
     Rewind(Box<Decided>),
 }
 
-/// A plan, and what is known already of what it needs.
+/// A plan, and what is already known or fetched for it.
 struct Decided {
     planned: Planned,
     /// Whether it is the plan of an earlier run.
@@ -150,12 +151,15 @@ struct Decided {
     /// Where the source's WAL ended before anything was copied.
     announced: Sealed,
     early_wal: EarlyWal,
-    /// Segments of the common history that came from elsewhere.
+    /// Segments of the common history that came from an archive or from the source.
     restored: Vec<RestoredSegment>,
     pg_ctl: Option<PathBuf>,
 }
 
-/// One attempt.
+/// Makes one attempt: decides what to do and, if that is a rewind, fetches and seals what it needs.
+///
+/// # Errors
+/// [`Abort::Replan`] if another attempt may come to a result, else [`Abort::Failed`].
 pub async fn attempt(
     cx: &Context,
     config: &Config,
@@ -248,7 +252,7 @@ async fn decide(
     })))
 }
 
-/// A plan for which there is room.
+/// A plan for which there is enough disk space.
 struct RoomedPlan {
     planned: Planned,
     before_images: BeforeImages,
@@ -294,12 +298,12 @@ struct AttemptFindings<'a> {
     divergence: &'a Divergence,
     changes: &'a ChangesOfBoth,
     listed: Listed,
-    /// Where the source's WAL ends by now.
+    /// Where the source's WAL ends now.
     end: Lsn,
 }
 
 enum NewPlan {
-    /// It is only reported.
+    /// The plan is only reported: a dry run.
     Report(Box<Outcome>),
     Made(Box<RoomedPlan>),
 }
@@ -323,7 +327,7 @@ async fn plan_anew(
     let basis = Basis { target, source: snapshot, listed: &listed.files, choices, fork, end };
     let without_fork = without_fork.as_ref();
     let choice = planning::choose(config, basis, divergence, changes, without_fork)?;
-    // Waited for once, whether or not the first plan needs it.
+    // Only the first plan waits for a checkpoint, if it waits at all.
     if let Some(limit) = attempts.may_wait.take()
         && choice.waiting_pays(config)
     {
@@ -375,7 +379,7 @@ async fn prepare(
     seal(cx, job, claim, before_images, staged).await
 }
 
-/// Where *fork* was chosen as the cheapest and its WAL cannot be had, the other strategies are tried.
+/// If `auto` had chosen *fork*, and its WAL cannot be had, the next attempt tries the other strategies.
 fn or_without_fork(abort: Abort, strategy: Strategy, wanted: StrategyChoice) -> Abort {
     match abort {
         Abort::Replan { reason: Replan::WalUnavailable, why }
@@ -387,7 +391,7 @@ fn or_without_fork(abort: Abort, strategy: Strategy, wanted: StrategyChoice) -> 
     }
 }
 
-/// What the node will be started with, found before anything changes.
+/// Path of the `pg_ctl` that will start the node, found before anything changes; `None` without `--start`.
 fn find_pg_ctl(config: &Config, target: &Target) -> Result<Option<PathBuf>, RewindError> {
     if !config.start {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Targets that need no rewind: whether it is so, and what is done for them all the same.
+//! Recognizes targets that need no rewind, and does what remains to be done for them.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -35,13 +35,13 @@ fn records(
     Ok(records)
 }
 
-/// Whoever asks for a comparison gets one.
+/// Whether the operator asks for a comparison, which is then made in any case.
 fn wants_to_compare(config: &Config) -> bool {
     config.strategy == StrategyChoice::Only(Strategy::Compare)
 }
 
-/// A target that has nothing the source lacks needs no rewind, as long as the WAL it needs to
-/// catch up is still there.
+/// The outcome for a target that has nothing the source lacks, as long as the source still has the WAL that
+/// the target needs to catch up; `None` if the target must be rewound.
 pub fn nothing_to_do(
     cx: &Context,
     config: &Config,
@@ -77,8 +77,8 @@ pub fn nothing_to_do(
     Ok(Some(outcome))
 }
 
-/// A target that was rewound before and not started since need not be rewound again, as long as it can follow
-/// the source from where its replay will end.
+/// The outcome for a target that was rewound before and not started since, as long as it can follow the
+/// source from where its replay will end; `None` if it must be rewound again.
 pub async fn already_rewound(
     cx: &Context,
     config: &Config,
@@ -113,8 +113,8 @@ pub async fn already_rewound(
     Ok(Some(Outcome::new(Ended::AlreadyRewound, reason)))
 }
 
-/// Whether both nodes have the same records in the segment that replay will end in, and some: an equal timeline
-/// number proves nothing.
+/// Whether both nodes have the same records, and at least one, in the segment in which replay will end. An
+/// equal timeline number proves nothing.
 async fn ends_alike(target: &Arc<Target>, source: &Source, end: Lsn) -> Result<bool, RewindError> {
     let size = target.control.file.wal_segment_size;
     let start = size.start_of(size.segment_of(Lsn::new(end.as_u64().saturating_sub(1))));
@@ -122,7 +122,7 @@ async fn ends_alike(target: &Arc<Target>, source: &Source, end: Lsn) -> Result<b
     let mut session = source.session.clone();
     let answer = match session.ask(vec![Unit::single(unit)]).await {
         Ok(answer) => answer,
-        // Removed there: nothing is proven.
+        // The source no longer has this WAL: nothing is proven.
         Err(error) => match error.remedy() {
             Remedy::DoWithout(Unanswered::WalMissing) | Remedy::Replan(Replan::WalUnavailable) => {
                 return Ok(false);
@@ -140,8 +140,9 @@ async fn ends_alike(target: &Arc<Target>, source: &Source, end: Lsn) -> Result<b
     Ok(!ours.is_empty() && ours == theirs)
 }
 
-/// A history file of a branch the source is not on: recovery would look for that branch.
-/// Not every node has the files of all its ancestors.
+/// Name of a history file of the target whose timeline is not in the source's history, or whose content is
+/// not that of the source's file: recovery would look for that timeline. A file that the source merely lacks
+/// is not foreign, since not every node has the files of all its ancestors.
 fn foreign_history(target: &Target, source: &Snapshot) -> Result<Option<String>, RewindError> {
     let ours = target.directory.history_files()?;
     let theirs = &source.description.node.histories;
@@ -152,7 +153,7 @@ fn foreign_history(target: &Target, source: &Snapshot) -> Result<Option<String>,
     Ok(foreign.map(|(timeline, _)| timeline.history_file_name()))
 }
 
-/// Makes a target that lost nothing a standby, if that was asked for.
+/// Makes a target that has not diverged a standby, if that was asked for.
 pub fn make_standby(cx: &Context, config: &Config, target: &Target) -> Result<(), RewindError> {
     if config.dry_run {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What an earlier run left behind: finished, taken back or cleared away.
+//! What an earlier run left behind: it is finished, rolled back or cleared away.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use crate::target;
 use crate::target::unstarted::is_unstarted;
 use crate::task::{Context, Signals, blocking};
 
-/// Deals with what an earlier run left: finishes it if it had begun to change the target, clears it
-/// away if it had not. A dry run only says so.
+/// Finishes a run that had begun to change the target, and clears away what a run left that had not. A dry
+/// run only reports it. `None` if the rewind goes on.
 pub(crate) async fn finish_earlier(
     cx: &Context,
     config: &Config,
@@ -50,15 +50,15 @@ pub(crate) async fn finish_earlier(
                     );
                 }
                 let left = match stored.is_some_and(|stored| staging_is(stored.staging.as_ref(), wanted.as_deref())) {
-                    // Its plan may still hold, and then all that is staged is of use. Until the source
-                    // says that it does, a complete set stays complete.
+                    // The plan of that run may still be valid, and then everything that is staged is of use.
+                    // A sealed set stays sealed until the source has answered.
                     true => pid_file::restore(&*disk),
                     false => state_directory::give_back(&*disk, &directory),
                 };
                 left.map_err(state_error)?;
                 Ok(None)
             }
-            // If the node has run since, it is looked at like any other.
+            // If PostgreSQL has run on the node since, it is inspected like any other target.
             State::Committed(manifest) => {
                 let never_started = never_started(&directory, &manifest);
                 let outcome = work.clean_up(&manifest)?;
@@ -93,12 +93,12 @@ pub(crate) async fn finish_earlier(
     .await
 }
 
-/// Whether what is staged lies where this run stages, too.
+/// Whether the earlier run staged its data in the same directory as this run does.
 fn staging_is(staging: Option<&Staging>, wanted: Option<&Path>) -> bool {
     staging.map(|staging| staging.directory.as_path()) == wanted
 }
 
-/// Whether a rewind of what an earlier one left would end with finishing that.
+/// Whether `rewind` would only finish what an earlier run left, and then end.
 fn ends_there(directory: &DataDir, state: &State) -> bool {
     match state {
         State::None
@@ -139,7 +139,7 @@ impl UnfinishedRewind<'_> {
         TargetChange { manifest, disk, directory, signals, monitor }
     }
 
-    /// Changes the target as the manifest says; what was done before is done again.
+    /// Changes the target as the manifest says. Changes that were made before are made again.
     fn finish(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
         self.give_back_room()?;
         pid_file::take(self.disk, self.directory.path())?;
@@ -147,7 +147,8 @@ impl UnfinishedRewind<'_> {
         self.monitor.step(Step::Apply);
         if let Err(error) = self.change(manifest).redo() {
             if matches!(marks::load(self.disk), Ok(State::Sealed(_))) {
-                // Nothing was changed: the next server must not find our number.
+                // Nothing was changed: our process id in `postmaster.pid` must not keep the next server from
+                // starting.
                 pid_file::restore(self.disk).map_err(state_error)?;
             }
             return Err(error);
@@ -155,8 +156,8 @@ impl UnfinishedRewind<'_> {
         Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
     }
 
-    /// The first thing that either way out does: also the file that keeps servers away takes room. Before the target
-    /// is changed there is nothing to get out of, and the room stays.
+    /// Frees the reserved disk space. Resume and rollback begin with this, because even `postmaster.pid`
+    /// needs space. While the target is unchanged, the space stays reserved.
     fn give_back_room(&self) -> Result<(), RewindError> {
         if !marks::is_being_changed(self.directory.path()) {
             return Ok(());
@@ -168,7 +169,7 @@ impl UnfinishedRewind<'_> {
         state_directory::give_back(self.disk, self.directory).map_err(state_error)
     }
 
-    /// Makes the target what it was before the rewind.
+    /// Restores the target's state before the rewind.
     fn take_back(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
         self.give_back_room()?;
         pid_file::take(self.disk, self.directory.path())?;
@@ -177,14 +178,14 @@ impl UnfinishedRewind<'_> {
         Ok(Outcome::new(Ended::RolledBack, "the target is as it was before the rewind"))
     }
 
-    /// Only removes what is left over.
+    /// Only removes what a finished rewind left in the state directory.
     fn clean_up(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
         self.change(manifest).clean_up()?;
         Ok(Outcome::new(Ended::Resumed, manifest.summary.clone()))
     }
 }
 
-/// Locks a target and ends what is unfinished there, in one way or the other.
+/// Locks a target and ends its unfinished rewind by `ending`, which is resume or rollback.
 fn end(
     target: &Path,
     monitor: &dyn Monitor,
@@ -289,9 +290,9 @@ pub fn rollback(
     })
 }
 
-/// A locked target, the door to it, and what an earlier run left.
+/// A locked target, the disk through which it is changed, and the state that an earlier run left.
 struct FoundState {
-    /// The directory with every tablespace there was, also one whose link has gone.
+    /// The data directory with all its tablespaces, also those whose link was removed.
     directory: Arc<DataDir>,
     disk: Arc<dyn Disk>,
     state: State,
@@ -312,7 +313,7 @@ fn open_state(locked: &Arc<DataDir>) -> Result<FoundState, RewindError> {
         Some(manifest) => Arc::new(manifest::reopen(locked, manifest).map_err(state_error)?),
         None => Arc::clone(locked),
     };
-    // What is over needs nothing that was staged: a staging directory that has gone took it along.
+    // A rewind that is over needs nothing that was staged, so its staging directory may have been removed.
     let gone = |staging: &Staging| state.is_over() && !staging.directory.exists();
     let staging = staging.filter(|staging| !gone(staging));
     let place = staging.as_ref().map(|staging| staging.directory.display().to_string());

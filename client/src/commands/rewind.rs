@@ -22,15 +22,15 @@ use crate::staging::{marks, state_directory, state_error};
 use crate::target::{self, Target, recovery_conf, running, start};
 use crate::task::{Context, Stop, blocking};
 
-/// Plans made anew when the source changed under a run.
+/// Number of plans that one run makes at most, if the source changes while it is read.
 const ATTEMPTS_MAX: u32 = 3;
-/// How long is waited before it: whatever the source is doing takes a moment.
+/// Pause before another plan: whatever the source is doing takes a moment.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Rewinds, or says why not.
+/// Rewinds the target.
 ///
 /// # Errors
-/// What the target is after one, its class says: [`RewindError::left_the_target_alone`].
+/// The error's class says in which state the target is, see [`RewindError::left_the_target_alone`].
 pub async fn rewind(
     config: Config,
     monitor: Arc<dyn Monitor>,
@@ -66,7 +66,7 @@ async fn rewind_and_start(cx: &Context, config: &Config) -> Result<Outcome, Rewi
     Ok(outcome)
 }
 
-/// A look at the locked target, which refuses one that cannot be rewound.
+/// Inspects the locked target, and refuses it if it cannot be rewound.
 async fn inspected(
     cx: &Context,
     config: &Config,
@@ -83,8 +83,8 @@ async fn inspected(
     .await
 }
 
-/// Where packs and WAL are staged, if not in the state directory: where an earlier run that staged in the same
-/// directory did, or in a new one of ours.
+/// Where packs and WAL are staged, if not in the state directory: in the directory that an earlier run
+/// created below the same `--staging-dir`, or in a new one.
 fn staging_of(directory: &Arc<DataDir>, config: &Config) -> Result<Option<Staging>, RewindError> {
     let Some(wanted) = &config.staging_dir else {
         return Ok(None);
@@ -98,7 +98,8 @@ fn staging_of(directory: &Arc<DataDir>, config: &Config) -> Result<Option<Stagin
     staging.map(Some).map_err(state_error)
 }
 
-/// Attempts until one comes to a result. Where a plan does not hold another is made, a bounded number of times.
+/// Makes attempts until one comes to a result. If a plan is not valid any more, another one is made, a
+/// limited number of times.
 async fn attempts(
     cx: &Context,
     config: &Config,
@@ -153,8 +154,8 @@ async fn apply(
         change.redo()
     })
     .await;
-    // The marks decide, not the kind of error: whatever went wrong, what was sealed is all there is to finish a
-    // target that was changed.
+    // The marks decide, not the kind of error: once the target is being changed, only the sealed set can
+    // finish it.
     match &applied {
         Err(error)
             if error.left_the_target_alone()
@@ -167,7 +168,7 @@ async fn apply(
     applied
 }
 
-/// Starts the node if that was asked for. `pg_ctl` is looked for if it was not found before.
+/// Starts the node if that was asked for. Looks for `pg_ctl` if it was not found before.
 async fn start_if_asked(
     cx: &Context,
     config: &Config,

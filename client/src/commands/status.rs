@@ -11,7 +11,7 @@ use crate::staging::marks::{self, State};
 use crate::staging::state_error;
 use crate::target::unstarted::is_unstarted;
 
-/// Makes an error say what the marks say: while the target is being changed it is unfinished,
+/// Makes an error agree with the marks: while the target is being changed it is reported as unfinished,
 /// whatever else is wrong.
 pub(crate) fn by_marks<T>(target: &Path, result: Result<T, RewindError>) -> Result<T, RewindError> {
     result.map_err(|error| match error.class() {
@@ -26,7 +26,8 @@ pub(crate) const SPOILED: &str = "pg_control was put back during a rewind, and P
                                   nor rolled back. Save .pgrejoin/diverged if its WAL is needed, \
                                   then take a new base backup";
 
-/// `pgrejoin status`: looks and touches nothing, whoever is at work there.
+/// `pgrejoin status`. It changes nothing and takes no lock, so another program may be working in the data
+/// directory.
 pub fn status(target: &Path) -> Result<String, RewindError> {
     by_marks(target, look(target))
 }

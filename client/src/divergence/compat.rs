@@ -1,4 +1,4 @@
-//! Can these two nodes be made one history at all? (R9, R12, R17)
+//! Checks that the two nodes belong to one cluster and that the target can follow the source (R9, R12, R17).
 
 use pg_format::control_file::WalLevel;
 use proto::model::{Description, Role};
@@ -44,7 +44,8 @@ pub fn check(target: &Target, source: &Description) -> Result<(), RewindError> {
             theirs.wal_segment_size.bytes()
         ));
     }
-    // From 19 on there are states between on and off: pages made in one do not fit the other.
+    // From 19 on there are states between on and off. Pages that were written in one state are not valid in
+    // another.
     if ours.data_checksum_version != theirs.data_checksum_version {
         return refuse(format!(
             "target and source have different data checksum settings (target: {}, source: {})",

@@ -10,11 +10,12 @@ use crate::source::Source;
 use crate::target::Target;
 use crate::task::blocking;
 
-/// Finds where the histories part: reads the target's WAL and asks the source what it has of the same.
+/// Finds the fork point and what the target changed: reads the target's WAL and compares it with the
+/// source's.
 ///
 /// # Errors
-/// The nodes have nothing in common, or the source cannot be asked. WAL that cannot be read is no error: the
-/// nodes can still be compared.
+/// The nodes have no history in common, or the source cannot be asked. WAL that cannot be read is no error:
+/// the nodes can still be compared.
 pub async fn find(
     config: &Config,
     target: &Arc<Target>,

@@ -34,7 +34,7 @@ pub struct Early {
     items: Pending<Vec<Item>>,
 }
 
-/// What the source has of a range.
+/// The source's digests of a range.
 struct Theirs {
     digests: Vec<SegmentDigest>,
     /// Where its records of the range end.
@@ -48,8 +48,8 @@ fn both(search: &Search<'_>, local: &LocalWal<'_>, number: u64) -> Result<bool, 
     Ok(theirs && ours.is_some())
 }
 
-/// First of the segments that both nodes have without a gap up to `to`, no more of them than a WAL summary
-/// from `start` on needs; `None` if there are none.
+/// Number of the first segment from which on both nodes have every segment up to `to`. It reaches back no
+/// further than a WAL summary from `start` on needs. `None` if one of them lacks the last segment.
 fn first_common(
     search: &Search<'_>,
     local: &LocalWal<'_>,
@@ -58,7 +58,7 @@ fn first_common(
 ) -> Result<Option<u64>, Undecided> {
     let size = local.context.segment_size;
     let last = size.segment_of(Lsn::new(to.as_u64().saturating_sub(1)));
-    // One segment more than the WAL summary: a fork close behind a segment's start proves little.
+    // One segment more than the WAL summary needs: a fork point close behind a segment's start proves little.
     let wanted = size.segment_of(start).min(last).saturating_sub(1);
     let mut first = last + 1;
     while first > wanted && both(search, local, first - 1)? {
@@ -67,8 +67,9 @@ fn first_common(
     Ok((first <= last).then_some(first))
 }
 
-/// Asks for the source's digests before the target's WAL is read: from `redo` on for as far as the histories say
-/// that it is common, unless they do not say. What cannot be read is reported by whoever reads it next.
+/// Asks for the source's digests before the target's WAL is read, so that they arrive meanwhile. The range
+/// begins with the WAL at `redo` and ends at `forked_at`, where the history files part; `None` if they do not
+/// part. An error is not reported here: the next reader of the same files reports it.
 pub fn ask_early(
     search: &Search<'_>,
     wal: &TargetWal<'_>,
@@ -90,8 +91,8 @@ pub fn ask_early(
     })
 }
 
-/// Compares the records of both nodes below `to`, of which `own` are the target's last ones: the position from
-/// which on they differ.
+/// Compares the records of both nodes below `to`. `own` is the summary of the target's WAL since its last
+/// checkpoint. Returns the position from which on the records differ.
 pub fn prove(
     search: &Search<'_>,
     wal: &TargetWal<'_>,
@@ -158,7 +159,7 @@ fn first_difference(
     Ok(our_end.min(theirs.end).min(range.end))
 }
 
-/// The same within one segment, record by record.
+/// Where the records of both nodes begin to differ within one segment, compared record by record.
 fn first_different_record(
     search: &Search<'_>,
     local: &LocalWal<'_>,
@@ -189,12 +190,12 @@ fn first_different_record(
     Ok(unequal.unwrap_or_else(|| our_end.min(their_end)))
 }
 
-/// Whether the source's WAL ends where its records of a range do: one that has more and cannot read it
-/// proves nothing about what lies there.
+/// Checks that the source's WAL really ends where its records of a range end. A source that has more WAL and
+/// cannot read it proves nothing about what lies there.
 fn check_their_end(search: &Search<'_>, range: SearchRange, seen: Lsn) -> Result<(), Undecided> {
     let mut session = search.source.session.clone();
     let announced = search.runtime.block_on(async move { session.seal().await })?.end;
-    // It may have written more in between: what it had then must be readable now.
+    // The source may have written more in between. What it announced must be readable now.
     let again = source_digests(search, range, None)?.end;
     if again >= announced.min(range.end) {
         return Ok(());

@@ -25,25 +25,26 @@ use crate::plan::TargetFiles;
 use crate::target::Target;
 use crate::target::wal_archive::TargetWal;
 
-/// How far the last write of `pg_control` may lie from that of the newest WAL of a server that was shut down
-/// cleanly: it writes the one right after the other.
+/// Longest time between the last writes of the newest WAL and of `pg_control` by a server that is shut down
+/// cleanly: it writes one right after the other.
 const CLEAN_STOP: Duration = Duration::from_secs(3);
-/// So many pages at most are read to find one with an old checksum.
+/// Number of pages that are read at most to find one with an old checksum.
 const OLD_PAGES_MAX: usize = 64;
 
-/// What the target has been since replay's start.
+/// The target's role since the start of replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Past {
-    /// It replayed another node's WAL at some time since: hints of that time were not logged.
+    /// Whether it replayed another node's WAL at some time since: hints of that time were not logged.
     pub(crate) was_standby: bool,
     /// Where it was promoted last, if it was.
     pub(crate) promoted_at: Option<Lsn>,
 }
 
 impl Past {
-    /// Told by its state, by its WAL from replay's start on, and by its history. A standby without its signal file
-    /// ends recovery with a shutdown checkpoint on the same timeline (`PerformRecoveryXLogAction`), as crash
-    /// recovery does: whoever has one behind the fork that is not its last word may have been a standby.
+    /// Decides from the target's state, its WAL since the start of replay, and its history. A standby that is
+    /// started without its signal file ends recovery with a shutdown checkpoint on the same timeline
+    /// (`PerformRecoveryXLogAction`), as crash recovery does. So a node with a shutdown checkpoint behind the
+    /// fork point, other than that of its own last stop, may have been a standby.
     pub(crate) fn since(
         start: Lsn,
         fork: Lsn,
@@ -65,7 +66,8 @@ impl Past {
     }
 }
 
-/// Shutdown checkpoints behind the WAL summary's start after which the node ran again. They are written when it stops and when recovery ends.
+/// Shutdown checkpoints behind the start of the WAL summary after which the node ran again. They are written
+/// when a server stops and when recovery ends.
 fn shutdowns_within<'w>(
     wal_summary: &'w WalSummary,
     control: &'w ControlFile,
@@ -77,9 +79,9 @@ fn shutdowns_within<'w>(
     lsns.filter(move |lsn| !is_stopped || *lsn != last)
 }
 
-/// Where the WAL must be read from so that every page with hints of a lost transaction is named: the redo
-/// position of a checkpoint before which no transaction began that was still open at `last`, where replay
-/// begins.
+/// The position from which the WAL must be read so that it names every page with hints of a lost transaction:
+/// the redo position of a checkpoint before which no transaction began that was still open at `last`, the
+/// checkpoint where replay begins.
 pub(crate) fn before_open_transactions(
     wal: &TargetWal<'_>,
     last: Checkpoint,
@@ -114,8 +116,9 @@ pub(crate) fn before_open_transactions(
     })
 }
 
-/// Until the first checkpoint of a promoted node has ended, index pages that replay had changed may get marks
-/// of rows that a lost transaction deleted, without WAL.
+/// Refuses a target that was promoted and then committed a lost transaction before its first checkpoint as a
+/// primary was complete: until then marks of rows that the transaction deleted may get into index pages that
+/// replay had changed, without WAL.
 pub(crate) fn check_promotion(past: Past, wal_summary: &WalSummary) -> Result<(), NotPossible> {
     let (Some(promoted), Some(commit)) = (past.promoted_at, wal_summary.first_commit) else {
         return Ok(());
@@ -177,12 +180,13 @@ pub(crate) fn check_summary(wal_summary: &WalSummary, target: &Target) -> Result
     }
 }
 
-/// Where hints are logged because of checksums alone, those must have been on throughout. `pg_checksums` works on
-/// a stopped node and writes pages and `pg_control`, but no WAL. It writes each page that has no checksum yet:
-/// where it was at work no file with one is older.
+/// Checks that data checksums were on throughout, where hints are logged because of them alone.
+/// `pg_checksums` works on a stopped node and writes pages and `pg_control`, but no WAL. It writes each page
+/// that has no valid checksum: where it was run, no file with a valid checksum is older than that run.
 fn check_checksums(wal_summary: &WalSummary, target: &Target) -> Result<(), Undecided> {
     let control = &target.control.file;
-    // What was written in the second of a running node's checkpoint may have been written after it.
+    // A page that was written in the same second as a running node's checkpoint may have been written after
+    // it.
     let times = wal_summary.checkpoints.iter().map(|checkpoint| {
         checkpoint.checkpoint.time.saturating_add(i64::from(checkpoint.shutdown))
     });
@@ -241,8 +245,8 @@ fn has_checksum_from_before(target: &Target, time: i64) -> Result<bool, Undecide
     Ok(false)
 }
 
-/// A primary that stops writes its newest WAL last but for `pg_control` and statistics, so files that were written
-/// later tell of somebody else.
+/// Checks that nobody wrote to the target after its last stop. A primary that stops writes its newest WAL
+/// last, except for `pg_control` and statistics, so a page that was written later is from another program.
 fn check_last_stop(control: &ControlFile, files: &TargetFiles) -> Result<(), NotPossible> {
     let newest = |wanted: &dyn Fn(&Entry) -> bool| {
         let written = files.values().filter(|entry| matches!(entry.kind, EntryKind::File { .. }));

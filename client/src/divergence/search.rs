@@ -1,6 +1,6 @@
-//! What a search for the fork point works on.
+//! The input of a search for the fork point.
 //!
-//! It reads much WAL, on a blocking thread, and asks the source from there.
+//! The search reads much WAL, on a blocking thread, and asks the source from that thread.
 
 use std::fs::File;
 use std::io;
@@ -25,7 +25,7 @@ pub struct Search<'a> {
     pub target: &'a Target,
     /// The source.
     pub source: &'a Source,
-    /// The runtime on which it is asked.
+    /// The runtime on which requests to the source run.
     pub runtime: Handle,
     /// `--wal-archive`
     pub wal_archive: Option<PathBuf>,
@@ -65,7 +65,8 @@ impl Search<'_> {
         Ok(Some(file))
     }
 
-    /// Last of the segments that follow each other in the target's `pg_wal` from `start` on.
+    /// Number of the last segment of the unbroken sequence in the target's `pg_wal` that begins with the
+    /// segment of `start`.
     pub fn last_here(&self, start: Lsn) -> u64 {
         let size = self.target.control.file.wal_segment_size;
         let names = self.target.directory.wal_segments(size).unwrap_or_default();

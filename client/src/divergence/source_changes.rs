@@ -43,7 +43,7 @@ pub struct ChangesOfBoth {
 }
 
 impl ChangesOfBoth {
-    /// They were not asked for.
+    /// No changes are known, because they were not asked for.
     pub fn not_asked_for() -> Self {
         Self {
             wal_summary: Err(NotPossible::new(
@@ -52,11 +52,11 @@ impl ChangesOfBoth {
         }
     }
 
-    /// Asks the source what it changed between the fork point and its newest checkpoint, and adds the target's own
-    /// changes.
+    /// Asks the source what it changed between the fork point and its newest checkpoint, and adds the
+    /// target's own changes.
     ///
     /// # Errors
-    /// The source cannot be asked. That it cannot answer is no error: no other strategy needs it.
+    /// The source cannot be asked. If it has no answer, that is no error: only strategy *latest* needs it.
     pub async fn find(
         source: &Source,
         divergence: &Divergence,
@@ -81,18 +81,18 @@ async fn wal_summary(
     let fork = divergence.fork.ok_or_else(|| Undecided::new("the fork point is not proven"))?.lsn;
     let mut wal_summary = target.wal_summary.clone();
     let redo = source.snapshot.checkpoint().redo;
-    // The target's WAL summary reaches back to it, and the source had not yet gone its own way.
+    // Up to its newest checkpoint the source has only changes that are common to both nodes.
     if redo <= fork {
         return Ok(wal_summary);
     }
     has_wal(&source.snapshot, fork..redo)?;
     let answer = match early {
         Some(EarlyChanges { fork: assumed, answer }) if assumed == fork => joined(answer).await,
-        // The histories part earlier than they say.
+        // The histories part earlier than the history files say.
         _ => gather(&mut source.session.clone(), fork..redo, false).await,
     };
     let gathered = match answer {
-        // What no other strategy needs must not keep them from being possible.
+        // The other strategies stay possible without this answer.
         Err(error) if matches!(error.remedy(), Remedy::DoWithout(_)) => {
             let why = format!("the source could not report what it changed: {}", error.chain());
             return Err(Undecided::new(why));
@@ -129,7 +129,7 @@ pub async fn gather(
     session.fold(units, take).await.map(|(gathered, _)| gathered)
 }
 
-/// Changes between two words on how far the answer reaches: more than 64 MiB of the smallest records name.
+/// Changes in one step of an answer, at most: 64 MiB of the smallest records name fewer.
 const CHANGES_MAX: u32 = 4 << 20;
 
 /// The pieces of an answer, put together as they come.
@@ -137,7 +137,7 @@ const CHANGES_MAX: u32 = 4 << 20;
 pub struct Gathered {
     wal_summary: WalSummary,
     last: Option<Reached>,
-    /// Changes since then.
+    /// Changes since the last [`Reached`].
     since: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What the target's WAL says that it did around the fork point.
+//! What the target changed around the fork point, as its WAL says.
 
 use std::ops::ControlFlow;
 
@@ -23,7 +23,7 @@ struct OwnWal {
     wal_summary: WalSummary,
     /// Where it ends.
     end: Lsn,
-    /// What the source has of the same, asked for before.
+    /// The source's digests of the same range, asked for before.
     early: Option<Early>,
 }
 
@@ -40,7 +40,7 @@ pub fn find(search: &Search<'_>) -> Result<Divergence, RewindError> {
     let context = wal_context(&target.control.file);
     let size = context.segment_size;
     let from_source = |number| search.fetch_segment(number);
-    // Only what lies before the fork of the histories is known to be common already.
+    // So far, only WAL before the point where the history files part is known to be common.
     let end = if ancestor.end == Lsn::MAX { 0 } else { size.segment_of(ancestor.end) };
     let elsewhere = Elsewhere {
         archive: search.wal_archive.clone(),
@@ -83,15 +83,15 @@ fn with_wal(
     };
     let target_changes = match changes_since(search, wal, &wal_summary, lsn) {
         Ok(changes) => Ok(changes),
-        // What is wrong with this part of its WAL does not make the fork point less proven.
+        // An error in this part of the target's WAL does not make the fork point less proven.
         Err(Undecided::NotPossible(why)) => Err(why),
         Err(other) => return Err(other),
     };
     Ok(Divergence { fork: Some(ForkPoint { lsn, timeline }), target_changes, ..known })
 }
 
-/// Reads the target's WAL from its last checkpoint on. Whatever is on its disk since is in that WAL alone: without
-/// it nobody knows what was changed.
+/// Reads the target's WAL from its last checkpoint on. Only this WAL says which of the target's pages were
+/// written since.
 fn own_wal(search: &Search<'_>, wal: &TargetWal<'_>, forked_at: Lsn) -> Result<OwnWal, Undecided> {
     let context = wal.local().context;
     let control = &search.target.control.file;
@@ -131,7 +131,8 @@ fn own_wal(search: &Search<'_>, wal: &TargetWal<'_>, forked_at: Lsn) -> Result<O
     Ok(OwnWal { wal_summary, end, early })
 }
 
-/// R1: finds where the WAL summary must begin, reads it, and checks that it tells everything.
+/// R1: finds where the WAL summary must begin, reads it, and checks that it names every page that was
+/// changed.
 fn changes_since(
     search: &Search<'_>,
     wal: &TargetWal<'_>,

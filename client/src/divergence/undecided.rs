@@ -10,22 +10,23 @@ use crate::error::{NotPossible, RewindError};
 /// See the module.
 #[derive(Debug)]
 pub enum Undecided {
-    /// The target's WAL does not tell, or is not proven to be the source's too: the strategies that go by it are
-    /// not possible.
+    /// The target's WAL has no answer, or is not proven to be the source's too. The strategies that depend on
+    /// it are not possible.
     NotPossible(NotPossible),
-    /// A file of the target cannot be read or understood: what else the target's WAL says is not relied on either.
+    /// A file of the target cannot be read or understood. Nothing else that the target's WAL says is relied
+    /// on either.
     Unreadable(NotPossible),
     /// The source could not be asked.
     Failed(RewindError),
 }
 
 impl Undecided {
-    /// The target's WAL does not tell, for this reason.
+    /// The target's WAL has no answer, for this reason.
     pub fn new(why: impl Into<String>) -> Self {
         Self::NotPossible(NotPossible::new(why))
     }
 
-    /// A file of the target that tells cannot be read: a disk may have lost it.
+    /// A file of the target that has the answer cannot be read: a disk may have lost it.
     pub fn unreadable(what: &str) -> impl FnOnce(io::Error) -> Self + '_ {
         move |error| Self::Unreadable(NotPossible::new(format!("could not read {what}: {error}")))
     }
@@ -43,7 +44,7 @@ impl From<NotPossible> for Undecided {
     }
 }
 
-/// A disk that has lost some of it, or a record of an unknown kind.
+/// WAL that a disk has partly lost, or a record of an unknown kind.
 impl From<WalError> for Undecided {
     fn from(error: WalError) -> Self {
         Self::Unreadable(NotPossible::new(RewindError::from(error).chain()))

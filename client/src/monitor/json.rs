@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::monitor::{Monitor, Step, print_out};
 use crate::plan::summary::PlannedChange;
 
-/// Progress lines come no closer together.
+/// Shortest time between two progress lines.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// See the module.

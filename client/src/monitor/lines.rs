@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use crate::monitor::{Monitor, Step, print_err};
 use crate::plan::summary::PlannedChange;
 
-/// Progress lines come no closer together: a log is read by people.
+/// Shortest time between two progress lines: a log is read by people.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// See the module.

@@ -29,7 +29,7 @@ impl Timing {
 }
 
 impl Steps {
-    /// None has begun.
+    /// Steps of which none has begun.
     pub fn new(monitor: Arc<dyn Monitor>) -> Self {
         Self { monitor, timing: Arc::default() }
     }
@@ -46,7 +46,7 @@ impl Steps {
         self.monitor.step(step);
     }
 
-    /// Ends the step under way; what all of them took.
+    /// Ends the current step, and returns how long each step took.
     pub fn end(&self) -> Vec<(Step, Duration)> {
         let mut timing = self.timing();
         timing.end();

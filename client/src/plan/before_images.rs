@@ -50,8 +50,8 @@ pub fn images(plan: &Plan, target: &TargetFiles) -> Vec<Image> {
     images
 }
 
-/// What must be saved besides: whatever is cut that [`images`] of the first `planned` files, as they
-/// were planned, did not have. Those are files that came shorter, and files that must be emptied.
+/// Images that [`images`] does not have: the ends of files that became shorter than planned while they were
+/// fetched, and of files that must be emptied besides. The first `planned` of `files` are those of the plan.
 pub fn cut_images(files: &[FinalFile<'_>], planned: usize) -> Vec<Image> {
     let mut images = Vec::new();
     for (index, file) in files.iter().enumerate() {
@@ -69,7 +69,7 @@ pub fn cut_images(files: &[FinalFile<'_>], planned: usize) -> Vec<Image> {
     images
 }
 
-/// Bytes in them.
+/// Number of bytes that the images have.
 pub fn bytes_of(images: &[Image]) -> u64 {
     images.iter().flat_map(|image| &image.ranges).map(|range| range.end - range.start).sum()
 }

@@ -1,7 +1,9 @@
-//! What each strategy is likely to transfer, in both directions and compressed, and which is the cheapest. Pure.
+//! What each strategy is likely to transfer, in both directions and compressed, and which is the cheapest.
+//! Pure.
 //!
-//! How far content shrinks is not known before it travels. Typical rates rank the strategies, since all of them
-//! carry the same kinds of content; rates that were measured on a sample tell an operator what to expect.
+//! How far content can be compressed is not known before it is transferred. Typical rates rank the
+//! strategies, since all of them transfer the same kinds of content; rates that were measured on a sample
+//! tell an operator what to expect.
 
 use pg_format::{BLOCK_BYTES, Covered, FileClass};
 
@@ -9,23 +11,23 @@ use crate::error::NotPossible;
 use crate::plan::Plan;
 use crate::plan::input::Strategy;
 
-/// What a file takes besides its content: its name, its hash, its end.
+/// Bytes that are transferred for a file besides its content: its name, its hash and the end of its unit.
 pub const FILE_BYTES: u64 = 64;
 /// Pages under one hash of a comparison, and the bytes of a hash.
 const RUN_PAGES: u64 = 128;
 const HASH_BYTES: u64 = 16;
 
-/// Bytes that travel for each of something, in 1/1024.
+/// Bytes transferred for each page, or for each byte of a file or of WAL; in 1/1024 of a byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate(u64);
 
 impl Rate {
-    /// So many bytes for a number of things, not 0.
+    /// The rate of `bytes` transferred for so many things; 0 things count as 1.
     pub fn new(bytes: u64, things: u64) -> Self {
         Self(bytes.saturating_mul(1024) / things.max(1))
     }
 
-    /// With so many more for each.
+    /// The rate with so many more bytes for each thing.
     pub fn plus(self, bytes: u64) -> Self {
         Self(self.0.saturating_add(bytes.saturating_mul(1024)))
     }
@@ -35,10 +37,10 @@ impl Rate {
     }
 }
 
-/// How much of what is planned travels.
+/// Bytes transferred for each kind of content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rates {
-    /// For a page that comes as a difference, both ways.
+    /// For a page that comes as a difference: its signature and the difference.
     pub difference: Rate,
     /// For a page of which the target has no other version.
     pub whole: Rate,
@@ -49,8 +51,9 @@ pub struct Rates {
 }
 
 impl Default for Rates {
-    /// Measured on random updates of wide rows with two indexes: a difference is 96 up and 60 to 250 down.
-    /// Rows of hex digests shrink to half, WAL with many full-page images to a third.
+    /// Measured on random updates of wide rows with two indexes: for a page that comes as a difference, the
+    /// signature has 96 bytes and the difference 60 to 250. Rows of hex digests shrink to half, WAL with many
+    /// full-page images to a third.
     fn default() -> Self {
         Self {
             difference: Rate::new(280, 1),
@@ -62,7 +65,8 @@ impl Default for Rates {
 }
 
 impl Rates {
-    /// The same where replay starts at the fork: what either node has not had since then is rebuilt by it.
+    /// Typical rates where replay starts at the fork point: pages of which the target has no other version
+    /// are rebuilt by replay and not transferred.
     pub fn from_the_fork() -> Self {
         Self { whole: Rate::new(0, 1), ..Self::default() }
     }
@@ -105,8 +109,9 @@ impl Estimate {
         Self { blocks: pages + rates.file.of(files), hashes: 0, wal: rates.wal.of(wal_bytes) }
     }
 
-    /// The same if the plan's pages are found by comparing `pages`, of which at least those of the plan
-    /// differ: one hash for each run goes up, and of those that differ one for each page comes down.
+    /// The same estimate if the plan's pages are found by comparing `pages` pages, of which at least those of
+    /// the plan differ: one hash is sent for each run, and for each run that differs one hash comes back for
+    /// each page.
     pub fn of_comparing(self, plan: &Plan, pages: u64) -> Self {
         let runs = |blocks: u32| u64::from(blocks) / RUN_PAGES;
         let differing: u64 = plan
@@ -123,7 +128,7 @@ impl Estimate {
         Self { hashes: up + down, ..self }
     }
 
-    /// All of it.
+    /// Bytes in all.
     pub fn total(&self) -> u64 {
         self.blocks.saturating_add(self.hashes).saturating_add(self.wal)
     }

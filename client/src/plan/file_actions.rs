@@ -1,4 +1,4 @@
-//! One file, one action.
+//! Decides what happens to each path of the target: exactly one action.
 
 use std::collections::BTreeSet;
 
@@ -14,16 +14,16 @@ use crate::plan::input::{Differences, Facts, file_bytes};
 /// What happens to one path of the target. The order is the order of execution.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileAction {
-    /// It goes, with everything below it.
+    /// It is removed, with everything below it.
     RemoveTree,
-    /// The file goes.
+    /// The file is removed.
     Remove,
     /// A directory is made, or a link to one that exists.
     MakeDirectory {
         /// Where the link points.
         link: Option<String>,
     },
-    /// A new file takes its place; its content comes whole.
+    /// A new file, whose content is fetched whole, takes its place.
     Replace {
         /// Its length; `None` if it ends where the fetched content ends.
         bytes: Option<u64>,
@@ -51,10 +51,10 @@ pub struct PagesWanted {
     pub file: usize,
     /// The pages.
     pub blocks: BlockSet,
-    /// The file ends before this block.
+    /// Number of blocks that the file has at the end.
     pub end: u32,
-    /// Pages before this block are on the target in another version, of which the new one is told by its
-    /// differences.
+    /// The target has another version of the pages before this block, so these are fetched as differences to
+    /// it.
     pub known: u32,
 }
 
@@ -76,11 +76,11 @@ pub struct Plan {
     pub pages: Vec<PagesWanted>,
     /// Whole files to fetch.
     pub whole: Vec<BytesWanted>,
-    /// Replication slots of the target that go.
+    /// Replication slots of the target that are removed.
     pub slots: Vec<String>,
 }
 
-/// Which rule a path that both nodes may have falls under.
+/// How the file of a path is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Treatment {
     /// Left as it is on the target.
@@ -89,9 +89,9 @@ enum Treatment {
     Discard,
     /// Fetched whole.
     Whole,
-    /// Pages, all of them compared.
+    /// All its pages are compared by hash.
     ComparePages,
-    /// Pages, those the WAL summary names.
+    /// Its pages that the WAL summary names are fetched.
     WindowPages(RelationSegment),
 }
 
@@ -166,7 +166,7 @@ impl<'a> FileContext<'a> {
         }
     }
 
-    /// Whether what the target has under this path is another file that only shares the name.
+    /// Whether the target's file of this path is another one that only has the same name.
     fn is_stranger(&self, path: &DataPath) -> bool {
         let Some(segment) = RelationSegment::parse(path) else {
             return false;
@@ -306,7 +306,8 @@ fn fetch_file(
     Ok(())
 }
 
-/// R2: what the WAL summary names, what lies behind a truncation, and the tail.
+/// R2: adds the blocks that the WAL summary names, those behind a truncation, and those behind the end of the
+/// target's file.
 fn summary_pages(
     context: &FileContext<'_>,
     segment: RelationSegment,
@@ -364,7 +365,8 @@ fn remove_what_the_source_lacks(context: &FileContext<'_>, plan: &mut Plan) {
     }
 }
 
-/// A tablespace's link is removed by itself, and from where it leads only what is this version's.
+/// Of a tablespace, only the link and the directory of this version behind it are removed: clusters of other
+/// versions may use the same tablespace.
 fn remove_directory(context: &FileContext<'_>, path: &DataPath, entry: &Entry, plan: &mut Plan) {
     if !matches!(entry.kind, EntryKind::Directory { link: Some(_) }) {
         add(plan, path, FileAction::RemoveTree);
@@ -378,8 +380,8 @@ fn remove_directory(context: &FileContext<'_>, path: &DataPath, entry: &Entry, p
     add(plan, path, FileAction::Remove);
 }
 
-/// Whether a directory the source does not have goes: databases, tablespaces, slots and the like;
-/// what PostgreSQL does not know only when extra files are mirrored.
+/// Whether a directory that the source does not have is removed: databases, tablespaces, slots and the like
+/// always, directories that PostgreSQL does not know only if extra files are mirrored.
 fn removes_directory(context: &FileContext<'_>, path: &DataPath) -> bool {
     let is_oid = |name: &str| name.bytes().all(|b| b.is_ascii_digit());
     let parts: Vec<&str> = path.components().collect();

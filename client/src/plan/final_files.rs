@@ -1,4 +1,4 @@
-//! Planned files as they will be at the end, once it is known what came of them.
+//! The final state of planned files, known once everything was fetched.
 
 use super::file_actions::PlannedFile;
 
@@ -16,7 +16,7 @@ pub struct FinalFile<'a> {
 }
 
 impl FinalFile<'_> {
-    /// The length it has at the end, of which `planned` bytes were planned.
+    /// The file's length at the end, where the plan has `planned` bytes.
     pub fn bytes(&self, planned: u64) -> u64 {
         self.shorter.map_or(planned, |shorter| planned.min(shorter))
     }

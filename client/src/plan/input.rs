@@ -78,10 +78,10 @@ pub struct Facts<'a> {
     pub version_directory: &'a str,
     /// The operator's choices.
     pub choices: Choices,
-    /// Files of the target that are private keys: the source lists none, so their absence there
-    /// says nothing.
+    /// Files of the target that are private keys. The source never lists keys, so they must not be removed
+    /// because its list lacks them.
     pub keys: &'a BTreeSet<DataPath>,
-    /// Where each linked tablespace that the target lacks is to be: by OID.
+    /// Directories on the target for the linked tablespaces that it lacks, by OID.
     pub new_tablespaces: &'a BTreeMap<u32, String>,
 }
 

@@ -25,7 +25,7 @@ pub struct WalChanges {
     pub diverged: Vec<String>,
     /// Name of the directory they are kept in; `None` if they are not kept.
     pub keep_as: Option<String>,
-    /// Names of other files that go.
+    /// Names of other files that are removed.
     pub remove: Vec<String>,
     /// Names of segments older than the start of replay that stay: those from the oldest one on that waits to be
     /// archived.
@@ -70,7 +70,10 @@ pub struct WalFacts<'a> {
     pub keep_as: Option<String>,
 }
 
-/// Decides.
+/// Decides what happens to each file in `pg_wal`.
+///
+/// # Errors
+/// A name does not make a valid path.
 pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatError> {
     let fork_segment = facts.fork.map_or(0, |fork| facts.size.segment_of(fork));
     let start_segment = facts.size.segment_of(facts.start);
@@ -83,17 +86,17 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
             if segment.number >= fork_segment && holds_lost_transactions(facts, segment) {
                 changes.diverged.push(name.clone());
             } else if segment.number >= fork_segment || staged.contains(name) {
-                // Also a common one whose name a staged one will have: it is needed for the way back.
+                // Also a common segment whose name a staged one takes: a rollback needs the old file.
                 changes.remove.push(name.clone());
             } else if segment.number < start_segment {
-                // None from the first one on that waits: there must be no gap.
+                // Segments stay from the first one on that waits to be archived, so that there is no gap.
                 match segment.number < first_waiting {
                     true => changes.remove.push(name.clone()),
                     false => changes.waiting.push(name.clone()),
                 }
             }
         } else if let Some(timeline) = TimelineId::from_history_file_name(name) {
-            // A dead branch's history file would make recovery look for that branch.
+            // The history file of an abandoned timeline would make recovery look for that timeline.
             if !facts.history.contains(timeline) {
                 changes.remove.push(name.clone());
             }
@@ -102,8 +105,8 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
         }
     }
     statuses(facts, fork_segment, start_segment.min(first_waiting), &mut changes);
-    // Summaries must follow each other up to where the summarizer goes on, which is the oldest WAL there is
-    // where there are none (`GetOldestUnsummarizedLSN`).
+    // Summaries must be contiguous up to where the WAL summarizer goes on. Without any it begins with the
+    // oldest segment (`GetOldestUnsummarizedLSN`).
     changes.remove.extend(facts.there.summaries.iter().map(|name| format!("summaries/{name}")));
     changes.place = staged.into_iter().collect();
     for (timeline, text) in facts.histories {
@@ -113,7 +116,8 @@ pub fn changes(facts: &WalFacts<'_>) -> Result<WalChanges, pg_format::FormatErro
             changes.write.push(small(&archived_mark(&name), Vec::new())?);
         }
     }
-    // Nothing is added to these any more. The last one of an older timeline is archived by who was on it.
+    // These segments are complete. The last segment of an older timeline is archived by the node that wrote
+    // it.
     let last = facts.size.segment_of(facts.end);
     let is_over = |segment: &&SegmentName| {
         let replayed = facts.history.timeline_of_segment(segment.number, facts.size);
@@ -147,7 +151,8 @@ fn first_waiting(facts: &WalFacts<'_>) -> u64 {
     numbers.min().unwrap_or(u64::MAX)
 }
 
-/// Archive marks of what goes, go too; a placed file has none but the one written for it.
+/// Also removes the archive status of files that are removed. A placed file keeps only the status that is
+/// written for it.
 fn statuses(facts: &WalFacts<'_>, fork: u64, first_kept: u64, changes: &mut WalChanges) {
     for status in &facts.there.statuses {
         let name = status.rsplit_once('.').map_or(status.as_str(), |(name, _)| name);

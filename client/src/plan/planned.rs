@@ -16,8 +16,8 @@ pub struct Planned {
     pub why: String,
     /// Where replay will begin.
     pub start: ReplayStart,
-    /// Redo position of the source's newest checkpoint before anything was read from it: what was read is of then
-    /// or later.
+    /// Redo position of the source's newest checkpoint before anything was read from it: everything that was
+    /// read is at least as new.
     pub source_redo: Lsn,
     /// Where the histories part, if that is proven.
     pub fork: Option<ForkPoint>,

@@ -1,4 +1,4 @@
-//! What the staged WAL will do when it is replayed, and whether it may be.
+//! Records in the staged WAL that replay would get wrong.
 
 use pg_format::Lsn;
 use pg_format::control_file::WalLevel;
@@ -106,12 +106,13 @@ impl Hazard {
         format!("{}: {advice}", self.describe())
     }
 
-    /// The same for whoever insists on replay from the fork, which begins before it whatever the source does.
+    /// The message for an operator who insists on replay from the fork, which begins before the hazard
+    /// whatever the source does.
     pub fn explain_to_fork(&self) -> String {
         format!("{}: use --strategy latest or auto, which start replay after it", self.describe())
     }
 
-    /// The same where the source has no checkpoint behind it yet.
+    /// That message where the source has no checkpoint behind the hazard yet.
     pub fn explain_to_fork_without_checkpoint(&self) -> String {
         let first = match self {
             Self::FullPageWritesOff { .. } => "switch it on, run CHECKPOINT there",

@@ -1,11 +1,12 @@
-//! Leaves out what replay rebuilds: it never travels.
+//! Leaves out the blocks that replay rebuilds: they are not fetched.
 
 use pg_format::{Covered, Fork, RelationSegment};
 use proto::fetch::{Unit, UnitKind};
 
 use crate::plan::units::without;
 
-/// The segment file of a main fork whose pages a unit asks for: of nothing else replay alone decides.
+/// The main-fork segment file whose pages a unit asks for, if it does. Only blocks of main forks can be left
+/// to replay.
 fn main_fork(unit: &Unit) -> Option<RelationSegment> {
     match &unit.kind {
         UnitKind::Blocks { path, .. } => {
@@ -15,7 +16,7 @@ fn main_fork(unit: &Unit) -> Option<RelationSegment> {
     }
 }
 
-/// Divides units into those that may ask for covered blocks, and the others.
+/// Divides units into those with blocks that replay may rebuild, and all other units.
 pub(crate) fn divide(units: impl Iterator<Item = Unit>) -> (Vec<Unit>, Vec<Unit>) {
     units.partition(|unit| main_fork(unit).is_some())
 }

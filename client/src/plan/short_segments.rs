@@ -1,9 +1,9 @@
-//! Segments behind a short one.
+//! Segment files behind one that is not full.
 //!
-//! A relation ends at its first segment that is not full, whatever lies behind. On a source that cuts
-//! a relation while it is read, an early segment can come short and a later one full of rows that are
-//! gone. Replay would cut the early one only, and the later one would come to light when the relation
-//! grows again.
+//! A relation ends at its first segment that is not full, whatever lies behind (`md.c`, `mdnblocks`). If the
+//! source truncates a relation while it is read, an early segment can be fetched short and a later one full
+//! of rows that no longer exist. Replay would truncate the early one only, and the rows of the later one
+//! would reappear when the relation grows again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,18 +42,17 @@ pub fn to_be_emptied(listed: &SourceFiles, read: &BTreeMap<DataPath, u64>) -> Ve
         .collect()
 }
 
-/// What the source had to say about planned files while they were read: those that were shorter than
-/// listed, with their bytes, and those that were gone; by index.
+/// What the source reported about planned files while they were read, by their index in the plan.
 #[derive(Debug, Clone, Copy)]
 pub struct Read<'a> {
-    /// Shorter ones.
+    /// Files that were shorter than listed, with their length in bytes.
     pub shorter: &'a BTreeMap<usize, u64>,
-    /// Those that were gone.
+    /// Files that no longer existed.
     pub vanished: &'a BTreeSet<usize>,
 }
 
-/// The planned files, with those that must be emptied besides, and the files that end up shorter than
-/// planned.
+/// The planned files, with the files that must be emptied besides; and the lengths of files that end up
+/// shorter than planned, by index.
 pub fn final_lengths(
     planned: &[PlannedFile],
     listed: &SourceFiles,

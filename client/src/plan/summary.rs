@@ -60,7 +60,7 @@ pub struct Totals {
     pub patched: usize,
     /// Files that are replaced or new.
     pub replaced: usize,
-    /// Files and directories that go.
+    /// Files and directories that are removed.
     pub removed: usize,
     /// Directories that are made.
     pub directories: usize,

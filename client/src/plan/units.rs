@@ -1,4 +1,4 @@
-//! The units of a plan: what is asked for at once, and by which number its answer is known. Pure.
+//! The units of a plan: what is asked for in one request, and the number by which its answer is known. Pure.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,7 +31,7 @@ pub fn units(plan: &Plan) -> Vec<Unit> {
         let Some(file) = plan.files.get(wanted.file) else {
             continue;
         };
-        // Of the first ones the target has other versions.
+        // The target has other versions of the first pages, so these are asked for as differences.
         for (part, signed) in [(0..wanted.known, true), (wanted.known..wanted.end, false)] {
             let part = part.start..part.end.min(wanted.end);
             for ranges in batches(&wanted.blocks, part) {

@@ -1,4 +1,4 @@
-//! What is sealed: everything that will be changed, in one manifest, and what is reported of it.
+//! Builds the manifest, with everything that will be changed, and the report about it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -101,7 +101,7 @@ fn summary(sealed: &Sealed) -> String {
     format!("the target is rewound and follows timeline {}", sealed.node.timeline)
 }
 
-/// Everything that will be changed, but for what it takes to go back.
+/// The manifest without what a rollback needs, which is added last.
 pub fn manifest(
     config: &Config,
     target: &Target,
@@ -146,7 +146,7 @@ pub fn manifest(
     })
 }
 
-/// What was staged last.
+/// Parts of the manifest that were staged last.
 #[derive(Debug)]
 pub struct Parts<'a> {
     /// All WAL segments.
@@ -155,7 +155,7 @@ pub struct Parts<'a> {
     pub auto_conf: Option<Vec<u8>>,
 }
 
-/// What is reported of it.
+/// The report about a sealed rewind.
 pub fn outcome(
     target: &Target,
     source: &Source,
@@ -196,7 +196,7 @@ pub fn outcome(
     outcome
 }
 
-/// What is said of WAL that stays although nothing of this rewind needs it.
+/// Messages about WAL that stays although this rewind does not need it.
 fn kept_wal(target: &Target, manifest: &Manifest) -> Vec<String> {
     let mut kept = Vec::new();
     if let (Some(name), false) = (&manifest.wal.keep_as, manifest.wal.diverged.is_empty()) {

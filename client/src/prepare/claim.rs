@@ -1,6 +1,6 @@
-//! A target that is taken for a rewind: the state directory is made, and no server can start.
+//! A target that is claimed for a rewind: the state directory exists, and no server can start.
 //!
-//! Whoever owns a [`Claim`] decides what becomes of it. Dropped, it leaves the target as it was found.
+//! The owner of a [`Claim`] decides how it ends. Dropping it leaves the target as it was found.
 
 use std::io;
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use crate::staging::{marks, pid_file, staged_bytes, state_error};
 use crate::target::{Target, running};
 use crate::task::{Closing, Gate};
 
-/// What a run has put into the target before it changes it: the state directory, and `postmaster.pid` once that is
-/// taken. Dropped, it leaves the target as it was found.
+/// What a run puts into the target before it changes it: the state directory and, once it is claimed,
+/// `postmaster.pid`. Dropping this removes them and leaves the target as it was found.
 #[derive(Debug)]
 pub struct Prepared {
     directory: Arc<DataDir>,
     disk: Arc<dyn Disk>,
     monitor: Arc<dyn Monitor>,
-    /// Whether it is still to be given back.
+    /// Whether dropping this removes what was put into the target.
     is_held: bool,
 }
 
@@ -41,7 +41,8 @@ impl Prepared {
         }
     }
 
-    /// Leaves the target as it was, and what was fetched for the next run. Without a plan nothing can be used.
+    /// Restores the target, but keeps what was fetched for the next run. Without a saved plan nothing of it
+    /// could be used.
     fn keep(mut self) {
         if !matches!(SavedPlan::read(&*self.disk), Ok(Some(_))) {
             return;
@@ -71,13 +72,13 @@ impl Drop for Prepared {
     }
 }
 
-/// Files of a plan that does not hold any more, by their index in it. Their pages are in the state directory, as a
-/// cache for another plan.
+/// Pages in the state directory that were fetched for a plan that is not valid any more, as a cache for
+/// another plan.
 #[derive(Debug)]
 pub struct PageCache {
-    /// The files.
+    /// The files of the old plan, by their index in it.
     pub files: Vec<DataPath>,
-    /// Where they are. The target may still be taken.
+    /// The state directory with the pages. The target may still be claimed.
     pub prepared: Prepared,
 }
 
@@ -92,30 +93,31 @@ pub enum Leftover {
     Cache(PageCache),
 }
 
-/// What a claim keeps of it.
+/// What a new claim keeps of an earlier run or attempt.
 #[derive(Debug)]
 pub enum Kept {
     /// Nothing.
     Nothing,
     /// The plan, and what was fetched for it.
     Plan,
-    /// Pages.
+    /// Its pages, as a cache.
     Cache(Prepared),
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct Claim {
-    /// The saving of before-images, which goes on in threads of its own. It ends before what was prepared is given
-    /// back.
+    /// The saving of undo images, which runs in threads of its own. It is dropped, and so ended, before
+    /// `prepared` is.
     saving: Closing,
     prepared: Prepared,
-    /// Counts the runs and attempts for this rewind: each names its packs by it.
+    /// Number of this run or attempt for this rewind, which is part of the names of its packs.
     run: u32,
 }
 
 impl Claim {
-    /// Takes the target, if nobody has started it since it was looked at: everything a plan says was read before.
+    /// Claims the target, if nobody has started it since it was inspected: a plan is made from what was read
+    /// then.
     pub fn take(
         target: &Target,
         monitor: &Arc<dyn Monitor>,
@@ -170,17 +172,17 @@ impl Claim {
         })
     }
 
-    /// Counts the runs and attempts for this rewind.
+    /// Number of this run or attempt for this rewind.
     pub fn run(&self) -> u32 {
         self.run
     }
 
-    /// What ends the saving of before-images.
+    /// The gate that ends the saving of undo images.
     pub fn saving(&self) -> &Arc<Gate> {
         &self.saving.0
     }
 
-    /// Gives the plan up and keeps the pages that were fetched for it.
+    /// Gives the plan up, but keeps the pages that were fetched for it as a cache.
     fn retire(self) -> Leftover {
         let Self { saving, prepared, .. } = self;
         drop(saving);
@@ -190,14 +192,14 @@ impl Claim {
         }
     }
 
-    /// Leaves the target as it was, and what was fetched for a later run.
+    /// Restores the target, but keeps what was fetched for a later run.
     fn keep(self) {
         let Self { saving, prepared, .. } = self;
         drop(saving);
         prepared.keep();
     }
 
-    /// Ends an attempt that came to no result: what is left of it.
+    /// Ends an attempt that came to no result. Returns what the next attempt can use.
     pub fn settle(self, abort: &Abort) -> Leftover {
         match abort {
             Abort::Replan { .. } => return self.retire(),
@@ -229,11 +231,11 @@ impl Leftover {
         Ok(saved.map_or(Self::Nothing, |saved| Self::Plan(Box::new(saved))))
     }
 
-    /// Makes a cache of what was fetched for a plan that does not hold. Without its packs it would not be complete,
-    /// so it is unsealed first.
+    /// Makes a cache of what was fetched for a plan that is not valid any more. A sealed set would not be
+    /// complete without its packs, so the seal is removed first.
     ///
     /// # Errors
-    /// It cannot be unsealed.
+    /// The seal cannot be removed.
     pub fn retire_plan(
         saved: SavedPlan,
         target: &Target,
@@ -243,7 +245,7 @@ impl Leftover {
         Ok(Self::cache_of(saved, Prepared::of(target, monitor)))
     }
 
-    /// A cache of what was fetched for a plan; nothing if that cannot be had.
+    /// A cache of what was fetched for a plan; [`Leftover::Nothing`] if there are no packs that can be moved.
     fn cache_of(saved: SavedPlan, prepared: Prepared) -> Self {
         let files = saved.planned.plan.files.into_iter().map(|file| file.path).collect();
         match staged_bytes::retire_packs(&*prepared.disk) {
@@ -252,7 +254,7 @@ impl Leftover {
         }
     }
 
-    /// Counts the runs and attempts before this one.
+    /// Number of runs and attempts for this rewind before this one.
     pub fn runs(&self) -> u32 {
         match self {
             Self::Nothing | Self::Cache(_) => 0,
@@ -260,7 +262,7 @@ impl Leftover {
         }
     }
 
-    /// Removes it from a target that needs no rewind.
+    /// Removes what an earlier run left in a target that needs no rewind.
     pub fn discard(self, target: &Target, monitor: &dyn Monitor) {
         match self {
             Self::Nothing | Self::Cache(_) => {}
@@ -268,13 +270,13 @@ impl Leftover {
         }
     }
 
-    /// Takes it, and leaves nothing in its place.
+    /// Takes the value and leaves [`Leftover::Nothing`] in its place.
     pub fn take(&mut self) -> Self {
         std::mem::replace(self, Self::Nothing)
     }
 
-    /// Ends the attempts with a failure: a cache is kept where running again can succeed with it. A plan that was not
-    /// looked at may still hold.
+    /// Ends the attempts with a failure. A cache is kept if another run may succeed with it. The plan of an
+    /// earlier run that was not checked yet may still be valid, and stays.
     pub fn give_up(self, error: &RewindError) {
         match self {
             Self::Cache(cache) if error.remedy() == Remedy::Retry => cache.prepared.keep(),

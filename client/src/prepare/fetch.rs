@@ -31,7 +31,7 @@ use crate::staging::staging_error;
 /// The result of the data fetch.
 #[derive(Debug)]
 pub struct Fetched {
-    /// What was noted.
+    /// What the source reported about the files.
     pub notes: Notes,
     /// Pages an earlier run had fetched.
     pub recovered_pages: u64,
@@ -41,9 +41,9 @@ pub struct Fetched {
     pub packs: Vec<PackDigest>,
     /// What the connections carried.
     pub carried: Carried,
-    /// What of it was WAL: payload bytes.
+    /// Payload bytes of WAL among them.
     pub wal_payload_bytes: u64,
-    /// Bytes of signatures of the target's pages that were asked with.
+    /// Bytes of signatures of the target's pages that were sent with requests.
     pub signature_bytes: u64,
 }
 
@@ -58,9 +58,9 @@ pub struct FetchWanted<'a> {
     pub recovered: Recovered,
     /// WAL, which comes first: the source may recycle it.
     pub wal: WalPieces,
-    /// What the target has.
+    /// The target's own pages, to which the source sends differences.
     pub own: OwnPages,
-    /// Told what replay rebuilds as soon as its WAL is here.
+    /// Receives what replay rebuilds, as soon as the announced WAL was fetched and read.
     pub covered: oneshot::Receiver<Covered>,
 }
 
@@ -102,8 +102,8 @@ pub async fn fetch(
         Arc::clone(&monitor),
     )
     .await?;
-    // Of a unit of which only the word that it ended was lost with its connection, or that came as
-    // differences when it was asked for whole.
+    // Pages of units whose end was lost with its connection, or that came as differences although they were
+    // asked for whole.
     let wrong = own.take_wrong().into_iter();
     let wrong: Vec<Unit> =
         wrong.filter_map(|(id, blocks)| whole_unit(id, blocks, &paths)).collect();
@@ -140,7 +140,7 @@ pub async fn fetch(
     })
 }
 
-/// Nothing that did not come may be sealed.
+/// Fails if pages are missing because only differences came for them: an incomplete set must not be sealed.
 fn refuse_differences(own: &OwnPages, paths: &[DataPath]) -> Result<(), RewindError> {
     let wrong = own.take_wrong();
     let Some(unit) = wrong.keys().next() else {
@@ -152,8 +152,8 @@ fn refuse_differences(own: &OwnPages, paths: &[DataPath]) -> Result<(), RewindEr
     Err(RewindError::new(Class::Other, message))
 }
 
-/// Whether a question is long and its answer short: it is asked behind those of which it is the other way
-/// round, so that the link is busy in both directions.
+/// Whether a request is long and its answer short. Such requests are sent after those that are short and have
+/// long answers, so that the link is busy in both directions.
 fn is_signed(unit: &Unit) -> bool {
     matches!(unit.kind, UnitKind::Blocks { signatures: Some(_), .. })
 }
@@ -172,14 +172,15 @@ fn later(units: Vec<Unit>, covered: oneshot::Receiver<Covered>, left_out: Arc<At
     Later { cost, units: Box::pin(units) }
 }
 
-/// Asks for pages of a unit whole. It keeps its number, so that a later run finds what came of it.
+/// A unit that asks for pages of another unit whole. It has the other's number, so that a later run finds
+/// what came of both.
 fn whole_unit(id: u64, blocks: BTreeSet<u32>, paths: &[DataPath]) -> Option<Unit> {
     let path = paths.get(file_of_unit(id))?.clone();
     let ranges = blocks.into_iter().map(|first| BlockRange { first, count: 1 }).collect();
     Some(Unit { id, kind: UnitKind::Blocks { path, ranges, signatures: None } })
 }
 
-/// What makes whole pages of differences.
+/// Rebuilds whole pages from differences.
 struct Rebuilding {
     own: Arc<OwnPages>,
     paths: Arc<[DataPath]>,

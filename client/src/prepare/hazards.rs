@@ -25,7 +25,7 @@ struct Circumstances<'a> {
 /// What is to be done about a hazard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// Nothing: replay gets it right here.
+    /// Nothing: replay on the target is correct.
     Harmless,
     /// A strategy whose replay begins later.
     NotFromTheFork,
@@ -33,7 +33,8 @@ enum Verdict {
     NeedsCheckpoint,
 }
 
-/// Judges one; `is_free` tells whether a place for a tablespace can be used here.
+/// Decides what to do about a hazard. `is_free` says whether a tablespace can be created in a directory of
+/// the target.
 fn judge(
     hazard: &Hazard,
     circumstances: Circumstances<'_>,
@@ -41,11 +42,12 @@ fn judge(
 ) -> Verdict {
     let Circumstances { strategy, source_redo, role, mapping } = circumstances;
     let harmless = match hazard {
-        // Without a path it lies in place, and replay makes it there.
+        // A tablespace with an empty path lies inside `pg_tblspc`, where replay creates it.
         Hazard::Tablespace { location: Some(place), .. } => {
             place.is_empty() || is_free(place) && !is_mapped(mapping, place)
         }
-        // Only pages read while they were written need it, and those changed later.
+        // Full-page images are needed only for pages that were written while they were read, and these were
+        // changed behind `source_redo`.
         Hazard::FullPageWritesOff { at } => *at < source_redo || role == Role::Stopped,
         Hazard::Tablespace { location: None, .. }
         | Hazard::CopyDatabase { .. }

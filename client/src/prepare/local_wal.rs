@@ -18,8 +18,8 @@ use crate::target::wal_archive::RestoredSegment;
 use crate::target::{Target, local_wal};
 use crate::task::Signals;
 
-/// Stages the common WAL that came from elsewhere, the target's own part of the fork's segment, and what was asked
-/// for early; the rest is left to the follower.
+/// Stages the common WAL that came from an archive or the source, the target's own part of the segment with
+/// the fork point, and the WAL that was asked for early. The follower fetches the rest.
 pub fn stage(
     signals: &Signals,
     target: &Target,
@@ -77,9 +77,9 @@ pub fn stage(
 /// Copies WAL into staging.
 #[derive(Debug, Clone, Copy)]
 pub struct Copy<'a> {
-    /// Ends it.
+    /// Ends the copying when the run must stop.
     pub signals: &'a Signals,
-    /// Where to.
+    /// The disk with the state directory.
     pub disk: &'a dyn Disk,
     /// Size of a segment.
     pub size: WalSegmentSize,

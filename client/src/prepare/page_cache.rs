@@ -25,8 +25,8 @@ use crate::task::Context;
 /// A page of the old plan: index of its file there, and its block.
 type CachedPage = (usize, u32);
 
-/// Takes over what is still the same; payload bytes of the hashes it took. `files` are those of the old
-/// plan, `units` are the new one's.
+/// Takes over the cached pages that the source still has unchanged. `files` are those of the old plan,
+/// `units` those of the new one. Returns the payload bytes of the hashes that were fetched for it.
 pub async fn take_over(
     cx: &Context,
     session: &Session,

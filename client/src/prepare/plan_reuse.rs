@@ -22,16 +22,16 @@ pub enum NotReusable {
     /// It was made for another life of the source.
     #[error("the source was restarted, promoted or stopped since, or it is another node")]
     OtherSource,
-    /// It was made with options that decide otherwise.
+    /// It was made with other options.
     #[error("it was made with other options")]
     OtherOptions,
-    /// The place of a new tablespace is taken.
+    /// The directory for a new tablespace is not empty or not usable any more.
     #[error("the directory for a new tablespace is no longer empty or usable")]
     PlaceTaken,
     /// Nothing replays what happened to configuration and extra files since they were fetched.
     #[error("configuration and extra files of the source may have changed since")]
     UnloggedFiles,
-    /// The pages that it leaves out are not known any more.
+    /// It is not known any more which pages the target changed.
     #[error("the target's WAL no longer shows which pages it changed")]
     WalChanged,
 }

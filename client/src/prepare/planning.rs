@@ -24,7 +24,7 @@ use crate::strategy::tablespaces;
 use crate::target::{self, Target};
 use crate::task::{Context, blocking};
 
-/// How often the source is looked at while its next checkpoint is waited for.
+/// How often the source is asked while its next checkpoint is waited for.
 const CHECKPOINT_POLL: Duration = Duration::from_secs(1);
 
 /// The strategies that are possible, and the one that is chosen.
@@ -72,7 +72,10 @@ pub fn choose<'a>(
     Ok(Choice { candidates, estimates, chosen })
 }
 
-/// Waits for the source's next checkpoint, no longer than `limit`; then it is planned anew.
+/// Waits for the source's next checkpoint, no longer than `limit`.
+///
+/// # Errors
+/// [`Abort::Replan`] if the source has made a checkpoint: a new plan can begin replay there.
 pub async fn wait_for_checkpoint(
     cx: &Context,
     source: &Source,
@@ -95,7 +98,7 @@ pub async fn wait_for_checkpoint(
     Ok(())
 }
 
-/// A plan, and what was found to differ for it.
+/// A plan, and the pages that were found to differ while it was made.
 #[derive(Debug)]
 pub struct Made {
     /// The plan.
@@ -156,7 +159,8 @@ pub async fn make(
     Ok(Made { planned, differences })
 }
 
-/// Reports a plan instead of fetching anything for it, with what it would transfer as far as a sample tells.
+/// Reports a plan instead of fetching anything for it, with an estimate of what it would transfer, measured
+/// on a sample.
 pub async fn dry_run(
     cx: &Context,
     source: &Source,
@@ -181,7 +185,7 @@ pub async fn dry_run(
     Ok(outcome)
 }
 
-/// What is said of replication slots that go.
+/// The message about replication slots that are removed.
 pub fn removed_slots(planned: &Planned) -> Vec<String> {
     let slots = &planned.plan.slots;
     if slots.is_empty() {

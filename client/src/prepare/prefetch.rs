@@ -1,6 +1,6 @@
-//! Requests whose answers are most likely needed, made while the fork point is being proven: on a long link
-//! each would cost a round trip. They assume that the histories part where they say; an answer that turns
-//! out to be of no use is thrown away.
+//! Requests whose answers are most likely needed, sent while the fork point is being proven: on a long link
+//! each would cost a round trip. They assume that the histories part where the history files say; an answer
+//! that turns out to be of no use is discarded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,24 +24,25 @@ use crate::strategy::wal_start::fetched_from;
 use crate::target::Target;
 use crate::task::{Pending, begin};
 
-/// WAL that is asked for before it is known whether all of the plan can be: less than a round trip holds.
+/// Bytes of WAL that are asked for before the whole plan is known, at most: less than a link carries in one
+/// round trip.
 const WAL_BYTES_MAX: u64 = 256 << 10;
 
 /// The pages that differ of files that are compared by every strategy.
 #[derive(Debug, Default)]
 pub struct EarlyComparison {
-    /// They.
+    /// The pages.
     pub differences: Differences,
-    /// Payload bytes it took.
+    /// Payload bytes that the comparison took.
     pub payload_bytes: u64,
 }
 
-/// What the source has.
+/// The source's file list.
 #[derive(Debug)]
 pub struct Listed {
     /// Its files.
     pub files: SourceFiles,
-    /// What was compared of them already.
+    /// What was already compared of these files.
     pub compared: EarlyComparison,
 }
 
@@ -50,14 +51,14 @@ pub struct Listed {
 pub struct EarlyWal {
     /// The segment; `None` if nothing was asked for.
     pub name: Option<SegmentName>,
-    /// What came.
+    /// The answer.
     pub answer: Answer,
 }
 
 /// Where the source's WAL ended before anything was copied.
 #[derive(Debug)]
 pub struct Announced {
-    /// What it said.
+    /// The source's answer.
     pub sealed: Sealed,
     /// The WAL that every strategy replays, if it is little.
     pub wal: Pending<EarlyWal>,
@@ -70,7 +71,7 @@ pub struct Prefetch {
     pub announced: Pending<Announced>,
     /// What the source changed since the assumed fork point.
     pub changes: Option<EarlyChanges>,
-    /// What the source has.
+    /// The source's file list.
     pub listed: Pending<Listed>,
 }
 
@@ -84,7 +85,7 @@ pub fn wants_changes(config: &Config) -> bool {
 }
 
 impl Prefetch {
-    /// Makes the requests. Whoever has a plan needs to know little anew.
+    /// Sends the requests. A run that has the plan of an earlier run needs few of them.
     pub fn start(
         config: &Config,
         target: &Arc<Target>,
@@ -98,7 +99,7 @@ impl Prefetch {
         let changes = changes.and_then(|fork| EarlyChanges::ask(source, fork));
         // A dry run moves no data.
         let announced = announced(source.clone(), fork.filter(|_| !config.dry_run));
-        // What has lost nothing is not compared with anything.
+        // A target that has not diverged is not compared.
         let diverged = fork.is_some_and(|fork| target.control.file.checkpoint >= fork);
         let list = match diverged {
             true => begin(listed_and_compared(
@@ -193,7 +194,7 @@ fn little_wal(source: &Snapshot, fork: Lsn, end: Lsn) -> Option<LittleWal> {
     Some(LittleWal { name: SegmentName { timeline, number }, units })
 }
 
-/// The end of the page that holds what lies before a position.
+/// The end of the WAL page with the byte before a position.
 fn page_end(lsn: Lsn) -> Lsn {
     let start = lsn.page_start();
     if start == lsn { lsn } else { start.plus(BLOCK_BYTES) }

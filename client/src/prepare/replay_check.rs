@@ -25,7 +25,7 @@ use crate::task::{Context, Signals, blocking};
 /// Bytes of WAL one processor reads at a time.
 const RUN_BYTES: u64 = 16 << 20;
 
-/// What is staged, and the target's own common part.
+/// The WAL as it will be replayed: staged segments, and the target's own WAL before the fork point.
 pub struct FutureWal<'a> {
     /// Where staged segments are.
     pub disk: &'a dyn Disk,
@@ -35,7 +35,7 @@ pub struct FutureWal<'a> {
     pub local: LocalWal<'a>,
     /// First segment that is not common.
     pub fork_segment: Option<u64>,
-    /// Whether nobody waits for what is read any more.
+    /// Ends the reading when the run must stop.
     pub signals: &'a Signals,
 }
 
@@ -61,7 +61,7 @@ impl Segments for FutureWal<'_> {
     }
 }
 
-/// What replay will meet.
+/// What replay of the WAL will do.
 #[derive(Debug)]
 pub struct Replayed {
     /// What it would get wrong.
@@ -72,7 +72,7 @@ pub struct Replayed {
     pub end: Lsn,
 }
 
-/// What one run of segments brings.
+/// The result of one run of segments.
 struct ReplayPart {
     hazards: Vec<Hazard>,
     covered: Covered,
@@ -136,7 +136,8 @@ pub async fn read(
     read
 }
 
-/// R7: whether the end is a place that replay can reach on the timeline it is written for.
+/// R7: checks that replay can reach the end, and that the end lies on the timeline that the source reports
+/// for it.
 pub fn check_end(
     history: &TimelineHistory,
     sealed: &Sealed,
@@ -163,11 +164,11 @@ pub fn check_end(
 /// What replay must do.
 #[derive(Debug)]
 pub struct Expected<'a> {
-    /// It must reach this position.
+    /// Position that it must reach.
     pub end: Lsn,
-    /// It must rebuild these blocks, which were left to it.
+    /// Blocks that it must rebuild, because they were left to replay.
     pub covered: &'a Covered,
-    /// It must rebuild these, whose pages were torn whenever they were read.
+    /// Blocks that it must rebuild, because they were torn at every attempt to read them.
     pub torn: &'a [(RelationSegment, u32)],
 }
 

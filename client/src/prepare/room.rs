@@ -1,5 +1,5 @@
-//! Whether a plan can be carried out on this node's disks. Looked at before anything is fetched, and again before the
-//! seal.
+//! Whether a plan can be carried out on this node's disks. Checked before anything is fetched, and again
+//! before the seal.
 
 use std::collections::BTreeSet;
 
@@ -17,16 +17,16 @@ use crate::staging::manifest::Manifest;
 use crate::staging::staged_bytes::StagedBytes;
 use crate::target::Target;
 
-/// Whether what will be overwritten is saved first, so that the rewind can be taken back.
+/// Whether undo images of what will be overwritten are saved, so that the rewind can be rolled back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BeforeImages {
-    /// It is.
+    /// They are saved.
     Saved,
-    /// It is not: the operator does not want it, or there is too little room.
+    /// They are not saved: the operator does not want them, or there is too little disk space.
     NotSaved,
 }
 
-/// Refuses a plan that would fail half way.
+/// Refuses a plan that would fail halfway. Decides whether there is disk space for undo images.
 pub fn check_plan(
     config: &Config,
     monitor: &dyn Monitor,
@@ -75,7 +75,7 @@ fn wal_bytes(source: &Snapshot, planned: &Planned) -> u64 {
     count.saturating_mul(size.bytes())
 }
 
-/// Looks once more, with what is staged by now, whether there is room for the change itself.
+/// Checks again, with what is staged by now, whether there is disk space for the change itself.
 pub fn check_staged(
     config: &Config,
     target: &Target,
@@ -86,7 +86,7 @@ pub fn check_staged(
     let staging = config.staging_dir.as_deref();
     let directory = &target.directory;
     let mut room = Room::on(directory, staging);
-    // What is staged already takes room no more, unless it must be copied to be put in place.
+    // What is staged already needs no more space, unless it must be copied to be put in place.
     if staging.is_some() || directory.wal_is_elsewhere() {
         room.copied_wal_bytes = source.segment_size().bytes().saturating_mul(wal.len() as u64);
     }

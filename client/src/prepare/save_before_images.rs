@@ -1,4 +1,4 @@
-//! Saves what it takes to undo a rewind, before the seal.
+//! Saves what a rollback needs, before the seal.
 
 use std::sync::Arc;
 
@@ -19,9 +19,10 @@ const SMALL_FILE_BYTES_MAX: u64 = 16 << 20;
 /// Which images are saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
-    /// Of what the plan overwrites. What an earlier run has saved for the same plan need not be saved again.
+    /// Images of what the plan overwrites. Images that an earlier run has saved for the same plan are used
+    /// again.
     Planned,
-    /// Of what turns out to be cut besides.
+    /// Images of what is cut besides, because files came shorter than planned.
     Cut,
 }
 
@@ -57,7 +58,7 @@ pub async fn save(
     .await
 }
 
-/// What it takes to go back, once all is known that will change.
+/// What a rollback needs, once everything that will change is known.
 pub fn undo(
     target: &Target,
     manifest: &Manifest,

@@ -31,7 +31,7 @@ pub struct SealedRewind {
     pub outcome: Outcome,
 }
 
-/// R8: another life of the source, or another node at its address, is planned for anew.
+/// R8: asks for a new plan if the source has entered another life, or if another node answers at its address.
 pub fn check_same_life(source: &Snapshot, now: &Sealed) -> Result<(), Abort> {
     if now.node.same_life(&source.description.node) {
         return Ok(());
@@ -50,7 +50,7 @@ pub async fn seal(
 ) -> Result<SealedRewind, Abort> {
     let Job { config, target, source, planned } = job;
     source.session.waited();
-    // For the report. A source that is gone by now does not make a complete set incomplete.
+    // Only for the report. If the source cannot be reached any more, the staged set is complete all the same.
     let mut session = source.session.clone();
     let described = begin(async move { session.describe().await });
     let sealed = source.session.clone().seal().await?;
@@ -116,7 +116,8 @@ async fn check_replay(
     Ok(replay_check::check(&replayed, &expected, &source.snapshot, planned.source_redo)?)
 }
 
-/// WAL around the fork point that does not fit together is done without, where that is possible.
+/// If the WAL around the fork point does not fit together, another strategy is tried, unless the operator
+/// insists on *fork*.
 fn check_fork_fits(
     wanted: StrategyChoice,
     strategy: Strategy,
@@ -142,7 +143,7 @@ fn torn(planned: &Planned, torn: &[(usize, u32)]) -> Vec<(RelationSegment, u32)>
     torn.collect()
 }
 
-/// The source's automatic settings, when they replace the target's and are added to.
+/// The source's `postgresql.auto.conf`, if it replaces the target's: the recovery settings are added to it.
 async fn source_auto_conf(job: Job<'_>) -> Result<Option<Vec<u8>>, RewindError> {
     if !job.config.config_from_source {
         return Ok(None);

@@ -35,7 +35,7 @@ pub struct Staged {
     pub follower: WalFollower,
     /// Blocks that were left to replay.
     pub covered: Covered,
-    /// What will be overwritten.
+    /// Undo images of what will be overwritten.
     pub images: Vec<PackDigest>,
     /// Payload bytes of WAL that was asked for before the plan was made.
     pub early_wal_bytes: u64,
@@ -46,16 +46,16 @@ pub struct Staged {
 pub struct Job<'a> {
     /// The operator's choices.
     pub config: &'a Config,
-    /// This node.
+    /// The target.
     pub target: &'a Arc<Target>,
-    /// The other.
+    /// The source.
     pub source: &'a Source,
     /// The plan.
     pub planned: &'a Planned,
 }
 
-/// Fetches pages, files and WAL, the WAL up to `announced`, and saves what will be overwritten meanwhile. WAL that was
-/// asked for before the plan was made took `early_wal_bytes` on the link.
+/// Fetches pages, files, and WAL up to `announced`, and saves undo images meanwhile. `early_wal_bytes` are
+/// the payload bytes of WAL that was asked for before the plan was made.
 pub async fn stage(
     cx: &Context,
     job: Job<'_>,
@@ -71,7 +71,7 @@ pub async fn stage(
     let (mut save, mut fetch) = (pin!(save), pin!(fetch_all(cx, job, claim, follower, announced)));
     let (mut saved, mut fetched) = (None, None);
     loop {
-        // A fetch that ends without a result does not wait for images of its plan.
+        // A fetch that fails does not wait for the undo images of its plan.
         tokio::select! {
             images = &mut save, if saved.is_none() => saved = Some(images?),
             all = &mut fetch, if fetched.is_none() => fetched = Some(all?),
@@ -91,8 +91,8 @@ struct FetchedAll {
     covered: Covered,
 }
 
-/// Fetches everything over all connections. As soon as the WAL up to `announced` is there it is looked at, and from
-/// then on what the source writes is followed.
+/// Fetches everything over all connections. As soon as the WAL up to `announced` has come it is read; from
+/// then on the source's new WAL is fetched as it is written.
 async fn fetch_all(
     cx: &Context,
     job: Job<'_>,
@@ -123,7 +123,7 @@ async fn fetch_all(
         pin!(fetch::fetch(&source.session, &target.disk, wanted, Arc::clone(&cx.monitor)));
     let look = look_at_wal(cx, job, follower, &receiver, announced);
     let LookedAt { mut follower, covered } = tokio::select! {
-        // It does not end before it was told what replay rebuilds.
+        // The fetch cannot succeed before it knows what replay rebuilds, so only an error ends it here.
         Err(error) = &mut fetch => return Err(error.into()),
         looked_at = look => looked_at?,
     };
@@ -140,8 +140,8 @@ struct LookedAt {
     covered: Covered,
 }
 
-/// Waits for the announced WAL and decodes it; what it says about this plan, and what it rebuilds, is
-/// known before the rest is asked for.
+/// Waits for the announced WAL and decodes it: its hazards and the blocks that replay rebuilds must be known
+/// before the remaining pages are asked for.
 async fn look_at_wal(
     cx: &Context,
     job: Job<'_>,

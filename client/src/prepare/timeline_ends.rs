@@ -23,7 +23,7 @@ struct LastSegment {
     bytes: u64,
 }
 
-/// Those of timelines that end behind `start`, where replay begins, and not behind `end`.
+/// The last segments of the timelines that end behind `start`, where replay begins, and not behind `end`.
 fn last_segments(
     history: &TimelineHistory,
     start: Lsn,
@@ -38,7 +38,8 @@ fn last_segments(
     last.filter(|last| last.bytes > 0).collect()
 }
 
-/// Stages them, copied from what is staged or from the target's own WAL; what is staged then.
+/// Stages these segments, copied from staged ones or from the target's own WAL. Returns all segments that are
+/// staged then.
 pub fn stage(
     signals: &Signals,
     target: &Target,

@@ -93,7 +93,7 @@ impl WalFollower {
         }
     }
 
-    /// Takes WAL that was asked for before there was a place for it.
+    /// Stages WAL that was fetched before the plan was made.
     pub fn take_early(&mut self, name: SegmentName, answer: &Answer) -> std::io::Result<()> {
         for item in &answer.items {
             let ItemBody::Chunk(chunk) = &item.body else {
@@ -107,7 +107,7 @@ impl WalFollower {
         Ok(())
     }
 
-    /// Takes what an earlier run had staged, as far as its records are valid.
+    /// Reads what is staged already, as far as its records are valid. The follower continues behind it.
     pub fn recover(&mut self) -> std::io::Result<()> {
         let size = self.context.segment_size;
         let mut buffer = vec![0; 1 << 20];
@@ -137,22 +137,23 @@ impl WalFollower {
         }
     }
 
-    /// What is not staged yet of the WAL up to `end`, in pieces of at most `piece_bytes`; the files of
-    /// all of it exist then. Whatever an earlier run had fetched in any order is not among it: a page
-    /// is there if it carries its own position. But the last one before a gap may have been fetched
-    /// while it was being filled, or not have reached the disk whole.
+    /// The parts of the WAL up to `end` that are not staged yet, in pieces of at most `piece_bytes`. The
+    /// files of all its segments exist afterwards. Pages that an earlier run has fetched, in any order, are
+    /// left out: a page is there if its header has its own position. The last page before a gap is fetched
+    /// again: it may have been fetched while the source was filling it, or may not have reached the disk in
+    /// full.
     pub fn missing_to(&mut self, end: Lsn, piece_bytes: u64) -> std::io::Result<Vec<Piece>> {
         self.announced = end;
         let size = self.context.segment_size;
         let mut pieces: Vec<Piece> = Vec::new();
-        // Valid records say more than positions of pages.
+        // Valid records prove more than positions in page headers.
         if self.decoder.end() >= end {
             return Ok(pieces);
         }
         let first = self.decoder.wants().page_start();
         let mut at = first;
         let mut open: Option<(SegmentName, File)> = None;
-        // Whether the page before is there, and which it is.
+        // The page before, if it is staged already.
         let mut before: Option<Piece> = None;
         while at < end {
             let number = size.segment_of(at);
@@ -186,7 +187,7 @@ impl WalFollower {
         self.disk.open(&path)
     }
 
-    /// Notes WAL that others have staged.
+    /// Counts WAL that was staged by the data connections.
     pub fn count(&mut self, bytes: u64) {
         self.fetched_bytes += bytes;
     }
@@ -199,7 +200,7 @@ impl WalFollower {
         self.decoder = Decoder::new(self.context, self.start);
     }
 
-    /// Takes a segment that somebody else staged.
+    /// Notes a segment that was staged by somebody else.
     pub fn adopt(&mut self, name: SegmentName) {
         self.staged.insert(name);
     }
@@ -245,7 +246,7 @@ impl WalFollower {
             if self.decoder.end() > before {
                 since = Instant::now();
             } else if self.absent {
-                // It announced WAL beyond a segment it does not have: recycled meanwhile.
+                // The source announced WAL behind a segment that it does not have: it was recycled meanwhile.
                 return Err(self.gone(self.context.segment_size.segment_of(self.decoder.wants())));
             } else if since.elapsed() > UNREADABLE.min(self.session.patience()) {
                 let message = format!(
@@ -261,8 +262,8 @@ impl WalFollower {
         Ok(())
     }
 
-    /// Fetches what the source writes, as it writes it, and never ends but with an error. Dropped at
-    /// any moment it leaves the follower whole: staging has no waits in it.
+    /// Fetches the source's WAL as it is written, and ends only with an error. The future can be dropped at
+    /// any moment and leaves the follower consistent, because staging never waits.
     pub async fn follow(&mut self) -> Result<Infallible, RewindError> {
         loop {
             if !self.round().await? {
@@ -322,7 +323,8 @@ impl WalFollower {
         }
     }
 
-    /// A segment that is not there: not yet, if everything before it was read; else gone.
+    /// Handles a segment that the source does not have. If everything before it was read, the source has not
+    /// written it yet; otherwise it is gone.
     fn missing(&self, number: u64) -> Result<(), RewindError> {
         let began = self.decoder.last_record().is_some() || matches!(self.start, Start::Record(_));
         let is_later = self.context.segment_size.start_of(number) >= self.announced;

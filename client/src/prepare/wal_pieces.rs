@@ -17,7 +17,7 @@ use crate::staging::disk::Disk;
 use crate::staging::layout;
 use crate::task::{Closing, Gate};
 
-/// Marks the units of WAL among those of a plan, whose numbers begin with that of a file.
+/// Bit that marks the units of WAL: the numbers of other units begin with the index of a planned file.
 const WAL: u64 = 1 << 63;
 
 /// Whether a reply belongs to a unit of WAL.
@@ -39,7 +39,7 @@ pub struct Piece {
 /// The units of WAL, and what takes the replies.
 #[derive(Debug)]
 pub struct WalPieces {
-    /// They.
+    /// The units.
     pub units: Vec<Unit>,
     /// What takes the replies.
     pub receiver: Arc<WalReceiver>,
@@ -52,14 +52,14 @@ pub struct WalReceiver {
     size: WalSegmentSize,
     /// Segment and bytes that are still to come, by unit.
     left: Mutex<HashMap<u64, (SegmentName, u64)>>,
-    /// Closed when nothing more may be written: the files may be those of another attempt by then.
+    /// Closed when nothing more may be written, because the files may then be those of another attempt.
     gate: Arc<Gate>,
     complete: CancellationToken,
     payload_bytes: AtomicU64,
 }
 
 impl WalPieces {
-    /// Those of these pieces, whose files exist.
+    /// The units for these pieces, whose files must exist.
     pub fn new(disk: Arc<dyn Disk>, size: WalSegmentSize, pieces: &[Piece]) -> Self {
         let mut left = HashMap::new();
         let mut units = Vec::new();
@@ -87,12 +87,12 @@ impl WalReceiver {
         self.complete.cancelled().await;
     }
 
-    /// Whoever holds this ends the writing when it is dropped, whatever threads still have.
+    /// Ends the writing when it is dropped, whatever the threads still have to write.
     pub fn closing(&self) -> Closing {
         Closing(Arc::clone(&self.gate))
     }
 
-    /// Bytes that arrived, as they travelled.
+    /// Bytes that arrived, before they were decompressed.
     pub fn payload_bytes(&self) -> u64 {
         self.payload_bytes.load(Ordering::Relaxed)
     }
@@ -125,7 +125,7 @@ impl WalReceiver {
                         format!("the source no longer has WAL segment {name}, which replay needs");
                     return Err(RewindError::replan(Replan::WalUnavailable, message));
                 }
-                // What did not come is seen when it is decoded.
+                // WAL that did not come is noticed when it is decoded.
                 _ => 0,
             };
             self.note(item.unit, name, left);

@@ -1,8 +1,8 @@
 //! Compares page hashes of the two nodes and notes which pages differ.
 //!
-//! Each question brings a hash of every run of this node's pages, so that equal runs cost the link next
-//! to nothing, and the hashes of single pages come at once where a run differs. Both nodes read at the
-//! same time.
+//! Each request has a hash of every run of the target's pages. For a run that is equal almost nothing is
+//! transferred, and for a run that differs the hashes of its single pages come at once. Both nodes read at
+//! the same time.
 
 use std::collections::HashMap;
 use std::io;
@@ -71,7 +71,7 @@ pub async fn compare(
     Ok(Compared { differences, carried })
 }
 
-/// What is still to come of a question.
+/// A request, and the part of it that is not answered yet.
 struct AskedHashes {
     path: DataPath,
     range: BlockRange,
@@ -141,7 +141,7 @@ impl Prepare for OwnHashes {
             RewindError::because(Class::Target, format!("could not read {path}"), error)
         })?;
         *own = hashes.chunks(RUN_PAGES as usize).map(run_hash).collect();
-        // Pages that went away are like none the source has.
+        // Pages that no longer exist get a hash that no run of the source has.
         own.resize(range.count.div_ceil(RUN_PAGES) as usize, run_hash(&[]));
         let asked = AskedHashes { path: path.clone(), range: *range, own: hashes };
         let (all, id) = (Arc::clone(&self.asked), unit.id);
@@ -166,7 +166,7 @@ impl CompareSink {
         let mut all = self.own.asked.lock();
         let asked = all.get_mut(&item.unit)?;
         let different = match &item.body {
-            // Not what was asked last: nothing is known of these pages.
+            // These are not the pages that come next: nothing is known of them.
             ItemBody::PageHashes { first, hashes } if *first != asked.range.first => {
                 let count = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
                 (*first..first.saturating_add(count)).collect()

@@ -26,7 +26,7 @@ const AUTHORITY: &str = "http://source";
 /// Why a connection broke.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Broke {
-    /// The other end said so in a TLS alert.
+    /// The peer refused it with a TLS alert.
     Refused(String),
     /// Anything else.
     Lost(String),
@@ -81,7 +81,7 @@ impl Connection {
     }
 }
 
-/// Opens a connection that may have so many bytes on their way.
+/// Opens a connection with a receive window of `window` bytes.
 pub async fn connect(
     source: &dyn Dial,
     window: u32,
@@ -108,8 +108,8 @@ pub async fn secure(
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .connect_with_connector(tower::service_fn(move |_| {
-            // One stream, one connection: whoever lost it opens another and decides what is asked
-            // again.
+            // There is one stream only. If it is lost, the caller opens another connection and decides what
+            // is asked again.
             let stream = stream.take().map(TokioIo::new);
             std::future::ready(stream.ok_or_else(|| io::Error::other("connection was lost")))
         }))
@@ -156,7 +156,7 @@ impl AsyncWrite for Watched {
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
         if let Poll::Ready(Err(_)) = &polled {
-            // The peer has closed. Its last word, a TLS alert, waits to be read and says why.
+            // The peer has closed the connection. A TLS alert that says why may still wait to be read.
             let mut last_word = [0; 256];
             drop(self.as_mut().poll_read(cx, &mut ReadBuf::new(&mut last_word)));
         }

@@ -1,15 +1,16 @@
-//! How many connections are worth having: more are tried as long as more arrives with them.
+//! How many connections are worth having: more are tried as long as they improve the throughput.
 //!
-//! On a lossy link each connection carries what its congestion control dares, so the sum grows with
-//! their number; on a link that is full already, more of them gain nothing and are let go again.
+//! On a link with packet loss each connection carries what its congestion control allows, so the sum grows
+//! with their number. On a link that is already full more connections gain nothing, and they are closed
+//! again.
 
 use std::time::Duration;
 
 use crate::config::Connections;
 
-/// More connections are kept if so much more arrives.
+/// More connections are kept only if the rate grows by this factor.
 const GAIN_MIN: f64 = 1.15;
-/// Not tried any more when what is left takes less: opening them would cost more than they bring.
+/// No more connections are tried if the rest takes less time: opening them would cost more than they gain.
 const LEFT_MIN: Duration = Duration::from_secs(3);
 /// Least time for which a rate is measured.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
@@ -41,8 +42,8 @@ impl Adapt {
         INTERVAL_MIN.max(round_trip.saturating_mul(INTERVAL_ROUND_TRIPS))
     }
 
-    /// Learns what arrived in the last interval, in bytes a second, and what is left to come, in
-    /// bytes of the same kind. How many connections there are to be, if that changes.
+    /// Takes the rate of the last interval, in bytes per second, and what is still to come, in bytes of the
+    /// same kind. Returns the new number of connections if it changes.
     pub fn observe(&mut self, rate: f64, left: f64) -> Option<usize> {
         // A source that sends nothing is not helped by more connections.
         if self.settled || rate <= 0.0 || std::mem::take(&mut self.warming) {

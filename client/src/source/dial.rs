@@ -40,7 +40,7 @@ impl std::fmt::Debug for Dialled {
 /// A way to reach the source.
 #[tonic::async_trait]
 pub trait Dial: std::fmt::Debug + Send + Sync {
-    /// The first step: something answers. Tried once.
+    /// The first step: connects to the source's address, once.
     ///
     /// # Errors
     /// Nothing answers in time (`Class::Transient`).

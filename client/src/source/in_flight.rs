@@ -1,6 +1,7 @@
-//! How far each unit of work has come, so that a cut link costs nothing that had arrived.
+//! How far each unit has been answered, so that nothing that has arrived is fetched again after a connection
+//! is lost.
 //!
-//! It is also where a peer is held to what it was asked for: a reply that does not fit is an error.
+//! Replies are checked here: one that does not fit its request is an error.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// Smallest record: how many records a proof can have at most.
 const RECORD_BYTES_MIN: u64 = 24;
 
-/// What a page that comes as a difference is taken for: few bytes travel, but a page is read on both ends.
+/// Cost of a page that comes as a difference: few bytes are transferred, but both nodes read a page.
 const DIFFERENCE_BYTES: u64 = 1 << 10;
 
 /// A reply that does not belong to what was asked.
@@ -60,7 +61,7 @@ impl Outstanding {
         self.next += 1;
     }
 
-    /// Notes what units have become since they were inserted.
+    /// Replaces units by what they have become since they were inserted.
     pub fn update(&mut self, units: &[Unit]) {
         for unit in units {
             if let Some((_, known)) = self.units.get_mut(&unit.id) {
@@ -86,7 +87,7 @@ impl Outstanding {
         left.into_iter().map(|(_, unit)| unit).collect()
     }
 
-    /// Checks a reply against what was asked and takes it off.
+    /// Checks a reply against its request, and takes what it answers off the request.
     pub fn receive(&mut self, item: &Item) -> Result<(), Unexpected> {
         let fault = |why| Unexpected { unit: item.unit, why };
         let (_, unit) = self.units.get_mut(&item.unit).ok_or_else(|| fault("no such request"))?;
@@ -121,7 +122,7 @@ impl Outstanding {
                 advance(range, own, count);
             }
             (UnitKind::Hashes { range, own, .. }, ItemBody::Same { first, count }) => {
-                // Only whole runs of which it was told the hash can be the same.
+                // Only a whole run whose hash was sent to the source can be reported as the same.
                 let run = RUN_PAGES.min(range.count);
                 if *first != range.first || *count != run || own.is_empty() {
                     return Err(fault("it reports other pages as the same"));
@@ -155,7 +156,7 @@ impl Outstanding {
                 }
                 *from = ProofStart::Segment(next.plus(SEGMENT_BYTES_MIN));
             }
-            // They may come in any order, and are believed only if the last says what they cover.
+            // Changes may come in any order. They are used only if the last one says which range they cover.
             (UnitKind::Changes { .. }, ItemBody::Change(_)) => {}
             _ => return Err(fault("it is of another kind")),
         }
@@ -187,7 +188,7 @@ fn take_first(ranges: &mut Vec<BlockRange>) {
     }
 }
 
-/// Whether anything of a unit is left to ask for after a cut.
+/// Whether nothing of a unit is left to ask for after its connection is lost.
 pub fn is_finished(unit: &Unit) -> bool {
     match &unit.kind {
         UnitKind::Blocks { ranges, .. } => ranges.is_empty(),

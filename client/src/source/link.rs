@@ -1,4 +1,5 @@
-//! How the link to the source is used: connections, patience, and what may be on its way.
+//! How the link to the source is used: its connections, how long the source is waited for, and what may be on
+//! its way.
 
 use std::time::Duration;
 
@@ -19,13 +20,13 @@ pub struct Link {
     pub buffers: Buffers,
 }
 
-/// Bounds of what waits somewhere between the source's disk and ours.
+/// Bounds of what is on its way or queued between the source's disk and this node's.
 #[derive(Debug, Clone, Copy)]
 pub struct Buffers {
     /// Bytes on their way to us, over all connections.
     pub receive_bytes: u32,
-    /// Frames of each connection that were received and not looked at. With the one in work and 2 MiB
-    /// at most in each, sixteen connections have the receive budget once more in memory.
+    /// Frames of each connection that were received and not checked yet. With the one that is being checked,
+    /// and at most 2 MiB in each, sixteen connections have the receive budget once more in memory.
     pub frames: usize,
     /// Messages with requests of each connection that were made and not sent.
     pub requests: usize,
@@ -38,14 +39,15 @@ impl Default for Buffers {
 }
 
 impl Link {
-    /// Bytes the data connection of this number may have on their way. The sum over all there may be, and
-    /// the one that asks questions, is the receive budget: it does not change when some are added.
+    /// Receive window of data connection `number`, in bytes. The windows of all connections there may be,
+    /// with the control connection, add up to the receive budget, so it stays the same when connections are
+    /// added.
     pub fn window(self, number: usize, first: usize) -> u32 {
         let budget = self.buffers.receive_bytes;
         let share = |budget: u32, number: usize| budget / u32::try_from(number).unwrap_or(u32::MAX);
         match self.connections.most() - first {
             0 => share(budget, first + 1),
-            // Half for those that are there from the beginning and the one that asks.
+            // Half of it for the first data connections and the control connection.
             more if number >= first => share(budget / 2, more),
             _ => share(budget / 2, first + 1),
         }

@@ -21,7 +21,7 @@ pub(super) struct ReceivedList {
     pub(super) redo: Lsn,
 }
 
-/// Asks for all of it.
+/// Asks for the whole file list.
 pub(super) async fn listed(
     mut connection: Connection,
     patience: Duration,
@@ -38,7 +38,7 @@ pub(super) async fn listed(
     Ok(ReceivedList { entries, redo: list.redo().unwrap_or(Lsn::INVALID) })
 }
 
-/// A part of a stream that must come in time.
+/// Waits for a part of a stream, no longer than `limit`.
 pub(super) async fn within<T>(
     limit: Duration,
     part: impl Future<Output = Result<T, CallError>>,

@@ -19,8 +19,8 @@ use proto::fetch::{Item, ItemBody, PageContent, Signatures, Unit, UnitKind};
 use crate::error::{Class, RewindError};
 use crate::source::prepare::{Announce, Prepare};
 
-/// Cost of what is signed before the first of it is asked for: one unit, so that the source works on it
-/// while the others are signed and on their way.
+/// Cost of the units that are signed before the first of them is sent: one unit, so that the source works on
+/// it while the next ones are signed and sent.
 const COST_AT_ONCE: u64 = 64 << 10;
 
 /// Pages that could not be rebuilt, by their unit.
@@ -42,7 +42,7 @@ pub struct OwnPages {
 pub type Open = Option<(DataPath, File)>;
 
 impl OwnPages {
-    /// With a seed of its own, so that pages that were unlucky once are not again.
+    /// The target's pages with a new seed, so that pages whose hashes collided in one run do not in the next.
     pub fn new(directory: Arc<DataDir>) -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let seed = u64::from(now.subsec_nanos()) ^ now.as_secs().rotate_left(32);
@@ -56,7 +56,7 @@ impl OwnPages {
         }
     }
 
-    /// Bytes of signatures that were asked with.
+    /// Bytes of signatures that were sent with requests.
     pub fn signature_bytes(&self) -> u64 {
         self.signature_bytes.load(Ordering::Relaxed)
     }
@@ -70,8 +70,8 @@ impl OwnPages {
         std::mem::take(&mut *self.wrong())
     }
 
-    /// Takes those of a unit that has ended, once: a source that goes on sending differences must not
-    /// be asked for ever.
+    /// Takes the pages of a unit that has ended which must be asked for whole. It does so once for each unit:
+    /// a source that goes on sending differences must not be asked for ever.
     pub fn take_wrong_of(&self, unit: u64) -> Option<(u64, BTreeSet<u32>)> {
         let mut wrong = self.wrong();
         let blocks = wrong.get(&unit)?.clone();
@@ -95,8 +95,9 @@ impl OwnPages {
         Ok(signatures.into())
     }
 
-    /// The reply with its page rebuilt; as it is if it has none to be rebuilt; `None` if the result is not
-    /// what the source says it is: a hash of the signature lay, and the page is noted.
+    /// The reply with its page rebuilt; a reply without a difference is returned as it is. `None` if the
+    /// rebuilt page does not have the hash that came with it, because a hash in the signature collided: the
+    /// page is noted and must be asked for whole.
     pub fn rebuild(
         &self,
         path: &DataPath,

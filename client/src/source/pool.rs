@@ -1,9 +1,9 @@
 //! Works through many units over several connections and survives their loss.
 //!
-//! Units wait in one list, in the order in which they are best asked for. Each connection keeps more of them asked for than the link
-//! can hold, so no round trip is waited for. Frames are checked and given to a sink on a blocking
-//! thread of each connection. When a connection breaks, what had arrived is kept, the rest goes back
-//! to the list, and a new connection is made.
+//! Units wait in one list, in the order in which they are best asked for. Each connection keeps more of them
+//! requested than the link can carry, so it never waits for a round trip. Frames are checked and given to a
+//! sink on a blocking thread of each connection. When a connection breaks, what had arrived is kept, the rest
+//! goes back to the list, and a new connection is made.
 
 pub mod shared;
 pub mod sink;
@@ -28,20 +28,20 @@ use crate::source::prepare::Prepare;
 
 pub use sink::Sink;
 
-/// Which connections are waited for.
+/// Which connections must be open before the first unit is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolStart {
-    /// All: one that came late would find that the others have taken its share.
+    /// All: one that is opened late would find that the other connections have taken its share.
     Together,
-    /// None: little is asked for, and round trips are what it costs.
+    /// None: little is asked for, so round trips take most of the time.
     AsTheyCome,
 }
 
-/// Units that are known only when some of the others have come.
+/// Units that become known only after some others are answered.
 pub struct Later {
-    /// What they cost at most.
+    /// Their cost, at most.
     pub cost: u64,
-    /// Brings them.
+    /// Resolves to the units.
     pub units: Pin<Box<dyn Future<Output = Result<Vec<Unit>, RewindError>> + Send>>,
 }
 
@@ -55,9 +55,9 @@ impl std::fmt::Debug for Later {
 pub struct Work {
     /// In the order in which they are asked for.
     pub units: Vec<Unit>,
-    /// What comes behind them.
+    /// Units that follow these.
     pub later: Option<Later>,
-    /// Completes each before it is asked for.
+    /// Completes each unit before it is asked for.
     pub prepare: Arc<dyn Prepare>,
     /// Which connections are waited for.
     pub start: PoolStart,
@@ -187,7 +187,7 @@ pub async fn run(
             if shared.waiting().is_empty() {
                 break;
             }
-            // What a connection gave back that was lost after the others had ended.
+            // A connection was lost after the others had ended, and its units are in the list again.
             shared.limit.store(workers.begun + 1, Ordering::Relaxed);
             workers.begin(None, true)?;
             continue;

@@ -4,21 +4,21 @@ use proto::fetch::Unit;
 
 use crate::error::RewindError;
 
-/// Makes known what a completed unit says, at the moment it is asked for.
+/// Makes the content of a completed unit known to other threads, at the moment the unit is sent.
 pub type Announce = Box<dyn FnOnce() + Send>;
 
 /// Completes units before they are sent, on a blocking thread.
 pub trait Prepare: Send + Sync {
-    /// A unit that may be one that was sent before and did not come to its end. Nothing may be changed
-    /// for others but by what comes back: the connection may be gone by the time this ends, and the
-    /// unit asked for on another.
+    /// Completes a unit, which may have been sent before without being answered in full. Shared values may be
+    /// changed only by the returned function: the connection may be lost before this returns, and the unit is
+    /// then asked for on another one.
     fn prepare(&self, unit: &mut Unit) -> Result<Announce, RewindError>;
 
     /// Cost of the units that are completed before the first of them is sent.
     fn cost_at_once(&self) -> u64;
 }
 
-/// Nothing to complete.
+/// Sends units as they are.
 #[derive(Debug)]
 pub struct AsTheyAre;
 

@@ -14,7 +14,7 @@ use crate::source::in_flight::cost;
 use crate::source::pool::shared::{Shared, SharedOutstanding, lock};
 use crate::source::prepare::Announce;
 
-/// When something was asked for last: before that the source owes nothing.
+/// When something was asked for last: the source's silence is counted from then on.
 #[derive(Debug)]
 pub(crate) struct LastAsked(Mutex<AskedState>);
 
@@ -43,7 +43,7 @@ impl LastAsked {
     }
 }
 
-/// A connection's place among the others.
+/// A connection's number, and how much it asks for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
     /// Counts the connections.
@@ -62,13 +62,13 @@ pub(crate) async fn ask(
     place: Place,
 ) {
     let Place { number, window } = place;
-    /// How often the window is looked at when it is full; short beside the time it holds.
+    /// How often a full window is checked; short compared with the time in which it empties.
     const PAUSE: Duration = Duration::from_millis(5);
     loop {
         if number >= shared.limit.load(Ordering::Relaxed) {
             return;
         }
-        // Room for the message first: a unit that was taken is always sent.
+        // Space in the queue first: a unit that was taken from the list must always be sent.
         let Ok(permit) = requests.reserve().await else {
             return;
         };
@@ -98,7 +98,7 @@ pub(crate) async fn ask(
         }
         asked.note(true);
         match complete(&shared, batch).await {
-            // No wait from here on: whoever ends this task ends it before or after all of it.
+            // There is no await from here on, so the task is ended before or after all of it.
             Ok((batch, announce)) => {
                 announce.into_iter().for_each(|announce| announce());
                 lock(&outstanding).update(&batch);

@@ -1,4 +1,4 @@
-//! A session with one source: its connections, and patience with them.
+//! A session with one source: its connections, and how long it is waited for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -35,8 +35,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub struct Session {
     source: Arc<dyn Dial>,
     link: Link,
-    /// The link's round trip, as the first connection met it: how many connections there are and what
-    /// each may receive follows from it and must not change.
+    /// The link's round trip, measured by the first connection. The number of connections and their windows
+    /// are derived from it, so it must not change.
     round_trip: Duration,
     control: Connection,
     rate: Option<Arc<RateLimit>>,
@@ -72,10 +72,11 @@ impl Session {
         link: Link,
     ) -> Result<(Self, Description), RewindError> {
         let Link { connections, patience, max_rate, .. } = link;
-        // Which window it gets is decided before its round trip is known; it asks questions alone.
+        // The window of the control connection must be set before the round trip is known. It only carries
+        // small requests.
         let share = link.window(0, connections.first(Duration::MAX));
         let reached = source.reach().await?;
-        // The others begin as soon as it is known how many there are to be.
+        // The data connections are opened as soon as their number is known.
         let number = connections.first(reached.round_trip);
         let opening = (0..number).map(|n| {
             let (source, share) = (Arc::clone(&source), link.window(n, number));
@@ -95,7 +96,7 @@ impl Session {
         Ok((session, description))
     }
 
-    /// The same for a run that has begun: a source between two roles is waited for.
+    /// [`Self::open`] for a run that has begun: a source between two roles is waited for.
     pub async fn open_again(
         source: Arc<dyn Dial>,
         link: Link,
@@ -118,7 +119,7 @@ impl Session {
         self.link.connections
     }
 
-    /// Bounds of what waits.
+    /// Bounds of the queues.
     pub fn buffers(&self) -> Buffers {
         self.link.buffers
     }
@@ -170,8 +171,8 @@ impl Session {
         }
     }
 
-    /// One that is open or being opened. Those have the windows of the first ones, and are for them:
-    /// the receive budget is shared out by number.
+    /// A data connection that is open or being opened. These have the windows of the first connections and
+    /// are only for them, because the receive budget is divided by number.
     async fn take_spare(&self, number: usize) -> Result<Option<Connection>, RewindError> {
         if number >= self.first_connections() {
             return Ok(None);
@@ -182,7 +183,7 @@ impl Session {
             let opening = if open.is_none() { spare.opening.pop() } else { None };
             (open, opening)
         };
-        // What went wrong with one that was opened ahead shows again, or it was of a moment.
+        // An error of a connection that was opened in advance was temporary, or occurs again.
         match (open, opening) {
             (None, Some(opening)) => match opening.await {
                 Ok(Ok((open, node))) => self.check(&node).map(|()| Some(open)),
@@ -192,7 +193,7 @@ impl Session {
         }
     }
 
-    /// Gives a connection back that works and is not needed any more: the next will not have to begin
+    /// Returns a connection that works and is not needed any more: whoever takes it next need not begin
     /// slowly.
     pub fn give(&self, number: usize, connection: Connection) {
         if number < self.first_connections() {
@@ -235,7 +236,7 @@ impl Session {
         Ok(connection)
     }
 
-    /// Whether a connection reaches what the first one did.
+    /// Checks that a connection reaches the same life of the same node as the first one.
     fn check(&self, node: &Node) -> Result<(), RewindError> {
         let first = &self.first;
         // Behind one address there may be several nodes.
@@ -294,8 +295,8 @@ impl Session {
         check_list(listed.entries, &self.first.control)
     }
 
-    /// The list that was asked for first, if it is not older than the checkpoint that replay may begin
-    /// at. Whatever went wrong with it shows when it is asked for again.
+    /// The list that was asked for together with the first description, if it is not older than the
+    /// checkpoint that replay may begin at. An error shows again when the list is asked for anew.
     async fn listed_early(&self) -> Option<ReceivedList> {
         let early = self.early.lock().take();
         let listed = early?.await.ok()?.ok()?;
@@ -308,7 +309,7 @@ impl Session {
         self.ask(units).await.map(|answer| answer.items)
     }
 
-    /// The same beside other things.
+    /// All replies to a few units, while other things are done.
     pub async fn ask(&mut self, units: Vec<Unit>) -> Result<Answer, RewindError> {
         let keep = |items: &mut Vec<Item>, item| {
             items.push(item);
@@ -318,8 +319,8 @@ impl Session {
         Ok(Answer { items, payload_bytes })
     }
 
-    /// The same of an answer that may be too long to be kept: `take` is shown each reply once. Begins anew
-    /// on another connection if this one is lost. Also tells in how many bytes the replies travelled.
+    /// Replies that may be too many to be kept: `take` receives each of them once. Begins anew on another
+    /// connection if this one is lost. Also returns the number of bytes in which the replies came.
     pub async fn fold<T: Default>(
         &mut self,
         units: Vec<Unit>,
@@ -333,7 +334,7 @@ impl Session {
     }
 }
 
-/// What came of a few questions.
+/// The answer to a few units.
 #[derive(Debug, Default)]
 pub struct Answer {
     /// The replies.
@@ -342,7 +343,7 @@ pub struct Answer {
     pub payload_bytes: u64,
 }
 
-/// Opens a connection and asks what is at its other end.
+/// Opens a connection and asks the node at its other end to describe itself.
 async fn open(
     source: &dyn Dial,
     window: u32,

@@ -1,7 +1,7 @@
-//! The one door through which the target and the state directory are changed.
+//! The only place through which the target and the state directory are changed.
 //!
-//! Paths are those of the data directory. The trait is what tests record, cut and fail; the real
-//! disk opens everything below its handles, without following a link.
+//! Paths are those of the data directory. Tests implement the trait to record operations, to cut them short
+//! and to make them fail. The real disk opens everything below its handles, without following a link.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,12 +21,12 @@ use crate::staging::external::{OpenStaging, Staging, is_ours, is_owned};
 
 /// Files kept open between writes, so that a page costs one system call.
 const OPEN_FILES_MAX: usize = 128;
-/// Bytes written at once where room cannot be taken otherwise, and all in all: more would cost more time than the
-/// room is worth.
+/// Bytes written at once, and in all, where a file system cannot reserve space without writing: writing more
+/// would take more time than the reserve is worth.
 const ALLOCATION_BYTES: usize = 1 << 20;
 const ALLOCATION_BYTES_MAX: u64 = 64 << 20;
 
-/// What tells a regular file from what it may become.
+/// The attributes of a regular file by which a change of it is noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileStat {
     /// Length in bytes.
@@ -40,7 +40,7 @@ pub struct FileStat {
 }
 
 impl FileStat {
-    /// A regular file as it was when the target was looked at; `None` for anything else.
+    /// The attributes of a regular file when the target was inspected; `None` for anything else.
     pub fn of(entry: &Entry) -> Option<Self> {
         let EntryKind::File { bytes } = entry.kind else {
             return None;
@@ -59,8 +59,8 @@ pub trait Disk: fmt::Debug + Send + Sync {
     fn create_file(&self, path: &DataPath) -> io::Result<()>;
     /// Writes bytes of an existing file.
     fn write_at(&self, path: &DataPath, offset: u64, bytes: &[u8]) -> io::Result<()>;
-    /// Gives an empty file a length and takes the room for it; only a part of it where the file system cannot do
-    /// that without writing.
+    /// Gives an empty file a length and reserves the disk space for it; only a part of it where the file
+    /// system cannot do that without writing.
     fn allocate(&self, path: &DataPath, bytes: u64) -> io::Result<()>;
     /// Cuts or extends a file; the new part reads as zeros.
     fn set_length(&self, path: &DataPath, bytes: u64) -> io::Result<()>;
@@ -84,11 +84,11 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// write that was still pending could not be written.
     fn sync_all(&self) -> io::Result<()>;
 
-    /// What records that others could have written are signed with; `None` if nobody else can write where they are.
+    /// The key that signs staged records; `None` if they are where nobody else can write.
     fn staging_key(&self) -> Option<[u8; 32]>;
     /// The same disk after links of `directory` have changed.
     fn reopen(&self, directory: &Arc<DataDir>) -> io::Result<Box<dyn Disk>>;
-    /// Looks at a regular file; `None` if there is none of that name.
+    /// The attributes of a regular file; `None` if there is none of that name.
     fn stat(&self, path: &DataPath) -> io::Result<Option<FileStat>>;
     /// Opens a file for reading.
     fn open(&self, path: &DataPath) -> io::Result<File>;
@@ -126,7 +126,7 @@ impl RealDisk {
         })
     }
 
-    /// Our directory elsewhere, if `path` is staged there.
+    /// The staging directory outside the data directory, if `path` is staged there.
     fn staged(&self, path: &DataPath) -> Option<&OpenStaging> {
         let staging = self.staging.as_ref()?;
         let inside =
@@ -164,7 +164,7 @@ impl RealDisk {
     fn open_with(&self, path: &DataPath, flags: OFlags) -> io::Result<File> {
         let (base, rest) = self.resolve(path)?;
         let file = open_below(&base, rest, flags | OFlags::NOCTTY, self.file_mode)?;
-        // What an earlier run left is believed only if nobody else can have written it.
+        // What an earlier run left is used only if nobody else can have written it.
         let own = path.components().any(|part| part == pg_format::file_class::OWN_DIRECTORY);
         if own && !base.trusts(&file, FileType::RegularFile)? {
             let message = format!("{path} belongs to another user, or others may write it");
@@ -205,7 +205,7 @@ impl Disk for RealDisk {
             Err(rustix::io::Errno::EXIST) => {}
             Err(errno) => return Err(errno.into()),
         }
-        // Also one that was there: a run that died may not have come to this.
+        // Also if the directory existed: the run that created it may have been killed before it was durable.
         if self.sync && self.staged(path).is_some() {
             rustix::fs::fsync(&parent)?;
         }
@@ -231,7 +231,7 @@ impl Disk for RealDisk {
         let file = self.writable(path)?;
         match rustix::fs::fallocate(&*file, FallocateFlags::empty(), 0, bytes) {
             Ok(()) => Ok(()),
-            // What holds no zeros takes room everywhere.
+            // Bytes that are not zeros take disk space on every file system.
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
                 let filler = vec![0xA5; ALLOCATION_BYTES];
                 let bytes = bytes.min(ALLOCATION_BYTES_MAX);
@@ -308,7 +308,7 @@ impl Disk for RealDisk {
     fn remove_directory(&self, path: &DataPath) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
         rustix::fs::unlinkat(&parent, &*name, AtFlags::REMOVEDIR)?;
-        // Ours too once the last directory in it is gone.
+        // The staging directory itself is removed once the last directory in it is gone.
         self.staged(path).map_or(Ok(()), OpenStaging::remove_if_empty)
     }
 
@@ -399,8 +399,8 @@ enum Base<'a> {
 }
 
 impl Base<'_> {
-    /// Whether what is found there is ours. Below the data directory its own mode keeps others out, whatever those
-    /// of the files are: some orchestrators set them anew.
+    /// Whether nobody else can have written an open file or directory. In the data directory, the directory's
+    /// own mode keeps others out, whatever the modes of its files: some orchestrators reset those.
     fn trusts(&self, fd: impl AsFd, kind: FileType) -> io::Result<bool> {
         match self {
             Self::Target(_) => is_owned(fd, kind),
@@ -425,7 +425,7 @@ pub fn read_all(disk: &dyn Disk, path: &DataPath) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Removes whatever is at `path`, with everything below it. Nothing there is fine.
+/// Removes whatever is at `path`, with everything below it. If nothing is there, that is no error.
 pub fn remove_tree(disk: &dyn Disk, path: &DataPath) -> io::Result<()> {
     match disk.is_directory(path)? {
         None => Ok(()),
@@ -439,7 +439,7 @@ pub fn remove_tree(disk: &dyn Disk, path: &DataPath) -> io::Result<()> {
     }
 }
 
-/// Moves `path` to `to`, unless an earlier run did.
+/// Moves `path` to `to`, unless an earlier run has done so.
 pub(crate) fn move_away(disk: &dyn Disk, path: &DataPath, to: &DataPath) -> io::Result<()> {
     if disk.is_directory(to)?.is_some() || disk.is_directory(path)?.is_none() {
         return Ok(());
@@ -456,19 +456,19 @@ pub(crate) fn move_away(disk: &dyn Disk, path: &DataPath, to: &DataPath) -> io::
     }
 }
 
-/// Where a file is put together before it gets its name.
+/// Path at which a file is written before it is renamed to `path`.
 pub fn beside(path: &DataPath) -> io::Result<DataPath> {
     DataPath::new(format!("{path}.pgrejoin-new")).map_err(io::Error::other)
 }
 
-/// Puts a small file in place so that after a crash either the old or the new one is there: it is
-/// written beside, made durable and renamed. It keeps the mode of the one it replaces.
+/// Replaces a small file so that after a crash either the old or the new one is there: the new one is written
+/// under another name, made durable and renamed. It keeps the mode of the one that it replaces.
 pub fn replace_file(disk: &dyn Disk, path: &DataPath, bytes: &[u8]) -> io::Result<()> {
     let beside = beside(path)?;
     disk.create_file(&beside)?;
     disk.write_at(&beside, 0, bytes)?;
     disk.sync_file(&beside)?;
-    // Last: it may be one with which even its owner cannot write.
+    // Set last: the mode may be one with which even the owner cannot write.
     if let Some(stat) = disk.stat(path)? {
         disk.set_mode(&beside, stat.mode)?;
     }

@@ -1,6 +1,6 @@
-//! Our directory inside one the operator named. Others may be able to write beside it, so nothing in it is believed
-//! because of its name: it is opened once, must be ours alone and must carry the mark that only this target's
-//! state directory can make.
+//! Our own directory inside the one that the operator named. Others may be able to write there, so nothing in
+//! it is trusted because of its name: the directory is opened once, must belong to us alone, and must have a
+//! mark that only this target's state directory can make.
 
 use std::fs::File;
 use std::io;
@@ -18,14 +18,15 @@ use serde::{Deserialize, Serialize};
 const OWNER: &str = "owner";
 const KEY_BYTES: usize = 32;
 
-/// What is written down about it in the target's own state directory, which nobody else can read.
+/// The staging directory, as recorded in the target's own state directory, which nobody else can read.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Staging {
-    /// The operator's, as an absolute path: whoever resumes may stand elsewhere.
+    /// The directory that the operator named, as an absolute path: resume may run in another working
+    /// directory.
     pub directory: PathBuf,
-    /// Ours: nobody can make it before we do.
+    /// Name of our directory in it. It is random, so that nobody can create it before we do.
     pub name: String,
-    /// What marks and records in it are made with.
+    /// Key of the mark and of the signatures of staged records.
     pub key: [u8; KEY_BYTES],
 }
 
@@ -40,7 +41,7 @@ impl std::fmt::Debug for Staging {
 }
 
 impl Staging {
-    /// A new one in `directory`.
+    /// A new staging directory in `directory`, which is not created yet.
     pub fn new(directory: &Path) -> io::Result<Self> {
         let mut random = [0; KEY_BYTES + 16];
         File::open("/dev/urandom")
@@ -55,20 +56,20 @@ impl Staging {
     }
 }
 
-/// Whether something is ours.
+/// Whether an open file has this type and belongs to our user.
 pub(crate) fn is_owned(fd: impl AsFd, kind: FileType) -> io::Result<bool> {
     let stat = rustix::fs::fstat(fd)?;
     let ours = stat.st_uid == rustix::process::geteuid().as_raw();
     Ok(ours && FileType::from_raw_mode(stat.st_mode) == kind)
 }
 
-/// Whether something is ours and nobody else may write it.
+/// Whether an open file has this type, belongs to our user, and cannot be written by others.
 pub(crate) fn is_ours(fd: impl AsFd, kind: FileType) -> io::Result<bool> {
     let stat = rustix::fs::fstat(&fd)?;
     Ok(stat.st_mode & 0o022 == 0 && is_owned(fd, kind)?)
 }
 
-/// Why what is found in its place is not used.
+/// The staging directory is not as this rewind left it, so it is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0} is not the staging directory that this rewind created: its owner, mode or content is not \
@@ -77,12 +78,12 @@ pub(crate) fn is_ours(fd: impl AsFd, kind: FileType) -> io::Result<bool> {
 )]
 pub struct NotOurs(String);
 
-/// Whether an error is that.
+/// Whether an error is [`NotOurs`].
 pub(crate) fn is_not_ours(error: &io::Error) -> bool {
     matches!(error.get_ref(), Some(inner) if inner.is::<NotOurs>())
 }
 
-/// The open directory.
+/// The staging directory, opened when it is used first.
 #[derive(Debug)]
 pub(crate) struct OpenStaging {
     parent: OwnedFd,
@@ -110,7 +111,7 @@ impl OpenStaging {
         self.own.lock()
     }
 
-    /// Our directory, judged when it is opened first.
+    /// The handle of our directory, which is checked when it is opened.
     pub(crate) fn own(&self) -> io::Result<Arc<OwnedFd>> {
         let mut slot = self.slot();
         if let Some(own) = &*slot {
@@ -154,7 +155,8 @@ impl OpenStaging {
             opened => Some(File::from(opened?)),
         };
         let Some(file) = marked else {
-            // Killed before it had its mark: nothing can be in it.
+            // The run that created the directory was killed before it wrote the mark, so there must be
+            // nothing in it.
             return if is_empty(own)? { self.write_mark(own) } else { refuse() };
         };
         let mut found = [0; KEY_BYTES];
@@ -171,7 +173,7 @@ impl OpenStaging {
         Ok(rustix::fs::fsync(own)?)
     }
 
-    /// Makes it if it is not there.
+    /// Creates our directory if it does not exist.
     pub(crate) fn create(&self, sync: bool) -> io::Result<()> {
         match rustix::fs::mkdirat(&self.parent, &self.staging.name, Mode::from_raw_mode(0o700)) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -181,7 +183,7 @@ impl OpenStaging {
         if sync { Ok(rustix::fs::fsync(&self.parent)?) } else { Ok(()) }
     }
 
-    /// Removes it if nothing of ours is left in it.
+    /// Removes our directory if only its mark is left in it.
     pub(crate) fn remove_if_empty(&self) -> io::Result<()> {
         let own = self.own()?;
         if names(own.as_fd())?.iter().any(|name| name != OWNER) {

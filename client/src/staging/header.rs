@@ -12,7 +12,7 @@ const PROGRAM_BYTES: usize = 16;
 /// Why a file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// It is not one of ours, or damaged.
+    /// It was not written by pgrejoin, or it is damaged.
     #[error("it is damaged ({0})")]
     Damaged(&'static str),
     /// Another release wrote it.
@@ -38,7 +38,7 @@ pub fn header() -> [u8; HEADER_BYTES] {
     header
 }
 
-/// Checks the header of a file and hands out what follows.
+/// Checks the header of a file and returns what follows.
 pub fn check(bytes: &[u8]) -> Result<&[u8], HeaderError> {
     if bytes.get(..8) != Some(MAGIC) {
         return Err(HeaderError::Damaged("wrong magic"));
@@ -62,7 +62,7 @@ pub fn seal(body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The body of such a file.
+/// The body of a file that [`seal`] made.
 pub fn open(bytes: &[u8]) -> Result<&[u8], HeaderError> {
     let rest = check(bytes)?;
     let (crc, body) = rest.split_at_checked(4).ok_or(HeaderError::Damaged("too short"))?;

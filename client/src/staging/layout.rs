@@ -26,8 +26,8 @@ pub fn staged_wal(name: &str) -> DataPath {
     own(format!("{OWN_DIRECTORY}/wal/{name}"))
 }
 
-/// Where the pack of a connection is. Each attempt has names of its own: what a thread of an earlier
-/// one still writes must not land in it.
+/// Path of a pack. Each attempt has names of its own, so that a thread of an earlier attempt cannot write
+/// into its packs.
 pub fn pack(name: &str) -> DataPath {
     own(format!("{OWN_DIRECTORY}/packs/{name}"))
 }
@@ -51,12 +51,12 @@ fn beside(directory: &DataDir, path: &DataPath) -> String {
     }
 }
 
-/// Where the planned file `index` is put together before it is renamed to `path`.
+/// Path at which the planned file `index` is written before it is renamed to `path`.
 pub fn temporary(directory: &DataDir, path: &DataPath, index: usize) -> DataPath {
     own(format!("{}/new-{index}", beside(directory, path)))
 }
 
-/// Where the planned removal `index` of `path` goes until clean-up.
+/// Path to which `path`, the planned file `index`, is moved until clean-up.
 pub fn trash(directory: &DataDir, path: &DataPath, index: usize) -> DataPath {
     own(format!("{}/trash-{index}", beside(directory, path)))
 }

@@ -34,7 +34,7 @@ pub struct OldFile {
     pub content: Option<(Vec<u8>, u32)>,
 }
 
-/// The way back, but for what lies in the trash.
+/// What a rollback needs, except for the files that were moved aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Undo {
     /// Images of what is overwritten or cut.
@@ -72,13 +72,13 @@ pub struct Manifest {
     pub wal: WalChanges,
     /// Settings and signal files, in the order they are written.
     pub settings: Vec<SmallFile>,
-    /// Top-level files that go.
+    /// Top-level files that are removed.
     pub remove: Vec<DataPath>,
-    /// Replay begins here; written last before `pg_control`.
+    /// The `backup_label`, which says where replay begins. It is written last before `pg_control`.
     pub backup_label: Vec<u8>,
-    /// The way back; `None` if it was given up.
+    /// What a rollback needs; `None` if no undo images were saved.
     pub undo: Option<Undo>,
-    /// Whether the disk is waited for.
+    /// Whether changes are made durable.
     pub sync: bool,
     /// What the operator is told at the end.
     pub summary: String,
@@ -135,8 +135,8 @@ impl Manifest {
     }
 }
 
-/// Opens a target anew whose links have changed. A tablespace that goes is reached through its link in
-/// the trash, so that what lies there comes back or goes with it.
+/// Opens a target again after its links have changed. A tablespace that is removed is reached through its
+/// link, which was moved aside, so that its files can be restored or removed with it.
 pub fn reopen(directory: &DataDir, manifest: &Manifest) -> io::Result<DataDir> {
     let mut opened = DataDir::open(directory.path()).map_err(io::Error::other)?;
     for (index, file) in manifest.files.iter().enumerate() {

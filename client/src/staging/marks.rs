@@ -1,4 +1,4 @@
-//! The state directory `.pgrejoin`: what is in it, and which state it tells.
+//! The marks in the state directory `.pgrejoin`, and the state of the rewind that they stand for.
 
 use std::io;
 
@@ -14,12 +14,14 @@ use crate::staging::warning;
 const CONTROL: &str = "global/pg_control";
 const SEALED: &str = ".pgrejoin/sealed";
 const HIDDEN: &str = ".pgrejoin/hidden";
-/// Everything but the new `pg_control` is in place and durable: from here on a live one is ours.
+/// Everything but the new `pg_control` is in place and durable: from here on a `pg_control` in place is the
+/// new one.
 const REDONE: &str = ".pgrejoin/redone";
 const COMMITTED: &str = ".pgrejoin/committed";
-/// The target is being taken back to what it was.
+/// The target is being rolled back.
 const UNDOING: &str = ".pgrejoin/undoing";
-/// Everything but the old `pg_control` is back and durable: from here on a live one is the old.
+/// Everything but the old `pg_control` is restored and durable: from here on a `pg_control` in place is the
+/// old one.
 const UNDONE: &str = ".pgrejoin/undone";
 const ROLLED_BACK: &str = ".pgrejoin/rolled-back";
 /// The target's `pg_control` while it is hidden.
@@ -38,17 +40,17 @@ pub enum State {
     Sealed(Box<Manifest>),
     /// The target is being changed.
     Hidden(Box<Manifest>),
-    /// The target is being changed and has a `pg_control`: the run was killed before it took it away, or somebody
-    /// put the old or the new one back. Nobody ran on it.
+    /// The target is being changed and has a `pg_control`: the run was killed before it moved the file aside,
+    /// or somebody put the old or the new one back. PostgreSQL has not run on it.
     Exposed(Box<Manifest>),
-    /// The target was being changed when a `pg_control` was put back and PostgreSQL ran on the mixture:
-    /// what it wrote is in nobody's plan.
+    /// The target was being changed when a `pg_control` was put back and PostgreSQL ran on the partly changed
+    /// files. Neither resume nor rollback knows what it wrote.
     Spoiled(Box<Manifest>),
     /// The target is rewound; only clean-up is left.
     Committed(Box<Manifest>),
     /// The same, and the clean-up had almost finished.
     Cleaning,
-    /// The target is being taken back to what it was.
+    /// The target is being rolled back.
     Undoing(Box<Manifest>),
     /// The target is as it was again; only clean-up is left.
     RolledBack(Box<Manifest>),
@@ -57,7 +59,7 @@ pub enum State {
 }
 
 impl State {
-    /// What was sealed, if it still counts.
+    /// The manifest, in the states that have one.
     pub fn manifest(&self) -> Option<&Manifest> {
         match self {
             Self::Sealed(manifest)
@@ -71,7 +73,7 @@ impl State {
         }
     }
 
-    /// Whether PostgreSQL may run here: nothing was begun, or all of it is over.
+    /// Whether PostgreSQL may run on the target: nothing was begun, or all of it is over.
     pub fn is_over(&self) -> bool {
         match self {
             Self::None
@@ -89,7 +91,7 @@ impl State {
     }
 }
 
-/// Why the state cannot be told.
+/// Why the state cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The system refused.
@@ -98,7 +100,7 @@ pub enum StateError {
     /// The manifest is unusable.
     #[error("{SEALED} is not usable")]
     Manifest(#[from] ManifestError),
-    /// Another release is at work here.
+    /// A file was written by another release.
     #[error("{0} is not usable")]
     Header(String, #[source] HeaderError),
 }
@@ -130,8 +132,8 @@ pub fn load(disk: &dyn Disk) -> Result<State, StateError> {
     if !exists(disk, CONTROL)? {
         return Ok(if undoing { State::Undoing(manifest) } else { State::Hidden(manifest) });
     }
-    // The last rename came before its mark; a server may have run since and changed the file. Only
-    // the other one of the two is surely not what was put there.
+    // The last rename came before its mark, and a server may have run since and changed the file. So any
+    // `pg_control` counts as the one that was put in place, unless it is the other of the two.
     let live = read_all(disk, &own(CONTROL))?;
     let has_run = is_of_a_server(&live, &manifest);
     let put_back = |manifest| match has_run {
@@ -149,8 +151,8 @@ pub fn load(disk: &dyn Disk) -> Result<State, StateError> {
     })
 }
 
-/// Whether a server has written this `pg_control` since: it does when it starts. What somebody could not copy whole
-/// is no server's.
+/// Whether a server has written this `pg_control`, which it does when it starts. A file that is neither the
+/// old nor the new one and is not valid is an incomplete copy, not a server's.
 pub(crate) fn is_of_a_server(live: &[u8], manifest: &Manifest) -> bool {
     if live == manifest.old_control || live == manifest.new_control {
         return false;
@@ -163,7 +165,8 @@ pub(crate) fn is_of_a_server(live: &[u8], manifest: &Manifest) -> bool {
             .is_ok_and(|live| live.system_identifier == own.system_identifier)
 }
 
-/// Whether there is more than a finished rewind leaves. What another release began is an error.
+/// Whether the state directory has more than what a finished rewind leaves. Files of another release are an
+/// error.
 fn is_preparing(disk: &dyn Disk) -> Result<bool, StateError> {
     if !exists(disk, OWN_DIRECTORY)? {
         return Ok(false);
@@ -184,8 +187,8 @@ fn is_preparing(disk: &dyn Disk) -> Result<bool, StateError> {
     Ok(names.iter().any(|name| name != DIVERGED))
 }
 
-/// Whether a data directory is being changed, told by names alone: also where nothing in it can be
-/// read, whoever asks must not be told that it is as it was.
+/// Whether a data directory is being changed, decided by file names alone: even if no file in it can be read,
+/// the caller must not be told that the target is unchanged.
 pub fn is_being_changed(pgdata: &std::path::Path) -> bool {
     let has = |name: &str| pgdata.join(name).symlink_metadata().is_ok();
     let open = has(SEALED) && !has(COMMITTED) && !has(ROLLED_BACK);
@@ -198,7 +201,7 @@ pub fn has_begun(disk: &dyn Disk) -> io::Result<bool> {
     Ok(exists(disk, HIDDEN)? || warning::stands(disk)?)
 }
 
-/// Takes the seal back: from here on what is staged is worth nothing, however much of it is left.
+/// Removes the seal: from here on the rewind cannot be finished with what is staged.
 pub fn unseal(disk: &dyn Disk) -> io::Result<()> {
     unmark(disk, SEALED)
 }
@@ -231,7 +234,7 @@ pub fn hide(disk: &dyn Disk) -> io::Result<()> {
     mark_hidden(disk)
 }
 
-/// Makes both locks whole again, whatever a run that was killed, or somebody else, left of them.
+/// Restores both locks, whatever a killed run or somebody else left of them.
 pub fn hide_again(disk: &dyn Disk) -> io::Result<()> {
     warning::put(disk)?;
     if exists(disk, CONTROL)? {
@@ -240,8 +243,8 @@ pub fn hide_again(disk: &dyn Disk) -> io::Result<()> {
     mark_hidden(disk)
 }
 
-/// Makes it durable that `pg_control` is away, and writes the mark that says so, unless it is there: a full disk
-/// must not keep a way out from beginning.
+/// Makes it durable that `pg_control` was moved aside, and writes the mark for it, unless the mark exists: a
+/// full disk must not keep resume or rollback from starting.
 fn mark_hidden(disk: &dyn Disk) -> io::Result<()> {
     sync_control(disk)?;
     mark_once(disk, HIDDEN)
@@ -258,7 +261,7 @@ pub fn begin_redo(disk: &dyn Disk) -> io::Result<()> {
     unmark(disk, UNDOING)
 }
 
-/// The target is taken back from here on.
+/// The target is rolled back from here on.
 pub fn begin_undo(disk: &dyn Disk) -> io::Result<()> {
     unmark(disk, UNDONE)?;
     unmark(disk, REDONE)?;
@@ -284,8 +287,8 @@ fn put_control(disk: &dyn Disk, control: &[u8], done: &str) -> io::Result<()> {
     mark(disk, done)?;
     disk.rename(&new, &own(CONTROL))?;
     sync_control(disk).inspect_err(|_| {
-        // It is not known whether it would survive, so nobody may start from it. The mark stays: if
-        // the file is found there after a power cut, everything else is there too.
+        // It is not known whether the rename would survive a power cut, so nobody may start from this file.
+        // The mark stays: if the file is in place after a power cut, everything else is, too.
         disk.rename(&own(CONTROL), &new).ok();
     })
 }
@@ -302,7 +305,7 @@ pub fn mark_committed(disk: &dyn Disk) -> io::Result<()> {
     mark(disk, COMMITTED)
 }
 
-/// The same at the end of a rollback.
+/// Makes the end of a rollback durable once more and writes the mark that says so.
 pub fn mark_rolled_back(disk: &dyn Disk) -> io::Result<()> {
     sync_control(disk)?;
     mark(disk, ROLLED_BACK)

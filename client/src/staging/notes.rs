@@ -1,4 +1,4 @@
-//! What the source had to say about planned files while they were read.
+//! What the source reported about planned files while they were read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,39 +9,39 @@ use crate::plan::Plan;
 use crate::plan::units::file_of_unit;
 use crate::source_checks::is_judged;
 
-/// A file that is judged has no more bytes.
+/// Longest content that is kept; the files whose content is checked are shorter.
 const JUDGED_BYTES_MAX: usize = 4096;
 
-/// What the source had to say about files while they were read.
+/// What the source reported about files while they were read.
 #[derive(Debug, Default)]
 pub struct Notes {
     /// Pages whose checksum did not fit: file and block inside it.
     pub torn: Vec<(usize, u32)>,
     /// Files that were gone.
     pub vanished: BTreeSet<usize>,
-    /// Files that were shorter than listed: bytes.
+    /// Files that were shorter than listed, with their length in bytes.
     pub shorter: BTreeMap<usize, u64>,
     /// Pages that arrived, whatever they were.
     pub pages: u64,
-    /// Content of files that is judged before the seal.
+    /// Content of files that is checked before the seal.
     pub contents: BTreeMap<usize, Vec<u8>>,
-    /// Files of which that is wanted.
+    /// Files whose content is kept.
     judged: BTreeSet<usize>,
-    /// Units of which a page was said to lie behind the end of its file, and where that would be.
+    /// For each unit, the offset of the first page that was reported to lie behind the end of its file.
     ends: BTreeMap<u64, u64>,
-    /// A file that was said to be longer than that in the same answer.
+    /// A file that the same answer reported to be longer than that.
     pub contradicted: Option<usize>,
 }
 
 impl Notes {
-    /// Nothing was said yet about the files of this plan.
+    /// Nothing is noted yet about the files of this plan.
     pub fn of(plan: &Plan) -> Self {
         let files = plan.files.iter().enumerate();
         let judged = files.filter(|(_, file)| is_judged(&file.path)).map(|(index, _)| index);
         Self { judged: judged.collect(), ..Self::default() }
     }
 
-    /// Keeps what a file holds, if that is judged.
+    /// Keeps the content of a file, if it is checked before the seal.
     fn keep(&mut self, file: usize, chunk: &VerifiedChunk) {
         let end = chunk.offset().saturating_add(chunk.data().len() as u64);
         let (Ok(start), Ok(end)) = (usize::try_from(chunk.offset()), usize::try_from(end)) else {

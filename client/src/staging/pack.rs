@@ -1,8 +1,8 @@
-//! Packs: the frames of one connection as they came, one file a connection.
+//! Packs: the frames of one connection as they came, one file for each connection.
 //!
 //! A record is the frame's payload with a header that is enough to check and decode it. Frames are
-//! independent of each other, so a pack is read from start to end without any index, and of one that
-//! was not finished everything up to the first record that does not fit can be used.
+//! independent of each other, so a pack is read from start to end without an index. Of a pack that was not
+//! finished, everything up to the first invalid record can be used.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read as _};
@@ -19,15 +19,16 @@ use crate::staging::disk::Disk;
 use crate::staging::header::{self, HEADER_BYTES, HeaderError};
 use crate::staging::manifest::PackDigest;
 
-/// zstd level of what is packed on this node: it travels nowhere and is read once, if at all, so time
-/// counts for more than room.
+/// zstd level of what is compressed on this node. It is not sent over the link and is read at most once, so
+/// speed matters more than size.
 pub const STAGING_LEVEL: i32 = -5;
 
 const MAGIC: u32 = 0x4A52_4750;
 const RECORD_HEADER_BYTES: usize = 20;
-/// A pack is made durable every so many bytes, so that the seal does not wait for all of it,
+/// A pack is made durable every time it has grown by this much, so that the seal does not wait for all of it.
 const SYNC_BYTES: u64 = 64 << 20;
-/// and after so long, so that a power cut on a slow link loses no more than that.
+/// A pack is made durable at least this often while it grows, so that a power cut on a slow link loses no
+/// more than that.
 const SYNC_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Why a pack cannot be read.
@@ -36,7 +37,7 @@ pub enum PackError {
     /// The system refused.
     #[error("it could not be read")]
     Io(#[from] io::Error),
-    /// It is none, or of another release.
+    /// It is not a pack, or it was written by another release.
     #[error("it cannot be used")]
     Header(#[from] HeaderError),
     /// It is not what was sealed.
@@ -57,7 +58,7 @@ impl PackError {
 /// Bytes of a signature.
 const SIGNATURE_BYTES: usize = 16;
 
-/// Signs each record of a file that lies where others could put one of theirs, with its place in the file.
+/// Signs each record, with its place, in a file that lies where others could put records of their own.
 #[derive(Debug, Clone)]
 pub struct Signer {
     key: Option<[u8; 32]>,
@@ -65,7 +66,7 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// Of the file of this name.
+    /// The signer for the file of this name.
     pub fn new(disk: &dyn Disk, name: &str) -> Self {
         Self { key: disk.staging_key(), name: name.to_owned() }
     }
@@ -75,7 +76,7 @@ impl Signer {
         Self { key: None, name: String::new() }
     }
 
-    /// The signature of a record, in parts, that begins at an offset; `None` if none are signed here.
+    /// The signature of a record that begins at `offset`, given in parts; `None` if records are not signed.
     fn sign(&self, offset: u64, record: [&[u8]; 2]) -> Option<[u8; SIGNATURE_BYTES]> {
         let mut hasher = blake3::Hasher::new_keyed(&self.key?);
         hasher.update(&(self.name.len() as u64).to_le_bytes()).update(self.name.as_bytes());
@@ -128,7 +129,7 @@ impl Appender {
         Ok(())
     }
 
-    /// Makes it durable; what it is from now on.
+    /// Makes the file durable. Returns its name, length and CRC.
     pub fn finish(&self) -> io::Result<PackDigest> {
         self.disk.sync_file(&self.path)?;
         Ok(PackDigest { name: self.name.clone(), bytes: self.bytes, crc: self.crc })
@@ -163,7 +164,7 @@ impl PackWriter {
         self.file.append(record)
     }
 
-    /// Makes it durable; what it is from now on.
+    /// Makes the pack durable. Returns its name, length and CRC.
     pub fn finish(&self) -> io::Result<PackDigest> {
         self.file.finish()
     }
@@ -221,8 +222,8 @@ fn same_content(digest: &PackDigest, bytes: u64, crc: u32) -> Result<(), PackErr
     }
 }
 
-/// Hands out what can be used of a pack that was not finished; the length and CRC of that part.
-/// `None` if it has not even a header.
+/// Gives the usable part of an unfinished pack to `give`. Returns the length and CRC of that part; `None` if
+/// the pack does not even have a header.
 pub fn recover(
     file: File,
     signer: Signer,
@@ -277,7 +278,7 @@ impl Records {
         Ok(())
     }
 
-    /// Whether what was read is all that was sealed.
+    /// Checks that what was read is all that was sealed.
     pub(crate) fn check(&self, digest: &PackDigest) -> Result<(), PackError> {
         same_content(digest, self.bytes, self.crc)
     }
@@ -294,7 +295,7 @@ impl Records {
         Ok(RecordHead { begun, bytes, words })
     }
 
-    /// The bytes that follow it, with the signature of both.
+    /// Reads the payload that follows `head`, and checks the signature of both.
     pub(crate) fn payload<const WORDS: usize>(
         &mut self,
         head: &RecordHead<WORDS>,

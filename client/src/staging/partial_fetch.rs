@@ -1,6 +1,5 @@
-//! What an earlier run had fetched for the same plan: read back from its packs, checked, and taken off
-//! what is still to be asked for. Only content decides: every frame has its CRC and every page its
-//! hash.
+//! What an earlier run had fetched for the same plan: it is read back from the packs, checked, and need not
+//! be asked for again. Only the content decides: every frame has its CRC and every page its hash.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -20,7 +19,7 @@ use crate::staging::{layout, pack};
 pub struct Recovered {
     /// The packs, each cut behind its last sound frame.
     pub packs: Vec<PackDigest>,
-    /// What the source had said.
+    /// What the source had reported.
     pub notes: Notes,
     arrived: HashMap<u64, Arrived>,
 }
@@ -94,7 +93,7 @@ impl Recovered {
             return None;
         }
         let kind = match unit.kind {
-            // Also of a unit that came to its end a page may be missing that could not be rebuilt.
+            // Even a unit that has ended may lack a page that could not be rebuilt.
             UnitKind::Blocks { path, ranges, signatures } => {
                 let ranges = without(&ranges, |block| arrived.blocks.contains(&block));
                 if ranges.is_empty() {

@@ -1,7 +1,7 @@
-//! Holds `postmaster.pid`, so that no server starts while the target is worked on.
+//! Our own `postmaster.pid` in the target, so that no server starts while the target is changed.
 //!
-//! The number in it is our process id made negative, as PostgreSQL's single-user mode writes its
-//! own: a server refuses to start, and `pg_ctl` does not take us for one and signal us.
+//! It has our process id as a negative number, as PostgreSQL's single-user mode writes its own: a server
+//! refuses to start, and `pg_ctl` does not take us for a server and signal us.
 
 use std::io;
 
@@ -15,7 +15,7 @@ const PID_FILE: &str = "postmaster.pid";
 /// A stale file that was found, kept to be put back if the target stays as it was.
 const STALE: &str = ".pgrejoin/postmaster.pid.stale";
 
-/// Ours before it has its name.
+/// Our file before it is put in place.
 const NEW: &str = ".pgrejoin/postmaster.pid.new";
 
 #[expect(clippy::expect_used, reason = "the names are constants of ours")]
@@ -23,7 +23,7 @@ fn path(name: &str) -> DataPath {
     DataPath::new(name).expect("our own paths are plain")
 }
 
-/// Takes the file. The state directory must exist.
+/// Puts our `postmaster.pid` in place. The state directory must exist.
 pub fn take(disk: &dyn Disk, pgdata: &std::path::Path) -> Result<(), RewindError> {
     let failed = |error: io::Error| {
         RewindError::because(
@@ -63,25 +63,25 @@ pub fn take(disk: &dyn Disk, pgdata: &std::path::Path) -> Result<(), RewindError
     }
 }
 
-/// Whether the file is one a rewind left: a negative number. A single-user server's process would
-/// have been found working in the directory.
+/// Whether the file is one that a rewind left: its number is negative. If a single-user server had written
+/// it, its process would have been found in the directory.
 fn is_ours(disk: &dyn Disk) -> io::Result<bool> {
     let mut text = String::new();
     io::Read::read_to_string(&mut disk.open(&path(PID_FILE))?, &mut text)?;
     Ok(PostmasterPid::is_of_another_program(&text))
 }
 
-/// Gives the file back after the target was rewound.
+/// Removes our file after the target was rewound.
 pub fn release(disk: &dyn Disk) -> io::Result<()> {
     if disk.is_directory(&path(PID_FILE))?.is_some() && is_ours(disk)? {
         disk.remove_file(&path(PID_FILE))?;
-        // After a power cut its number may be that of another process.
+        // The removal must survive a power cut: after it, our process id may be that of another process.
         disk.sync_directory(None)?;
     }
     Ok(())
 }
 
-/// Gives the file back and puts a stale one where it was: the target was not changed.
+/// Removes our file and puts a stale one that was found back in place: the target was not changed.
 pub fn restore(disk: &dyn Disk) -> io::Result<()> {
     release(disk)?;
     let stale = path(STALE);

@@ -1,6 +1,6 @@
-//! Room that is taken before the target is changed, so that both ways out can begin on a disk that has filled up
-//! since, and the way back fits: files that were cut grow again. What the marks take until the end is kept apart,
-//! and is given back only when they are written.
+//! Disk space that is reserved before the target is changed. With it, resume and rollback can begin on a disk
+//! that has filled up since, and a rollback can extend the files that were cut. The space for the last marks
+//! is reserved separately, and freed only when they are written.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,7 +20,7 @@ const SMALL_FILE_BYTES: u64 = 8 << 10;
 const NAME: &str = "reserve";
 const FOR_MARKS: &str = ".pgrejoin/reserve-marks";
 
-/// Bytes that each file system of the target must have for the way back, by its state directory.
+/// Bytes that a rollback needs on each file system of the target, by its state directory.
 fn wanted(directory: &DataDir, manifest: &Manifest) -> BTreeMap<DataPath, u64> {
     let mut wanted: BTreeMap<DataPath, u64> =
         state_directories(directory).into_iter().map(|own| (own, 0)).collect();
@@ -46,7 +46,7 @@ fn wanted(directory: &DataDir, manifest: &Manifest) -> BTreeMap<DataPath, u64> {
     root_alone(wanted)
 }
 
-/// The marks are in the data directory's own state directory.
+/// Adds the space for the marks, which are in the data directory's own state directory.
 fn root_alone(mut wanted: BTreeMap<DataPath, u64>) -> BTreeMap<DataPath, u64> {
     let main = wanted.iter_mut().find(|(own, _)| own.parent().is_none());
     if let Some((_, bytes)) = main {
@@ -56,7 +56,7 @@ fn root_alone(mut wanted: BTreeMap<DataPath, u64>) -> BTreeMap<DataPath, u64> {
     wanted
 }
 
-/// Takes the room, before the seal.
+/// Reserves the space, before the seal.
 pub fn take(disk: &dyn Disk, directory: &DataDir, manifest: &Manifest) -> io::Result<()> {
     for (own, bytes) in wanted(directory, manifest) {
         let path = own.join(NAME).map_err(io::Error::other)?;
@@ -70,13 +70,13 @@ pub fn take(disk: &dyn Disk, directory: &DataDir, manifest: &Manifest) -> io::Re
     disk.sync_file(&path)
 }
 
-/// Gives back what is kept for the last marks, `pg_control` and `backup_label`.
+/// Frees the space that is reserved for the last marks, `pg_control` and `backup_label`.
 pub fn give_back_for_marks(disk: &dyn Disk) -> io::Result<()> {
     let path = own(FOR_MARKS);
     if disk.is_directory(&path)?.is_some() { disk.remove_file(&path) } else { Ok(()) }
 }
 
-/// Gives the rest back, to whichever way out begins.
+/// Frees the rest of the reserved space, when resume or rollback begins.
 pub fn give_back(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
     for own in state_directories(directory) {
         let path = own.join(NAME).map_err(io::Error::other)?;

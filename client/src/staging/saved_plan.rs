@@ -1,5 +1,5 @@
-//! The plan of a rewind that is being prepared, in one checked file: a run that died, or whose source
-//! was gone for too long, goes on with it and with what it had fetched.
+//! The plan of a rewind that is being prepared, in one checked file. If a run is killed, or its source cannot
+//! be reached for too long, the next run continues with the plan and with what was fetched for it.
 
 use std::io;
 use std::path::PathBuf;
@@ -55,11 +55,11 @@ pub struct SavedPlan {
     pub options: PlanOptions,
     /// What was decided.
     pub planned: Planned,
-    /// Counts the runs: each names its packs by it.
+    /// Number of runs so far: each names its packs by it.
     pub run: u32,
     /// Where packs and WAL are staged, if not in the state directory.
     pub staging: Option<Staging>,
-    /// Whether the disk is waited for.
+    /// Whether changes are made durable.
     pub sync: bool,
 }
 

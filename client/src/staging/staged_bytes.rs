@@ -37,7 +37,7 @@ pub fn staged_bytes(disk: &dyn Disk) -> io::Result<StagedBytes> {
 /// Makes the packs a cache for another plan.
 pub fn retire_packs(disk: &dyn Disk) -> io::Result<()> {
     if disk.is_directory(&own(STAGED_DIRECTORIES[0]))?.is_none() {
-        // Done already, and the run ended before it had another plan.
+        // This was done before, and the run ended before it had made another plan.
         return match disk.is_directory(&own(CACHE))? {
             Some(true) => Ok(()),
             _ => Err(io::ErrorKind::NotFound.into()),

@@ -10,7 +10,7 @@ use super::external::{Staging, is_not_ours};
 use super::layout::{DIVERGED, STAGED_DIRECTORIES, own, state_directories};
 use super::{header, marks, pid_file};
 
-/// Where what is staged lies, if not here.
+/// File that records the staging directory, if it is not the state directory itself.
 const STAGING: &str = ".pgrejoin/staging";
 
 /// Makes an empty state directory, throwing away what an unsealed attempt left.
@@ -19,7 +19,8 @@ pub fn prepare(disk: &dyn Disk, directory: &DataDir, staging: Option<&Staging>) 
     make_directories(disk, directory, staging)
 }
 
-/// Where what is staged lies, if not here, as an earlier run wrote it down; `None` also if it cannot be read.
+/// The staging directory outside the state directory, as an earlier run recorded it; `None` if there is none
+/// or the record cannot be used.
 pub fn staging(disk: &dyn Disk) -> io::Result<Option<Staging>> {
     match read_all(disk, &own(STAGING)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -37,7 +38,7 @@ fn make_directories(
         disk.create_directory(&path)?;
         disk.set_mode(&path, 0o700)?;
     }
-    // Written down before it is made: whoever clears away must find it.
+    // The directory is recorded before it is created, so that clean-up finds it.
     if let Some(staging) = staging {
         let body = postcard::to_stdvec(staging).map_err(io::Error::other)?;
         replace_file(disk, &own(STAGING), &header::seal(&body))?;
@@ -74,7 +75,7 @@ pub fn prepare_again(
     };
     let kept =
         |name: &str| kept.contains(&name) || [DIVERGED, "postmaster.pid.stale"].contains(&name);
-    // Those staged elsewhere are not among the names here.
+    // Directories that are staged elsewhere are not among these names.
     let staged = STAGED_DIRECTORIES.iter().filter_map(|path| path.rsplit_once('/'));
     let staged = staged.map(|(_, name)| name.to_owned());
     for name in disk.names(&own(OWN_DIRECTORY))?.into_iter().chain(staged) {
@@ -96,18 +97,18 @@ pub fn give_back(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
 pub fn discard(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
     for staged in STAGED_DIRECTORIES {
         match remove_tree(disk, &own(staged)) {
-            // What is another's is left alone.
+            // A directory that is not ours stays as it is.
             Err(error) if is_not_ours(&error) => {}
             removed => removed?,
         }
     }
-    // The one with the marks last: what it tells holds for all of them.
+    // The directory with the marks is emptied last: the marks describe all of them.
     for path in state_directories(directory).into_iter().rev() {
         if disk.is_directory(&path)? != Some(true) {
             continue;
         }
-        // The marks go last, the one that says most last of all: until then the state is told
-        // rightly, and after a power cut too.
+        // The marks are removed last, and among them last those that say how the rewind ended: until then the
+        // state is read correctly, also after a power cut.
         let names = disk.names(&path)?;
         let order = |name: &str| match name {
             "sealed" => 1,

@@ -1,6 +1,6 @@
-//! The `backup_label` that stands in a directory while it is changed. PostgreSQL refuses to start with it
-//! (`read_backup_label`: "invalid data in file"), also where somebody puts `pg_control` back, and it tells whoever
-//! looks what to do.
+//! The `backup_label` in a data directory that is being changed. PostgreSQL refuses to start with it
+//! (`read_backup_label`: "invalid data in file"), even if somebody puts `pg_control` back, and its text says
+//! what to do.
 
 use std::io;
 use std::path::Path;
@@ -12,14 +12,14 @@ use crate::staging::layout::own;
 
 /// PostgreSQL reads it before anything else where it is.
 const LABEL: &str = "backup_label";
-/// A new one before it has its name.
+/// A new label before it is put in place.
 const NEW_LABEL: &str = ".pgrejoin/backup_label.new";
 const FIRST_LINE: &str =
     "THIS DATA DIRECTORY IS BEING REWOUND BY PGREJOIN: DO NOT START POSTGRESQL\n";
 const ADVICE: &str = "Run \"pgrejoin resume\" to finish the rewind or \"pgrejoin rollback\" to \
                       undo it, with -D and the path of this directory.\n";
 
-/// Whether the `backup_label` is this one.
+/// Whether the target's `backup_label` is this one.
 pub(crate) fn stands(disk: &dyn Disk) -> io::Result<bool> {
     match disk.open(&own(LABEL)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -32,7 +32,7 @@ pub(crate) fn stands(disk: &dyn Disk) -> io::Result<bool> {
     }
 }
 
-/// The same for whoever has no lock; `false` also where it cannot be read.
+/// Whether a data directory that is not locked has this `backup_label`; `false` also if it cannot be read.
 pub(crate) fn stands_in(pgdata: &Path) -> bool {
     let label = std::fs::read(pgdata.join(LABEL)).unwrap_or_default();
     label.starts_with(FIRST_LINE.as_bytes())
@@ -47,7 +47,7 @@ pub(crate) fn put(disk: &dyn Disk) -> io::Result<()> {
     replace(disk, text.as_bytes())
 }
 
-/// Puts another `backup_label` in place, durably; at no moment is there none if there was one.
+/// Puts another `backup_label` in place, durably. If there was one, at no moment is there none.
 pub(crate) fn replace(disk: &dyn Disk, bytes: &[u8]) -> io::Result<()> {
     let new = own(NEW_LABEL);
     disk.create_file(&new)?;

@@ -36,7 +36,8 @@ pub struct Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    /// Which strategies are possible; `without_fork` is why *fork* is not, where something besides WAL decides.
+    /// Finds which strategies are possible. `without_fork` is a reason other than missing WAL why *fork* is
+    /// not.
     pub fn new(
         source: &Snapshot,
         divergence: &'a Divergence,
@@ -56,10 +57,10 @@ impl<'a> Candidates<'a> {
         Self { fork, latest: latest(source, changes), compare }
     }
 
-    /// Takes the one that was asked for, or the cheapest.
+    /// Chooses the strategy that was asked for, or the cheapest one.
     ///
     /// # Errors
-    /// The one that was asked for is not possible.
+    /// The strategy that was asked for is not possible.
     pub fn choose(
         &self,
         wanted: StrategyChoice,

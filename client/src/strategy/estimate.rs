@@ -1,5 +1,5 @@
-//! What each strategy would transfer: by typical rates, to choose one, and for a dry run by what a sample of its
-//! pages and WAL would take.
+//! Estimates what each strategy would transfer: by typical rates, to choose one, and for a dry run by
+//! measuring a sample of pages and WAL.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,14 +43,14 @@ pub struct Basis<'a> {
     pub listed: &'a SourceFiles,
     /// What the operator chose for files that are not PostgreSQL's data.
     pub choices: Choices,
-    /// The fork point; one before everything if it is not proven.
+    /// The fork point; [`Lsn::INVALID`] if it is not proven.
     pub fork: Lsn,
     /// Where the source's WAL ends by now.
     pub end: Lsn,
 }
 
 impl Basis<'_> {
-    /// Where the WAL begins that is fetched for replay from `start`, no further than there is any.
+    /// Where the WAL begins that is fetched for replay from `start`.
     fn wal_from(&self, start: Lsn) -> Lsn {
         fetched_from(start, self.fork, self.source.segment_size())
     }
@@ -60,10 +60,10 @@ impl Basis<'_> {
     }
 }
 
-/// What is known of what travels.
+/// What is known about the transfer.
 #[derive(Debug, Default)]
 pub struct Measured {
-    /// How much of the plan travels; `None` if nothing was measured.
+    /// Rates that were measured; `None` if nothing was.
     rates: Option<Rates>,
     /// Pages that were found to differ.
     differences: Differences,
@@ -71,7 +71,7 @@ pub struct Measured {
     hash_bytes: u64,
     /// What replay rebuilds, by its start.
     covered: BTreeMap<Lsn, Covered>,
-    /// The strategy of which all that differs was found.
+    /// The strategy for which all pages that differ were found.
     complete: Option<Strategy>,
 }
 
@@ -89,7 +89,7 @@ impl Measured {
     }
 }
 
-/// A plan that is made for its estimate alone, and that.
+/// A plan that is made only for its estimate, and the estimate.
 struct Estimated {
     plan: Plan,
     estimate: Estimate,
@@ -124,7 +124,7 @@ fn of_comparing(
     if known.complete == Some(Strategy::Compare) {
         return Ok(estimated(basis, compare, None, known)?.estimate);
     }
-    // Of what differs no more is known than what the WAL of one node or both names.
+    // No more is known of what differs than what the WAL of one node or of both names.
     let named = [&candidates.latest, &candidates.fork];
     let named = named.into_iter().find_map(|candidate| candidate.as_ref().ok());
     let wal_summary = named.and_then(|candidate| candidate.wal_summary);
@@ -158,8 +158,8 @@ fn estimated(
     Ok(Estimated { plan, estimate: Estimate { hashes: known.hash_bytes, ..estimate } })
 }
 
-/// Learns what replay of each strategy would rebuild, and what a sample of the plan that was made would take:
-/// a dry run moves no data.
+/// Finds out what replay of each strategy would rebuild, and measures a sample of what the plan would
+/// transfer: a dry run transfers no data.
 pub async fn measure(
     session: &Session,
     basis: Basis<'_>,
@@ -237,7 +237,7 @@ async fn sign(target: &Target, mut units: Vec<Unit>) -> Result<Vec<Unit>, Rewind
     .await
 }
 
-/// Pieces of the WAL that replay from `start` needs, over all of its length.
+/// Pieces of the WAL that replay from `start` needs, spread evenly over it.
 fn pieces(basis: Basis<'_>, start: Lsn) -> Vec<Unit> {
     let size = basis.source.segment_size();
     let (from, bytes) = (basis.wal_from(start), basis.wal_bytes(start));
@@ -275,7 +275,8 @@ fn wal_length(unit: &Unit) -> u64 {
     }
 }
 
-/// Asks how many bytes units would travel in, for each of what `size` counts. They do not travel.
+/// Asks the source how many bytes the answers to units would take, for each of what `size` counts. The
+/// answers are not sent.
 async fn rate(
     session: &Session,
     units: Vec<Unit>,

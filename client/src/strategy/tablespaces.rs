@@ -51,10 +51,10 @@ pub fn against_fork(
     })
 }
 
-/// Where each linked tablespace goes that the target does not have, by OID.
+/// Where each linked tablespace is created that the target does not have, by OID.
 ///
 /// # Errors
-/// A place is not an empty directory of ours.
+/// A directory is not empty, or does not belong to our user.
 pub fn places(
     target: &TargetFiles,
     source: &Description,
@@ -84,7 +84,8 @@ pub fn places(
     Ok(places)
 }
 
-/// Whether a tablespace of the source is to be elsewhere here: replay would use its literal path.
+/// Whether a tablespace of the source is mapped to another directory on the target: replay would use the
+/// source's path.
 pub fn is_mapped(mapping: &[TablespaceMapping], place: &str) -> bool {
     mapping.iter().any(|mapping| mapping.from == place)
 }

@@ -15,7 +15,7 @@ pub enum BadPlace {
     /// PostgreSQL could not write there.
     #[error("belongs to another user")]
     NotOurs,
-    /// What is in it may be another tablespace.
+    /// It may contain another tablespace.
     #[error("is not empty")]
     NotEmpty,
     /// It is not known whether it is empty.

@@ -76,8 +76,8 @@ pub fn files(
     Ok(files)
 }
 
-/// Refuses a run that could not write its settings at the end. R17: warns of a connection that will
-/// not come about.
+/// Refuses a run that could not write its settings at the end. R17: warns if none of the addresses in
+/// `primary_conninfo` answers.
 pub fn check_target(
     config: &Config,
     target: &Target,

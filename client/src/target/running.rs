@@ -1,8 +1,8 @@
-//! Is anything still writing to the target?
+//! Checks whether anything still works in the target's data directory.
 //!
-//! A process id in a file proves nothing: it may be stale and its number taken by another program,
-//! and after a kill of the postmaster a backend may live on without any file. So the questions are:
-//! which process works in this directory, and who is attached to its shared memory?
+//! A process id in a file proves nothing: it may be stale and its number taken by another program, and after
+//! a kill of the postmaster a backend may live on without any file. So the check looks for processes whose
+//! working directory is this one, and for processes attached to the server's shared memory.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,21 +15,22 @@ use crate::error::{Class, RewindError};
 
 /// How long a server may take to end after its pid file is gone.
 const ENDING: Duration = Duration::from_secs(2);
-/// How often it is looked for meanwhile.
+/// Pause between two checks in that time.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Ancestors looked at to tell the operator's own shell from a server.
+/// Ancestor processes that are examined to recognize the operator's own shell.
 const ANCESTORS_MAX: usize = 64;
 
 /// Refuses a data directory in which a server, a backend or another rewind is at work.
 ///
 /// # Errors
-/// One is, and which.
+/// There is one; the message says which.
 pub fn refuse_running(directory: &DataDir) -> Result<(), RewindError> {
     refuse(directory, Duration::ZERO)
 }
 
-/// The same of a directory whose server may have been stopped a moment ago. Whoever stopped it was told that it is down
-/// as soon as its pid file was gone, and its process may take a little longer: it is given two seconds.
+/// [`refuse_running`] for a directory whose server may have been stopped a moment ago. `pg_ctl` reports that
+/// a server is down as soon as its pid file is gone, but its process may take a little longer: it is given
+/// two seconds.
 ///
 /// # Errors
 /// See [`refuse_running`].
@@ -88,8 +89,8 @@ fn attached_to(shared: SharedMemory) -> u64 {
     row.unwrap_or(0)
 }
 
-/// Processes whose working directory is the data directory, but not this one and those that
-/// started it: the operator's shell may stand there.
+/// Processes whose working directory is the data directory, except this one and those that started it: the
+/// operator's shell may be in that directory.
 fn processes_in(directory: &DataDir) -> Vec<(i32, String)> {
     let Ok(ours) = rustix::fs::fstat(directory.root()) else {
         return Vec::new();

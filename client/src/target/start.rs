@@ -13,14 +13,17 @@ use crate::config::Config;
 use crate::error::{Class, RewindError};
 use crate::task::Signals;
 
-/// How often the node is looked at.
+/// How often the node is checked.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Time a server has to write its pid file.
 const GRACE: Duration = Duration::from_secs(10);
 /// Lines of the server log shown when it does not start.
 const LOG_LINES: usize = 10;
 
-/// Starts it. The target is rewound already: whatever goes wrong here, it stays so.
+/// Starts the node and waits until it streams.
+///
+/// # Errors
+/// Whatever goes wrong, the target stays rewound (`Class::Rewound`).
 pub fn start(
     config: &Config,
     directory: &DataDir,
@@ -95,9 +98,8 @@ impl Waiting<'_> {
         }
     }
 
-    /// Whether replay has passed the end of what was copied: the server then takes the start of
-    /// the backup out of `pg_control`. Where it admits connections it says so in its pid file;
-    /// without hot standby only `pg_control` tells.
+    /// Whether replay has reached consistency: the server then clears the start of the backup in
+    /// `pg_control`. With hot standby the pid file says so too; without it only `pg_control` does.
     fn is_consistent(&self, pid: &PostmasterPid) -> bool {
         let Ok(control) = self.directory.control() else {
             return false;
@@ -141,7 +143,7 @@ impl Waiting<'_> {
     }
 }
 
-/// How far replay has come, by what only grows: processes come and go without any progress.
+/// How far replay has come, in values that only grow: processes also come and go without any progress.
 #[derive(Default)]
 struct StartProgress {
     recovery_point: u64,
@@ -150,7 +152,7 @@ struct StartProgress {
 }
 
 impl StartProgress {
-    /// Looks again; whether it is farther than before.
+    /// Reads how far replay has come. Returns whether that is farther than before.
     fn advance(&mut self, directory: &DataDir, children: &[Child]) -> bool {
         let point = directory.control().map_or(0, |c| c.file.min_recovery_point.as_u64());
         let replayed = children.iter().filter_map(|child| child.title.split_once("recovering "));
@@ -210,14 +212,16 @@ fn children(parent: i64) -> Vec<Child> {
     children
 }
 
-/// A log that outlives this program: beside the server's own, else in the data directory.
+/// Path of a log for the server that outlives this program: in the directory of the server's own logs if
+/// there is one, else in the data directory.
 fn log_file(pgdata: &Path) -> PathBuf {
     let log = pgdata.join("log");
     let directory = if log.is_dir() { log } else { pgdata.to_owned() };
     directory.join("pgrejoin-start.log")
 }
 
-/// The program given, or that of the last start, or one of the right major in the usual places.
+/// The `pg_ctl` that the operator named, or that of the last start, or one of the right major in the usual
+/// directories.
 pub fn find_pg_ctl(
     config: &Config,
     directory: &DataDir,

@@ -1,7 +1,7 @@
 //! A node that was rewound and on which PostgreSQL has not been started yet.
 //!
-//! Its `backup_label` names the `pg_control` that was put in place with it: as soon as a server starts, it takes
-//! the one away and changes the other.
+//! Its `backup_label` names the `pg_control` that was put in place with it. A server that starts renames
+//! `backup_label` and changes `pg_control`.
 
 use data_dir::DataDir;
 use pg_format::backup_label::label_of;
@@ -13,7 +13,7 @@ const BACKUP_LABEL: &str = "backup_label";
 /// PostgreSQL's own have a few hundred bytes.
 const LABEL_BYTES_MAX: u64 = 64 << 10;
 
-/// What stands in the label of a `backup_label` that goes with this `pg_control`.
+/// The label of the `backup_label` that belongs to this `pg_control`: a hash of it.
 pub(crate) fn label(control: &[u8]) -> String {
     let hash = PageHash::of(control);
     let digits: String = hash.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();

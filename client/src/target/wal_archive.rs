@@ -36,8 +36,8 @@ pub struct Elsewhere<'a> {
     pub archive: Option<PathBuf>,
     /// `restore_command`
     pub restore_command: Option<String>,
-    /// The source, and the first segment it may not be asked for: from the fork on its WAL is
-    /// another.
+    /// The source, and the number of the first segment that it must not be asked for: from the fork point on
+    /// its WAL differs.
     pub source: Option<(&'a FromSource<'a>, u64)>,
 }
 
@@ -45,8 +45,8 @@ pub struct Elsewhere<'a> {
 pub struct TargetWal<'a> {
     local: LocalWal<'a>,
     elsewhere: Elsewhere<'a>,
-    /// Segments from elsewhere, or the knowledge that there is none. Their files have no name, so
-    /// that looking changes nothing.
+    /// Segments that were found outside `pg_wal`; `None` for those that nobody has. Their files have no name,
+    /// so that the search changes nothing on disk.
     found: Mutex<HashMap<u64, Option<RestoredSegment>>>,
 }
 
@@ -140,8 +140,9 @@ pub fn nameless_file() -> io::Result<File> {
     Ok(File::from(rustix::fs::memfd_create("pgrejoin-wal", flags)?))
 }
 
-/// Runs `restore_command` for one segment. It writes to a private temporary directory that is
-/// removed at once. It may take as long as it needs, as under the server: archives on tape do. A command that fails says that it does not have the segment.
+/// Runs `restore_command` for one segment. The command writes to a private temporary directory that is
+/// removed at once. It may take as long as it needs, as under the server: archives on tape do. A command that
+/// fails says that it does not have the segment.
 fn restore(command: &str, name: &str, pgdata: &Path) -> io::Result<Option<File>> {
     // Nobody else may put a file, or a link to one of ours, where the command writes.
     let home = tempfile::Builder::new().prefix("pgrejoin-restore-").tempdir()?;
@@ -150,7 +151,7 @@ fn restore(command: &str, name: &str, pgdata: &Path) -> io::Result<Option<File>>
     // The command runs where the server would run it, in the data directory.
     let mut shell = Command::new("/bin/sh");
     shell.arg("-c").arg(&text).current_dir(pgdata).stdin(Stdio::null());
-    // What it says must not mix with our results, nor our secrets with its environment.
+    // Its output must not mix with our results, and it must not see our secrets in its environment.
     shell.stdout(io::stderr()).env_remove("PGREJOIN_PRIMARY_CONNINFO");
     if shell.status()?.success() { open_if_exists(&path) } else { Ok(None) }
 }

@@ -1,10 +1,10 @@
-//! Reading WAL on several processors: the segments are divided into runs, each is decoded on its own,
-//! and the parts are joined where they fit together.
+//! Reads WAL on several processors: the segments are divided into runs, each run is decoded on its own, and
+//! the results are joined where they fit together.
 //!
-//! A page's header says where the first record that begins on it is, so a run needs nothing of the one
-//! before; whether it follows it is told by its first record, which names its predecessor. Where the
-//! parts do not fit, everything behind is read again as if there were no runs: the result is that of
-//! [`scan`], whatever the WAL holds.
+//! A page's header says where the first record begins on it, so a run can be decoded without the run before
+//! it. Whether it follows that run is decided by its first record, which names its predecessor. Where it does
+//! not follow, everything behind is read again without runs: the result is always that of [`scan`], whatever
+//! the WAL contains.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -23,7 +23,7 @@ const THREADS_MAX: usize = 8;
 pub struct Runs {
     /// First record.
     pub start: Start,
-    /// Last segment that is known to be there: what lies behind is read by one thread.
+    /// Last segment that is known to exist: WAL behind it is read by one thread.
     pub last: u64,
     /// Segments in a run.
     pub segments: u64,
@@ -31,16 +31,16 @@ pub struct Runs {
     pub end: Lsn,
 }
 
-/// What one run brought.
+/// The result of one run.
 struct RunPart<T> {
     value: T,
-    /// Its first record and that one's predecessor.
+    /// Start of the first record, and the start of its predecessor.
     first: Option<(Lsn, Lsn)>,
     scanned: Scanned,
 }
 
-/// Runs that may be read ahead of the one that is to be joined next, for each thread: what a run brought
-/// waits in memory until then.
+/// Number of runs, for each thread, that may be read ahead of the run that is joined next: their results wait
+/// in memory until then.
 const AHEAD: usize = 2;
 
 /// Reads every record once, as [`scan`] does, but gives them to as many values of `T` as there are
@@ -76,11 +76,11 @@ pub fn scan_runs<T: Send>(
 
 /// What is done with records.
 pub struct How<'s, T> {
-    /// A value that has seen none.
+    /// Makes a value that has received no record.
     pub new: &'s (dyn Fn() -> T + Sync),
-    /// Shows one to a value.
+    /// Gives a record to a value.
     pub sink: &'s ValueSink<'s, T>,
-    /// Adds what a value has seen of the WAL behind another's to that one.
+    /// Adds the second value, which received the WAL behind that of the first, to the first.
     pub merge: &'s (dyn Fn(&mut T, T) + Sync),
 }
 
@@ -98,12 +98,12 @@ impl<T> std::fmt::Debug for How<'_, T> {
     }
 }
 
-/// Puts the parts together as far as each follows the one before.
+/// Joins the results of runs as long as each run follows the one before.
 struct Joiner<T> {
     whole: Option<(T, Scanned)>,
-    /// An error of the first part, which is one of the whole.
+    /// An error of the first run, which is an error of the whole scan.
     error: Option<WalError>,
-    /// The part that is to be joined next.
+    /// Number of the run whose result is joined next.
     next: usize,
     /// The run that is to be read next.
     taken: usize,
@@ -158,7 +158,7 @@ impl<T> Joiner<T> {
                 (self.over, self.error) = (true, Some(error));
                 return;
             }
-            // It may lie behind the end of the WAL.
+            // The error may lie behind the end of the WAL.
             (Err(_), Some(_)) => {
                 self.over = true;
                 return;
@@ -177,7 +177,7 @@ impl<T> Joiner<T> {
         }
     }
 
-    /// Reads what is not joined in one go.
+    /// Reads the WAL that was not joined, without runs.
     fn finish(
         self,
         segments: &dyn Segments,
@@ -200,7 +200,7 @@ impl<T> Joiner<T> {
         if rest.first.is_none() && rest.scanned.stopped_by.is_none() {
             return Ok((value, before));
         }
-        // A record left over at the right place is none of this WAL's.
+        // A record at the right position that names another predecessor is left over from older WAL.
         if let Some((_, previous)) = rest.first
             && before.last_record.is_some_and(|last| last != previous)
         {
@@ -259,7 +259,7 @@ fn run<T>(
         ControlFlow::Continue(())
     };
     let scanned = scan(segments, context, start, give)?;
-    // The record that stopped it is the next run's.
+    // The record that stopped the scan belongs to the next run.
     let scanned = match (scanned.stopped_by, last) {
         (None, Some((lsn, end))) => Scanned { end, last_record: Some(lsn), ..scanned },
         (None, None) => Scanned { last_record: None, ..scanned },

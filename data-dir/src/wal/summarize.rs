@@ -1,4 +1,4 @@
-//! Reads the target's WAL: what it changed, and where its checkpoints are.
+//! Reads WAL and summarizes what its records changed and where its checkpoints are.
 
 use std::ops::{ControlFlow, Range};
 
@@ -19,15 +19,15 @@ const TRANSACTIONS: u8 = 1;
 /// Bytes of WAL one processor reads at a time: enough that joining the parts costs nothing beside it.
 const RUN_BYTES: u64 = 32 << 20;
 
-/// A part of the WAL summary, and what could not be understood in it.
+/// A part of a WAL summary, and the first error in it.
 #[derive(Default)]
 struct ScanPart {
     wal_summary: WalSummary,
     fault: Option<FormatError>,
 }
 
-/// Reads from the record at `start` to the end of valid WAL, of which the segments up to `last` are
-/// here. Creations and commits count from `fork` on.
+/// Summarizes the WAL from the record at `start` to its valid end. Segments up to `last` are known to exist.
+/// Created relations and commits are noted only from `fork` on.
 pub fn scan_summary(
     segments: &(dyn Segments + Sync),
     context: WalContext,
@@ -44,8 +44,8 @@ fn runs(context: WalContext, start: Start, end: Lsn, last: u64) -> Runs {
     Runs { start, last, segments, end }
 }
 
-/// What the records that begin in `[from, to)` change, and where the one behind them begins; `None` if
-/// the WAL ends before or is not whole: then the summary says nothing about the rest.
+/// Summarizes the records that begin in `[from, to)`. Also returns where the next record begins; `None` if
+/// valid WAL ends before that: the summary then covers only a part of the range.
 pub fn scan_changes(
     segments: &(dyn Segments + Sync),
     context: WalContext,
@@ -53,7 +53,8 @@ pub fn scan_changes(
     last: u64,
 ) -> Result<(WalSummary, Option<Lsn>), WalError> {
     let Range { start: from, end: to } = range;
-    // A record that begins on the page before it is common to both nodes, or one more than is needed.
+    // The scan begins at a page boundary. A record before `from` is common to both nodes, or one more than is
+    // needed.
     let start = Start::FirstAfter(from.page_start());
     let (wal_summary, scanned) =
         scan_summary_in(segments, context, runs(context, start, to, last), from)?;
@@ -69,8 +70,8 @@ pub fn scan_changes(
     Ok((wal_summary, next))
 }
 
-/// The blocks that replay of the records that begin in `[from, to)` rebuilds whatever they hold, and how far
-/// those reach; `None` if the WAL ends before.
+/// The blocks that replay of the records that begin in `[from, to)` rebuilds, and the end of these records,
+/// at least `to`; `None` if valid WAL ends before `to`.
 pub fn scan_covered(
     segments: &(dyn Segments + Sync),
     context: WalContext,
@@ -91,7 +92,7 @@ pub fn scan_covered(
     Ok((covered, whole.then(|| scanned.end.max(to))))
 }
 
-/// The same, divided in another way.
+/// [`scan_summary`] with the given division into runs.
 pub fn scan_summary_in(
     segments: &(dyn Segments + Sync),
     context: WalContext,
@@ -105,7 +106,7 @@ pub fn scan_summary_in(
             Err(error) => drop(part.fault.get_or_insert(error)),
         };
     let merge = |whole: &mut ScanPart, later: ScanPart| {
-        // What comes behind a fault is of no use.
+        // What comes behind an error is not used.
         if whole.fault.is_none() {
             whole.wal_summary.absorb(later.wal_summary);
             whole.fault = later.fault;
@@ -143,7 +144,7 @@ fn note(
     }
 }
 
-/// What was done to files; whether it was that.
+/// Notes what a record did to files. Returns whether it did anything to files.
 fn note_files(wal_summary: &mut WalSummary, effect: &Effect, after_fork: bool) -> bool {
     match effect {
         Effect::CreateRelation { relation, .. } => {
@@ -175,7 +176,7 @@ fn note_files(wal_summary: &mut WalSummary, effect: &Effect, after_fork: bool) -
     true
 }
 
-/// What changed about the server as a whole.
+/// Notes changes of the server as a whole: checkpoints, promotions, settings.
 fn note_state(wal_summary: &mut WalSummary, effect: &Effect, at: Lsn) {
     match *effect {
         Effect::Checkpoint { shutdown, checkpoint } => {

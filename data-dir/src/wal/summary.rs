@@ -1,4 +1,5 @@
-//! What the target's WAL says it did since the histories were last known to be equal on disk.
+//! What a range of WAL says about changes: the blocks that its records name, and changes of files and
+//! settings.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,7 +38,7 @@ pub struct WalSummary {
     pub end: Lsn,
     /// Main-fork blocks named by any record.
     pub pages: PageMap,
-    /// Smallest length, in blocks, each relation was cut to.
+    /// Smallest length, in blocks, to which each relation was truncated.
     pub truncated: BTreeMap<RelationPath, u32>,
     /// Relations created after the fork.
     pub created: BTreeSet<RelationPath>,
@@ -46,7 +47,7 @@ pub struct WalSummary {
     pub directories: BTreeSet<(u32, u32)>,
     /// Checkpoints, oldest first.
     pub checkpoints: Vec<Checkpoint>,
-    /// Ends of recovery.
+    /// Positions of the records that end recovery: promotions.
     pub promotions: Vec<Lsn>,
     /// First commit after the fork.
     pub first_commit: Option<Lsn>,
@@ -56,14 +57,14 @@ pub struct WalSummary {
     pub settings_changed_at: Option<Lsn>,
     /// Where checksums were switched (19).
     pub checksums_changed_at: Option<Lsn>,
-    /// A record whose effect on files is not known.
+    /// Position of a record whose effect on files is not known.
     pub unknown_at: Option<Lsn>,
-    /// A record of an extension's own resource manager: what it changed besides its blocks is not known.
+    /// Position of a record of an extension's own resource manager: only the blocks that it names are known.
     pub extension_at: Option<Lsn>,
 }
 
 impl WalSummary {
-    /// Adds what the WAL behind this WAL summary says; `later.start` does not count.
+    /// Adds the summary of the WAL that follows directly. `later.start` is ignored.
     pub fn absorb(&mut self, later: Self) {
         self.end = later.end;
         self.pages.absorb(later.pages);

@@ -59,18 +59,20 @@ pub struct Decoder {
     context: WalContext,
     /// Next byte to read: a record start, or the start of a page that holds one or continues one.
     position: Lsn,
-    /// Whether records may be looked for only after the rest of an earlier one.
+    /// Whether the first record is still looked for. The rest of an earlier record at the start of the page
+    /// is skipped.
     seeking: bool,
     partial: Option<Partial>,
     buffer: Vec<u8>,
     previous: Option<Lsn>,
     end: Lsn,
     latest_timeline: u32,
-    /// Start of a record that was given up; the next one must say so.
+    /// Start of a record that is not continued (`XLP_FIRST_IS_OVERWRITE_CONTRECORD`). The next record must be
+    /// an `OVERWRITE_CONTRECORD` that names this position.
     overwritten: Option<Lsn>,
 }
 
-/// Where records go.
+/// Receives the records.
 struct Out<'s> {
     /// Memory for the decoded parts of one record, used again for the next.
     body: RecordBody,
@@ -94,7 +96,7 @@ enum DecodeStep {
 }
 
 impl Decoder {
-    /// A decoder that has seen nothing.
+    /// A decoder that has read no page yet.
     pub fn new(context: WalContext, start: Start) -> Self {
         let (position, seeking) = match start {
             Start::Record(lsn) => (lsn, false),
@@ -113,7 +115,7 @@ impl Decoder {
         }
     }
 
-    /// The page it wants next.
+    /// Start of the page that the decoder needs next.
     pub fn wants(&self) -> Lsn {
         self.position.page_start()
     }
@@ -128,7 +130,7 @@ impl Decoder {
         self.previous
     }
 
-    /// How an end looks when the wanted page does not exist.
+    /// The end of WAL where the next page does not exist, with the reason `why`.
     pub fn missing(&self, why: &'static str) -> EndOfWal {
         self.failed(self.wants(), why)
     }
@@ -196,7 +198,8 @@ impl Decoder {
         Ok(DecodeStep::Next)
     }
 
-    /// Deals with what a page begins with, so that `position` is where a record begins.
+    /// Handles the start of a page, which may continue an earlier record. Afterwards `position` is where a
+    /// record begins.
     fn enter(&mut self, page: OpenPage<'_>, out: &mut Out<'_>) -> Result<DecodeStep, FormatError> {
         let OpenPage { at, header, .. } = page;
         let content = at.plus(header.bytes as u64);

@@ -40,9 +40,9 @@ pub enum Effect {
     FullPageWrites(bool),
     /// Page checksums were switched off or on while the server ran (19).
     ChecksumsChanged,
-    /// The rest of the segment is void.
+    /// Segment switch: the rest of the segment has no records.
     Switch,
-    /// A record cut off by a crash was given up.
+    /// A record that a crash cut off is not continued (`OVERWRITE_CONTRECORD`).
     OverwriteContrecord,
     /// A fork of a relation was created.
     CreateRelation {
@@ -51,13 +51,13 @@ pub enum Effect {
         /// The fork's number.
         fork: u32,
     },
-    /// A relation was cut.
+    /// A relation was truncated.
     Truncate {
         /// The relation.
         relation: RelationPath,
-        /// Blocks left.
+        /// The new length, in blocks.
         blocks: u32,
-        /// Whether the main fork was cut.
+        /// Whether the main fork was truncated.
         main_fork: bool,
     },
     /// A database was copied file by file (`CREATE DATABASE … STRATEGY file_copy`, or
@@ -95,7 +95,7 @@ pub enum Effect {
     },
     /// A transaction was committed, also one that had been prepared.
     Commit,
-    /// Whatever an extension's own resource manager does: nothing is known about it but the blocks it names.
+    /// A record of an extension's own resource manager: only the blocks that it names are known.
     Extension,
 }
 

@@ -31,7 +31,8 @@ pub struct PageHeader {
     pub continuation_bytes: u32,
     /// Whether the page begins with the rest of a record.
     pub continues: bool,
-    /// Whether a record cut off on the page before was given up here.
+    /// Whether a record that should continue on this page was cut off by a crash and is given up
+    /// (`XLP_FIRST_IS_OVERWRITE_CONTRECORD`).
     pub overwrites: bool,
     /// Bytes of this header.
     pub bytes: usize,

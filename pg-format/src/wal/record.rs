@@ -24,7 +24,7 @@ const WILL_INIT: u8 = 0x40;
 const SAME_RELATION: u8 = 0x80;
 const IMAGE_HAS_HOLE: u8 = 0x01;
 
-/// A whole record whose CRC fits.
+/// A complete record whose CRC matches.
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'a> {
     /// Where it begins.
@@ -97,7 +97,8 @@ impl<'a> Record<'a> {
         self.fields().u32(20).unwrap_or(0)
     }
 
-    /// Whether a record's stored CRC fits its content: the body first, then the header up to it.
+    /// Whether the stored CRC of a record matches its content. It covers the body, then the header up to the
+    /// CRC field.
     pub(super) fn crc_fits(bytes: &[u8]) -> bool {
         let (Some(body), Some(head)) = (bytes.get(RECORD_HEADER..), bytes.get(..20)) else {
             return false;
@@ -167,7 +168,7 @@ impl RecordBody {
             return Err(fault("lengths inside the record do not add up"));
         }
         self.main_start = total - at.main;
-        // Only its own redo knows whether an extension's record restores a page from the image it brings.
+        // Only the extension's redo function decides whether a page is restored from the image in its record.
         if record.resource_manager() >= EXTENSIONS {
             for reference in &mut self.blocks {
                 (reference.restores_image, reference.initialises) = (false, false);

@@ -6,7 +6,8 @@ use crate::fetch::{Change, Reached};
 use crate::frame::FrameError;
 use crate::wire;
 
-/// How many blocks are left out before each run of a set, and how many the run has.
+/// A set of blocks as pairs: the number of blocks that are skipped before each run, and the length of the
+/// run.
 fn runs(blocks: &BlockSet) -> Vec<u32> {
     let mut end = 0;
     let mut runs = Vec::new();

@@ -41,7 +41,7 @@ fn length(offset: u64, length: u64) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// One for each page, or none.
+/// The signatures of a unit, one for each page; `None` if it has none.
 fn signatures(pages: Bytes, seed: u64, blocks: u64) -> Result<Option<Signatures>, Refusal> {
     if pages.is_empty() {
         return Ok(None);
@@ -323,7 +323,7 @@ impl TryFrom<wire::FetchFrame> for Frame {
             wire::Codec::Zstd => Codec::Zstd,
             wire::Codec::Unspecified => return Err(FrameError::Field { field: "codec" }),
         };
-        // Before anything is queued: the receive budget counts frames, not bytes.
+        // Checked before the frame is queued: the receive budget counts frames, not bytes.
         if frame.batch_bytes as usize > BATCH_BYTES_MAX
             || frame.payload.len() > FRAME_MESSAGE_BYTES_MAX
         {

@@ -1,4 +1,4 @@
-//! What this node's own WAL says it changed.
+//! Answers units that ask what this node's WAL says was changed.
 
 use std::ops::Range;
 
@@ -13,10 +13,10 @@ use super::{Answered, proof};
 use crate::node;
 use crate::reply_stream::ReplyStream;
 
-/// WAL that is read before what it says is sent: a slow disk reads it in the time a client waits for a sign
-/// of life, and what it says fits in memory.
+/// Bytes of WAL that are read before the changes in them are sent. Even a slow disk reads them before the
+/// client's time-out, and the changes fit in memory.
 const STEP_BYTES: u64 = 64 << 20;
-/// The same with `--max-rate`, which all of a client's streams share.
+/// [`STEP_BYTES`] with `--max-rate`, which all streams share.
 const STEP_BYTES_LIMITED: u64 = 4 << 20;
 
 /// What is asked of a range of WAL.
@@ -24,12 +24,12 @@ const STEP_BYTES_LIMITED: u64 = 4 << 20;
 pub(crate) enum ChangesWanted {
     /// What its records change.
     Changes,
-    /// The blocks that replay of it rebuilds whatever they hold.
+    /// The blocks that replay of this WAL rebuilds whatever their old content is.
     Rebuilt,
 }
 
-/// Sends what the records of this node's history that begin in a range change. Says how far the answer
-/// reaches: less than the range if the WAL is not there or not whole.
+/// Sends what the records that begin in a range of this node's history change. The answer says how far it
+/// reaches, which is less than the range if WAL is missing or not valid.
 pub(crate) fn answer(
     wal: &LocalWal<'_>,
     output: &mut ReplyStream,
@@ -59,7 +59,7 @@ pub(crate) fn answer(
     end.map(|end| Answered::of(end.as_u64()))
 }
 
-/// Receives what is found, and how many bytes were read for it.
+/// Receives the number of bytes that were read, and the change found in them.
 type SendChange<'g> = dyn FnMut(u64, Change) -> Result<(), Refusal> + 'g;
 
 /// A range that is read in steps.
@@ -70,7 +70,7 @@ struct ScanSteps {
 }
 
 impl ScanSteps {
-    /// The records that begin in the range; `limited` if their reading is slowed.
+    /// The records that begin in the range; `limited` if `--max-rate` is set.
     fn new(range: Range<Lsn>, limited: bool) -> Self {
         let Range { start: from, end: to } = range;
         let reached =
@@ -83,7 +83,7 @@ impl ScanSteps {
         (from < self.to).then(|| from..from.plus(self.bytes).min(self.to))
     }
 
-    /// Says how far the answer reaches.
+    /// Sends how far the answer reaches.
     fn reach(&mut self, next: Lsn, give: &mut SendChange<'_>) -> Result<(), Refusal> {
         let read = next.distance_from(self.reached.to);
         self.reached.to = next;

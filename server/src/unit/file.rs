@@ -46,7 +46,7 @@ fn sealed_file(
     offset: u64,
 ) -> Result<Answered, Refusal> {
     let Requested { id: unit, path, file } = requested;
-    // All of it came before the link was cut.
+    // The file is sent in one piece, so the client has all of it.
     if offset > 0 {
         return requested.length().map(Answered::of);
     }
@@ -60,7 +60,7 @@ fn sealed_file(
             output.send(Item { unit, body: ItemBody::Chunk(chunk) })?;
             return Ok(Answered::of(length as u64));
         }
-        // Dropped while it was read.
+        // The file was removed while it was read.
         if !matches!(file.metadata().map(|found| found.nlink()), Ok(1..)) {
             return Ok(Answered::GONE);
         }
@@ -78,8 +78,8 @@ fn crc_fits(path: &DataPath, bytes: &[u8], major: Major) -> bool {
     }
 }
 
-/// Sends bytes of a file until the range is sent or it ends; returns how many were. What is read is accounted as
-/// `kind`.
+/// Sends a range of a file, or less if the file ends before; returns the number of bytes sent. What is read
+/// is counted as `kind`.
 pub(super) fn chunks(
     output: &mut ReplyStream,
     kind: &'static str,

@@ -1,4 +1,4 @@
-//! Hashes of pages, beside the client's own.
+//! Answers units that ask for page hashes, and compares runs of pages with the client's hashes.
 
 use data_dir::dir::is_hole;
 use pg_format::{BLOCK_BYTES, BLOCK_SIZE, ControlFile};
@@ -10,7 +10,7 @@ use proto::{PageHash, Refusal};
 use super::{Answered, Requested, pages};
 use crate::reply_stream::ReplyStream;
 
-/// Sends hashes of a range of pages. Of a run of which the client's own hash is the same, only that.
+/// Sends hashes of a range of pages. For a run whose hash is equal to the client's, only that is sent.
 pub(crate) fn answer(
     control: &ControlFile,
     output: &mut ReplyStream,
@@ -22,7 +22,7 @@ pub(crate) fn answer(
     let mut first = range.first;
     let end = range.first.saturating_add(range.count);
     let mut own = own.iter();
-    // In runs, so that a client sees that a slowed or slow disk goes on.
+    // Pages are hashed in runs, so that the client sees progress even on a slow disk or with `--max-rate`.
     while first < end {
         let run = BlockRange { first, count: RUN_PAGES.min(end - first) };
         let hashes = run_hashes(control, output, requested, run)?;

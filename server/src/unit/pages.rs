@@ -36,7 +36,7 @@ pub(crate) fn answer(
 pub(super) type SendPage<'g> =
     dyn FnMut(&mut ReplyStream, u32, PageContent) -> Result<(), Refusal> + 'g;
 
-/// Reads pages in runs and hands each out; what is read is accounted as `kind`.
+/// Reads pages in runs and gives each to `give`; what is read is counted as `kind`.
 pub(super) fn each(
     control: &ControlFile,
     output: &mut ReplyStream,

@@ -13,10 +13,10 @@ use super::Answered;
 use crate::node;
 use crate::reply_stream::ReplyStream;
 
-/// Segments one proof may cover, and at least one when each record is asked for.
+/// Segments that one proof may cover; a proof with each record covers at most one.
 pub(super) const PROOF_SEGMENTS_MAX: u64 = 1 << 16;
 
-/// What is proven.
+/// The records of which a proof is requested.
 #[derive(Clone, Copy)]
 pub(crate) struct ProofRange {
     pub(crate) from: ProofStart,
@@ -25,7 +25,7 @@ pub(crate) struct ProofRange {
     pub(crate) each_record: bool,
 }
 
-/// Sends them.
+/// Sends the digests or CRCs of the records that begin in a range.
 pub(crate) fn answer(
     wal: &LocalWal<'_>,
     output: &mut ReplyStream,

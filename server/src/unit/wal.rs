@@ -10,8 +10,8 @@ use proto::Refusal;
 use super::{Answered, Requested, file};
 use crate::reply_stream::ReplyStream;
 
-/// Sends WAL of a range of the segment that begins at `start`, but nothing behind the first page that was not
-/// written at its place: a recycled segment is full of old WAL that nobody needs.
+/// Sends a range of the WAL segment that begins at `start`. It ends before the first page whose header has
+/// another position: a recycled segment is full of old WAL that nobody needs.
 pub(crate) fn answer(
     output: &mut ReplyStream,
     requested: Requested<'_>,

@@ -27,7 +27,7 @@ impl Measurement {
     }
 }
 
-/// How far the connections have come together.
+/// What all connections together have done so far.
 pub(crate) struct FetchProgress {
     /// Payload bytes over all connections.
     pub(crate) received: AtomicU64,
@@ -38,7 +38,7 @@ pub(crate) struct FetchProgress {
     /// Units there were, and those that came to their end.
     pub(crate) units: AtomicUsize,
     pub(crate) ended: AtomicUsize,
-    /// What the units cost, and what of it has come.
+    /// Cost of what has come, and of all units.
     total_bytes: AtomicU64,
     done_bytes: AtomicU64,
     /// When something came last.
@@ -51,7 +51,7 @@ pub(crate) struct Shared {
     pub(crate) waiting: Mutex<VecDeque<Unit>>,
     /// Connections that may ask for more.
     pub(crate) limit: AtomicUsize,
-    /// Whether more units come when some of these have.
+    /// Whether more units become known when some of these are answered.
     pub(crate) pending: AtomicBool,
     pub(crate) prepare: Arc<dyn Prepare>,
     /// Why a unit could not be completed.
@@ -92,14 +92,14 @@ impl FetchProgress {
         bytes as f64 / elapsed.as_secs_f64().max(f64::EPSILON)
     }
 
-    /// Payload bytes that are likely still to come, if they shrink as the others did.
+    /// Payload bytes that are probably still to come, if the rest compresses as well as what has come.
     pub(crate) fn left(&self) -> f64 {
         let done = self.done_bytes.load(Ordering::Relaxed).max(1);
         let received = self.received.load(Ordering::Relaxed);
         self.total_bytes().saturating_sub(done) as f64 * received as f64 / done as f64
     }
 
-    /// Whatever went wrong, a plan that was not fetched whole must not be sealed.
+    /// Fails unless every unit was answered: an incomplete set must not be sealed.
     pub(crate) fn check_all_came(&self) -> Result<(), RewindError> {
         let ended = self.ended.load(Ordering::Relaxed);
         let units = self.units.load(Ordering::Relaxed);
@@ -138,18 +138,18 @@ impl Shared {
         self.waiting.lock()
     }
 
-    /// Whether there is more to ask for than what is asked for, now or later.
+    /// Whether there are units that were not asked for yet, in the list or still to be added.
     pub(crate) fn has_more(&self) -> bool {
         let waiting = self.waiting();
         !waiting.is_empty() || self.is_pending(&waiting)
     }
 
-    /// Whether units come that are not in the list yet. Looked at with the list in hand.
+    /// Whether units are still to be added to the list, whose lock the caller must hold.
     pub(crate) fn is_pending(&self, _waiting: &VecDeque<Unit>) -> bool {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// Adds the units that were to come, of which `expected` was the cost.
+    /// Adds the units that were still to come, whose cost was taken to be `expected`.
     pub(crate) fn add(&self, units: Vec<Unit>, expected: u64) {
         let mut waiting = self.waiting();
         self.progress.units.fetch_add(units.len(), Ordering::Relaxed);
@@ -159,7 +159,7 @@ impl Shared {
         self.pending.store(false, Ordering::Relaxed);
     }
 
-    /// Adds what some of the units turned out to need.
+    /// Adds units that the answers to other units have made necessary.
     pub(crate) fn add_more(&self, units: Vec<Unit>) {
         let mut waiting = self.waiting();
         self.progress.units.fetch_add(units.len(), Ordering::Relaxed);

@@ -7,9 +7,9 @@ use crate::error::RewindError;
 
 /// Takes what arrives on one connection. Runs on a blocking thread.
 pub trait Sink: Send {
-    /// A frame and the checked replies in it, all of them asked for. Returns what must be asked for
-    /// because of them; it may have the number of a unit that has ended.
+    /// Takes a frame and its replies, which were checked and all asked for. Returns what must be asked for
+    /// because of them; such a unit may have the number of one that has ended.
     fn receive(&mut self, frame: &Frame, items: &[Item]) -> Result<Vec<Unit>, RewindError>;
-    /// Nothing more comes.
+    /// Nothing more will come.
     fn finish(&mut self) -> Result<(), RewindError>;
 }

@@ -21,10 +21,11 @@ use crate::source::requests::{LastAsked, Place, ask};
 /// Pause before a lost connection is made again: a server that refuses must not be hammered.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Least that is kept asked for on a connection.
+/// Least number of bytes that a connection keeps requested.
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
 
-/// Round trip of a link on which waiting for one costs more than connections that end unevenly.
+/// On a link with a longer round trip, waiting for one costs more than connections that do not end at the
+/// same time.
 const LONG: Duration = Duration::from_millis(5);
 
 pub(super) struct ConnectionWorker {
@@ -98,8 +99,9 @@ impl ConnectionWorker {
             match ended {
                 Ended::Done => self.session.give(self.number, connection),
                 Ended::Broken(error) => {
-                    // The source ends a stream on which nothing is asked for long, as while units are
-                    // still to come. Whoever it refuses for another reason is refused again.
+                    // The source ends a stream on which nothing was asked for a long time, which happens
+                    // while units are still to be added. If it refuses for another reason, it will do so
+                    // again.
                     if !lost && self.shared.pending.load(Ordering::Relaxed) {
                         tracing::debug!(%error, "idle data connection lost");
                         tokio::time::sleep(PAUSE).await;
@@ -140,7 +142,7 @@ impl ConnectionWorker {
         let rate = self.session.rate().cloned();
         tokio::task::spawn_blocking(move || {
             let mut check = |frame: &Frame| -> Result<(), RewindError> {
-                // What is not taken fills the window, and the source waits.
+                // While this waits, what is not taken fills the receive window, and the source waits too.
                 if let Some(rate) = &rate {
                     rate.wait(frame.payload.len());
                 }
@@ -149,7 +151,7 @@ impl ConnectionWorker {
                     RewindError::new(Class::Other, message)
                 };
                 let items = frame.items().map_err(|error| invalid(&error))?;
-                // A peer must not keep a run alive with nothing.
+                // A peer must not keep a run alive with empty frames.
                 if items.is_empty() {
                     let message = "the source sent an empty frame";
                     return Err(RewindError::new(Class::Other, message));
@@ -202,14 +204,14 @@ impl ConnectionWorker {
         };
         drop(checked);
         asking.abort();
-        // Aborted or finished, both are fine: what it had taken is outstanding.
+        // Whether the task is aborted or finished: all units that it has taken are in `outstanding`.
         drop(asking.await);
         ended
     }
 
-    /// Bytes this connection keeps asked for: its part of the receive budget, but of a small plan no
-    /// more than half of its share, so that no connection takes what others could carry; on a long
-    /// link all of its share, since whoever asked for more later would wait for a round trip.
+    /// Bytes that this connection keeps requested: its part of the receive budget. Of a small plan it is no
+    /// more than half of the connection's share of the plan, so that no connection takes what others could
+    /// transfer. On a long link it is the whole share, since asking for more later would cost a round trip.
     fn window(&self) -> u64 {
         let connections = self.shared.limit.load(Ordering::Relaxed).max(1) as u64;
         let budget = u64::from(RECEIVE_BUDGET_BYTES) / connections;
@@ -241,9 +243,9 @@ impl ConnectionWorker {
                 }
                 Ok(Ok(None)) => return Ended::Done,
                 Ok(Err(error)) => return Ended::Broken(error),
-                // It is this node that was slow: nothing was asked for all that time.
+                // This node was slow: it has asked for nothing in that time.
                 Err(_) if asked.silent_for() < limit => {}
-                // Nor does the source owe anything while more is waited for.
+                // Nothing is outstanding: more units are still to be added.
                 Err(_) if lock(&self.outstanding).is_empty() => {}
                 Err(_) => {
                     let seconds = limit.as_secs();
@@ -262,7 +264,7 @@ impl ConnectionWorker {
         let before = waiting.len();
         for unit in left.into_iter().rev() {
             match is_finished(&unit) {
-                // All of it came; only the word that it is the end was lost.
+                // All of it came; only the reply that ends the unit was lost.
                 true => drop(self.shared.progress.ended.fetch_add(1, Ordering::Relaxed)),
                 false => waiting.push_front(unit),
             }
