@@ -294,7 +294,7 @@ impl RewindError {
     }
 
     /// Whether a disk was full.
-    pub fn is_for_want_of_room(&self) -> bool {
+    pub fn is_disk_full(&self) -> bool {
         self.io_kind().is_some_and(|kind| {
             matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         })
@@ -507,11 +507,11 @@ mod tests {
     fn a_full_disk_is_known_among_the_causes() {
         let full = io::Error::from(io::ErrorKind::StorageFull);
         let error = RewindError::because(Class::Other, "could not write", full);
-        assert!(error.is_for_want_of_room());
+        assert!(error.is_disk_full());
         assert!(error.chain().starts_with("could not write: "));
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
-        assert!(!RewindError::because(Class::Other, "x", denied).is_for_want_of_room());
-        assert!(!RewindError::new(Class::Other, "x").is_for_want_of_room());
+        assert!(!RewindError::because(Class::Other, "x", denied).is_disk_full());
+        assert!(!RewindError::new(Class::Other, "x").is_disk_full());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 pub mod build_manifest;
 pub mod claim;
+pub mod disk_space;
 pub mod fetch;
 pub mod hazards;
 pub mod local_wal;
@@ -11,7 +12,6 @@ pub mod plan_reuse;
 pub mod planning;
 pub mod prefetch;
 pub mod replay_check;
-pub mod room;
 pub mod save_before_images;
 pub mod seal;
 pub mod stage;

@@ -240,9 +240,9 @@ impl EmptyTarget {
 
 /// A monitor that keeps what it is told.
 #[derive(Debug, Default)]
-pub(crate) struct Told(Mutex<Vec<String>>);
+pub(crate) struct RecordingMonitor(Mutex<Vec<String>>);
 
-impl Told {
+impl RecordingMonitor {
     fn note_down(&self, text: String) {
         self.0.lock().push(text);
     }
@@ -253,7 +253,7 @@ impl Told {
     }
 }
 
-impl Monitor for Told {
+impl Monitor for RecordingMonitor {
     fn step(&self, step: Step) {
         self.note_down(step.to_string());
     }

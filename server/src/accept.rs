@@ -127,7 +127,7 @@ impl Drop for IdentitySlot {
 
 /// Decides which connections are accepted, and how many.
 #[derive(Clone)]
-pub(crate) struct Door {
+pub(crate) struct Admission {
     tls: CurrentTls,
     allow: Arc<AllowList>,
     sessions: Arc<AuditSessions>,
@@ -135,7 +135,7 @@ pub(crate) struct Door {
     strangers: Arc<Semaphore>,
 }
 
-impl Door {
+impl Admission {
     pub(crate) fn new(
         tls: CurrentTls,
         allow: Arc<AllowList>,
@@ -183,7 +183,7 @@ impl Door {
 /// Accepts connections until `stop` is cancelled, and passes on those whose handshake succeeded.
 pub(crate) async fn accept(
     listener: TcpListener,
-    door: Door,
+    admission: Admission,
     stop: CancellationToken,
     accepted: mpsc::Sender<io::Result<AcceptedConnection>>,
 ) {
@@ -208,8 +208,8 @@ pub(crate) async fn accept(
             tracing::warn!(%address, "too many connections: refused one");
             continue;
         };
-        let config = Arc::clone(&door.tls.read());
-        let (accepted, door) = (accepted.clone(), door.clone());
+        let config = Arc::clone(&admission.tls.read());
+        let (accepted, admission) = (accepted.clone(), admission.clone());
         tokio::spawn(async move {
             let greeted =
                 tokio::time::timeout(HANDSHAKE_TIMEOUT, greet(stream, address, config)).await;
@@ -217,7 +217,7 @@ pub(crate) async fn accept(
             match greeted {
                 Ok(Ok((stream, peer))) => {
                     let name = peer.name().to_owned();
-                    match door.admit(stream, peer, slot) {
+                    match admission.admit(stream, peer, slot) {
                         // Fails only when the server is shutting down.
                         Ok(connection) => drop(accepted.send(Ok(connection)).await),
                         Err(why) => tracing::warn!(%address, peer = name, why, "refused"),

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
-use crate::accept::{CurrentTls, Door, accept};
+use crate::accept::{Admission, CurrentTls, accept};
 use crate::audit::AuditSessions;
 use crate::config::Config;
 use crate::handler::Calls;
@@ -75,8 +75,8 @@ pub async fn serve(
     let tls = Arc::clone(&reloaded.tls);
     let (accepted, connections) = mpsc::channel(ACCEPTED_QUEUED);
     let sessions = Arc::new(AuditSessions::default());
-    let door = Door::new(tls, Arc::clone(&config.allow), Arc::clone(&sessions));
-    tokio::spawn(accept(listener, door, stop.clone(), accepted));
+    let admission = Admission::new(tls, Arc::clone(&config.allow), Arc::clone(&sessions));
+    tokio::spawn(accept(listener, admission, stop.clone(), accepted));
     let watcher = tokio::spawn(watch(reloaded, reload));
 
     let rates = config.max_rate.map(|rate| Arc::new(RateLimits::new(rate)));

@@ -34,7 +34,7 @@ pub struct TargetChange<'a> {
 
 impl<'a> TargetChange<'a> {
     /// An error if a second signal has come, with which the operator insists on a stop.
-    pub(crate) fn go_on(&self) -> Result<(), RewindError> {
+    pub(crate) fn check_signals(&self) -> Result<(), RewindError> {
         if self.signals.stop_at_once() {
             let message = "stopped by a second signal while the target was being changed: run pgrejoin \
                            resume or pgrejoin rollback, do not start PostgreSQL";
@@ -68,7 +68,7 @@ impl<'a> TargetChange<'a> {
 }
 
 /// The end of an error message where neither resume nor rollback is possible.
-pub(crate) const NO_WAY_OUT: &str = ", and neither resume nor rollback is possible: make the files in \
+pub(crate) const NEITHER_POSSIBLE: &str = ", and neither resume nor rollback is possible: make the files in \
                                      .pgrejoin or the staging directory readable again, or take a \
                                      new base backup";
 

@@ -28,7 +28,7 @@ struct Need {
 
 /// The disk space that a rewind needs.
 #[derive(Debug)]
-pub struct Room<'a> {
+pub struct NeededSpace<'a> {
     /// The target.
     pub directory: &'a DataDir,
     /// `--staging-dir`
@@ -45,7 +45,7 @@ pub struct Room<'a> {
     pub keeps_cut: bool,
 }
 
-impl<'a> Room<'a> {
+impl<'a> NeededSpace<'a> {
     /// Space for the changed files alone.
     pub fn on(directory: &'a DataDir, staging: Option<&'a Path>) -> Self {
         let (staged_bytes, undo_bytes, wal_bytes, copied_wal_bytes) = (0, 0, 0, 0);

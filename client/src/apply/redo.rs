@@ -34,7 +34,7 @@ impl TargetChange<'_> {
             self.lock_again()?;
         } else {
             self.refuse_a_changed_target()?;
-            self.go_on_before_the_change()?;
+            self.check_signals_before_the_change()?;
             marks::hide(self.disk).map_err(|error| self.not_hidden(error))?;
         }
         self.change_all().map_err(|error| self.with_bytes_needed(error))
@@ -49,7 +49,7 @@ impl TargetChange<'_> {
 
     /// Adds to an error because of a full disk how much space all changes need.
     fn with_bytes_needed(&self, error: RewindError) -> RewindError {
-        if !error.is_for_want_of_room() {
+        if !error.is_disk_full() {
             return error;
         }
         let files = self.manifest.files.iter().enumerate();
@@ -136,15 +136,15 @@ impl TargetChange<'_> {
             made.map_err(failed(format!("could not create directory {path}")))?;
         }
         self.remove()?;
-        self.go_on()?;
+        self.check_signals()?;
         self.make()?;
         self.write()?;
-        self.go_on()?;
+        self.check_signals()?;
         self.complete()?;
         self.pg_wal().put().map_err(failed("could not put the WAL in place"))?;
-        self.go_on()?;
+        self.check_signals()?;
         self.monitor.step(Step::Commit);
-        reserve::give_back_for_marks(self.disk)
+        reserve::release_for_marks(self.disk)
             .and_then(|()| self.settings())
             .map_err(failed("could not write the recovery settings"))?;
         marks::commit(self.disk, &self.manifest.new_control)
@@ -175,8 +175,8 @@ impl TargetChange<'_> {
         let sound = self.staged().and_then(|()| if begun { Ok(()) } else { self.images() });
         if sound.is_err() {
             match begun {
-                true => self.go_on()?,
-                false => self.go_on_before_the_change()?,
+                true => self.check_signals()?,
+                false => self.check_signals_before_the_change()?,
             }
         }
         sound.map_err(|(name, error)| self.damaged(&name, error))
@@ -242,12 +242,12 @@ impl TargetChange<'_> {
 
     fn damaged(&self, name: &DataPath, error: pack::PackError) -> RewindError {
         let can_go_back = || self.manifest.undo.is_some() && self.images().is_ok();
-        let way_out = match self.is_changing() {
+        let advice = match self.is_changing() {
             false => "",
             true if can_go_back() => ": run pgrejoin rollback",
-            true => crate::apply::change::NO_WAY_OUT,
+            true => crate::apply::change::NEITHER_POSSIBLE,
         };
-        let message = format!("staged data is damaged on this node's disk ({name}){way_out}");
+        let message = format!("staged data is damaged on this node's disk ({name}){advice}");
         RewindError::because(Class::Other, message, error)
     }
 
@@ -256,7 +256,7 @@ impl TargetChange<'_> {
             || marks::has_begun(self.disk).unwrap_or(true)
     }
 
-    fn go_on_before_the_change(&self) -> Result<(), RewindError> {
+    fn check_signals_before_the_change(&self) -> Result<(), RewindError> {
         match self.signals.stop() {
             true => {
                 let message = "stopped by a signal; the target is unchanged";
@@ -273,7 +273,7 @@ impl TargetChange<'_> {
 
     fn remove(&self) -> Result<(), RewindError> {
         for (index, file) in self.manifest.files.iter().enumerate() {
-            self.go_on()?;
+            self.check_signals()?;
             let goes = matches!(file.action, FileAction::Remove | FileAction::RemoveTree);
             if goes || self.manifest.is_gone(index) {
                 let trash = layout::trash(self.directory, &file.path, index);
@@ -288,7 +288,7 @@ impl TargetChange<'_> {
         let mut directories: Vec<_> = self.manifest.files.iter().enumerate().collect();
         directories.sort_by_key(|(_, file)| &file.path);
         for (index, file) in directories {
-            self.go_on()?;
+            self.check_signals()?;
             let made = match &file.action {
                 FileAction::MakeDirectory { link: None } => self.disk.create_directory(&file.path),
                 FileAction::MakeDirectory { link: Some(_) } => Ok(()),
@@ -317,7 +317,7 @@ impl TargetChange<'_> {
             self.monitor.progress(bytes, total);
             Ok(())
         });
-        self.go_on()?;
+        self.check_signals()?;
         written
     }
 
@@ -383,7 +383,7 @@ impl TargetChange<'_> {
     fn complete(&self) -> Result<(), RewindError> {
         let mut written = Vec::new();
         for (index, file) in self.manifest.files.iter().enumerate() {
-            self.go_on()?;
+            self.check_signals()?;
             if self.manifest.is_gone(index) {
                 continue;
             }
@@ -459,11 +459,11 @@ impl TargetChange<'_> {
     /// Makes files durable, and everything that was written to the target's file systems before.
     pub(crate) fn sync_files(&self, paths: &[DataPath]) -> Result<(), RewindError> {
         let synced = in_parallel(paths, SYNC_THREADS, &|path, _| {
-            self.go_on()?;
+            self.check_signals()?;
             let synced = self.disk.sync_file(path);
             synced.map_err(failed(format!("could not sync {path} to disk")))
         });
-        self.go_on()?;
+        self.check_signals()?;
         synced?;
         // Only this reports an error of a write to a file that was closed since.
         let synced = self.disk.sync_all();

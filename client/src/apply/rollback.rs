@@ -9,7 +9,7 @@ use std::io;
 use pg_format::DataPath;
 
 use crate::apply::before_images;
-use crate::apply::change::{NO_WAY_OUT, TargetChange, failed, sync_directories};
+use crate::apply::change::{NEITHER_POSSIBLE, TargetChange, failed, sync_directories};
 use crate::error::{Class, RewindError};
 use crate::monitor::Step;
 use crate::plan::FileAction;
@@ -27,7 +27,7 @@ impl TargetChange<'_> {
                  cannot be rolled back: run pgrejoin resume",
             ));
         };
-        self.check_way_back()?;
+        self.check_undo_images()?;
         self.lock_again()?;
         self.drop_temporaries().map_err(failed("could not remove temporary files"))?;
         marks::begin_undo(self.disk)
@@ -35,21 +35,21 @@ impl TargetChange<'_> {
         self.monitor.step(Step::Rollback);
         self.take_away().map_err(failed("could not remove new files"))?;
         self.bring_back()?;
-        self.go_on()?;
+        self.check_signals()?;
         self.write_images(way_back)?;
         self.pg_wal().take_back().map_err(failed("could not restore pg_wal"))?;
-        reserve::give_back_for_marks(self.disk)
+        reserve::release_for_marks(self.disk)
             .and_then(|()| self.small(way_back))
             .map_err(failed("could not restore the settings"))?;
-        self.go_on()?;
+        self.check_signals()?;
         self.sync_back()?;
         marks::put_back(self.disk, &self.manifest.old_control)
             .map_err(failed("could not restore pg_control"))?;
-        self.clean_up_back()
+        self.clean_up_after_rollback()
     }
 
     /// Removes everything the rewind left, after the target is as it was.
-    pub fn clean_up_back(&self) -> Result<(), RewindError> {
+    pub fn clean_up_after_rollback(&self) -> Result<(), RewindError> {
         let left = |error: io::Error| {
             let message = "the target is as it was, but temporary files in .pgrejoin are left: run \
                            pgrejoin rollback again";
@@ -61,18 +61,18 @@ impl TargetChange<'_> {
     }
 
     /// Checks the undo images, as long as the rewind can still be finished instead.
-    fn check_way_back(&self) -> Result<(), RewindError> {
+    fn check_undo_images(&self) -> Result<(), RewindError> {
         let sound = self.images();
         if sound.is_err() {
-            self.go_on()?;
+            self.check_signals()?;
         }
         sound.map_err(|(name, error)| {
-            let way_out = match self.staged() {
+            let advice = match self.staged() {
                 Ok(()) => ": run pgrejoin resume",
-                Err(_) => NO_WAY_OUT,
+                Err(_) => NEITHER_POSSIBLE,
             };
             let message = format!(
-                "data needed for the rollback is damaged on this node's disk ({name}){way_out}"
+                "data needed for the rollback is damaged on this node's disk ({name}){advice}"
             );
             RewindError::because(Class::Unfinished, message, error)
         })
@@ -129,7 +129,7 @@ impl TargetChange<'_> {
     /// Moves back what was moved aside.
     fn bring_back(&self) -> Result<(), RewindError> {
         for (index, file) in self.manifest.files.iter().enumerate() {
-            self.go_on()?;
+            self.check_signals()?;
             let trash = layout::trash(self.directory, &file.path, index);
             let back = match self.disk.is_directory(&trash) {
                 Ok(None) => Ok(()),
@@ -162,7 +162,7 @@ impl TargetChange<'_> {
                 })
             });
             if read.is_err() {
-                self.go_on()?;
+                self.check_signals()?;
             }
             read.map_err(|error| {
                 RewindError::because(Class::Unfinished, format!("could not apply {name}"), error)

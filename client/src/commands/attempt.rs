@@ -18,9 +18,9 @@ use crate::outcome::Outcome;
 use crate::plan::units::units;
 use crate::plan::{Planned, Strategy, StrategyChoice};
 use crate::prepare::claim::{Claim, Kept, Leftover, PageCache};
+use crate::prepare::disk_space::{self, BeforeImages};
 use crate::prepare::planning;
 use crate::prepare::prefetch::{EarlyWal, Listed, Prefetch, wants_changes};
-use crate::prepare::room::{self, BeforeImages};
 use crate::prepare::seal::{SealedRewind, check_same_life, seal};
 use crate::prepare::stage::{Job, stage};
 use crate::prepare::{local_wal, page_cache, plan_reuse};
@@ -227,7 +227,7 @@ async fn decide(
         }
     };
     let (announced, changes) = tokio::try_join!(joined(early.announced), changes)?;
-    let RoomedPlan { planned, before_images } = match reused {
+    let CheckedPlan { planned, before_images } = match reused {
         Some(reused) => reused,
         None => {
             cx.steps.begin(Step::List);
@@ -253,7 +253,7 @@ async fn decide(
 }
 
 /// A plan for which there is enough disk space.
-struct RoomedPlan {
+struct CheckedPlan {
     planned: Planned,
     before_images: BeforeImages,
 }
@@ -266,7 +266,7 @@ fn reuse_plan(
     source: &Source,
     divergence: &Divergence,
     attempts: &mut Attempts,
-) -> Result<Option<RoomedPlan>, RewindError> {
+) -> Result<Option<CheckedPlan>, RewindError> {
     let saved = match attempts.leftover.take() {
         Leftover::Plan(saved) => *saved,
         leftover => {
@@ -288,9 +288,9 @@ fn reuse_plan(
     };
     let staged = staged_bytes(&*target.disk).map_err(state_error)?;
     let before_images =
-        room::check_plan(config, &*cx.monitor, target, &source.snapshot, &planned, staged)?;
+        disk_space::check_plan(config, &*cx.monitor, target, &source.snapshot, &planned, staged)?;
     cx.monitor.note("resuming the transfer of an earlier run");
-    Ok(Some(RoomedPlan { planned, before_images }))
+    Ok(Some(CheckedPlan { planned, before_images }))
 }
 
 /// What is known of both nodes.
@@ -305,7 +305,7 @@ struct AttemptFindings<'a> {
 enum NewPlan {
     /// The plan is only reported: a dry run.
     Report(Box<Outcome>),
-    Made(Box<RoomedPlan>),
+    Made(Box<CheckedPlan>),
 }
 
 /// Chooses a strategy and decides, file by file.
@@ -337,14 +337,15 @@ async fn plan_anew(
     let made = planning::make(cx, config, target, source, divergence, chosen, listed).await?;
     let none = StagedBytes::default();
     let planned = &made.planned;
-    let before_images = room::check_plan(config, &*cx.monitor, target, snapshot, planned, none)?;
+    let before_images =
+        disk_space::check_plan(config, &*cx.monitor, target, snapshot, planned, none)?;
     if config.dry_run {
         let listed = &made.planned.listed.clone();
         let basis = Basis { target, source: snapshot, listed, choices, fork, end };
         let outcome = planning::dry_run(cx, source, basis, &choice, made).await?;
         return Ok(NewPlan::Report(Box::new(outcome)));
     }
-    Ok(NewPlan::Made(Box::new(RoomedPlan { planned: made.planned, before_images })))
+    Ok(NewPlan::Made(Box::new(CheckedPlan { planned: made.planned, before_images })))
 }
 
 /// Fetches everything that the plan needs, and seals it.

@@ -178,13 +178,13 @@ mod tests {
     use crate::error::NotPossible;
     use crate::plan::ForkPoint;
     use crate::task::Stop;
-    use crate::test_values::{EmptyTarget, Told, config, snapshot};
+    use crate::test_values::{EmptyTarget, RecordingMonitor, config, snapshot};
 
     const MB_16: u64 = 16 << 20;
 
-    fn cx() -> (Context, Arc<Told>) {
-        let told = Arc::new(Told::default());
-        (Context::new(Arc::clone(&told) as _, Stop::default()), told)
+    fn cx() -> (Context, Arc<RecordingMonitor>) {
+        let recorded = Arc::new(RecordingMonitor::default());
+        (Context::new(Arc::clone(&recorded) as _, Stop::default()), recorded)
     }
 
     /// Nodes whose histories part at `fork`, of which the target's WAL ends at `end`.
@@ -227,11 +227,11 @@ mod tests {
     fn a_target_that_cannot_catch_up_is_rewound() {
         let source = snapshot(7..9, Lsn::new(7 * MB_16));
         let target = EmptyTarget::new();
-        let (cx, told) = cx();
+        let (cx, recorded) = cx();
         let parted = divergence(5 * MB_16 + 8, 5 * MB_16 + 8);
         let outcome = nothing_to_do(&cx, &config(), &target.target, &source, &parted).unwrap();
         assert!(outcome.is_none());
-        assert!(told.all()[0].contains("no longer has the WAL from"), "{:?}", told.all());
+        assert!(recorded.all()[0].contains("no longer has the WAL from"), "{:?}", recorded.all());
     }
 
     #[test]
@@ -240,22 +240,22 @@ mod tests {
         let target = EmptyTarget::new();
         let path = target.home.path().join("pg_wal/00000007.history");
         std::fs::File::create(path).unwrap();
-        let (cx, told) = cx();
+        let (cx, recorded) = cx();
         let parted = divergence(5 * MB_16, 5 * MB_16);
         let outcome = nothing_to_do(&cx, &config(), &target.target, &source, &parted).unwrap();
         assert!(outcome.is_none());
-        assert!(told.all()[0].contains("00000007.history"), "{:?}", told.all());
+        assert!(recorded.all()[0].contains("00000007.history"), "{:?}", recorded.all());
     }
 
     #[test]
     fn a_target_without_a_signal_file_is_warned_about() {
         let target = EmptyTarget::new();
-        let (cx, told) = cx();
+        let (cx, recorded) = cx();
         make_standby(&cx, &config(), &target.target).unwrap();
-        assert!(told.all()[0].starts_with("warning: the target has no standby.signal"));
+        assert!(recorded.all()[0].starts_with("warning: the target has no standby.signal"));
         std::fs::File::create(target.home.path().join("standby.signal")).unwrap();
         make_standby(&cx, &config(), &target.target).unwrap();
-        assert_eq!(told.all().len(), 1);
+        assert_eq!(recorded.all().len(), 1);
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub(crate) async fn finish_earlier(
                     // The plan of that run may still be valid, and then everything that is staged is of use.
                     // A sealed set stays sealed until the source has answered.
                     true => pid_file::restore(&*disk),
-                    false => state_directory::give_back(&*disk, &directory),
+                    false => state_directory::remove(&*disk, &directory),
                 };
                 left.map_err(state_error)?;
                 Ok(None)
@@ -81,7 +81,7 @@ pub(crate) async fn finish_earlier(
                 work.take_back(&manifest).map(|_| None)
             }
             State::RolledBack(manifest) => {
-                work.change(&manifest).clean_up_back()?;
+                work.change(&manifest).clean_up_after_rollback()?;
                 Ok(None)
             }
             State::CleaningBack => {
@@ -141,7 +141,7 @@ impl UnfinishedRewind<'_> {
 
     /// Changes the target as the manifest says. Changes that were made before are made again.
     fn finish(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
-        self.give_back_room()?;
+        self.release_reserve()?;
         pid_file::take(self.disk, self.directory.path())?;
         target::running::refuse_running(self.directory)?;
         self.monitor.step(Step::Apply);
@@ -158,20 +158,20 @@ impl UnfinishedRewind<'_> {
 
     /// Frees the reserved disk space. Resume and rollback begin with this, because even `postmaster.pid`
     /// needs space. While the target is unchanged, the space stays reserved.
-    fn give_back_room(&self) -> Result<(), RewindError> {
+    fn release_reserve(&self) -> Result<(), RewindError> {
         if !marks::is_being_changed(self.directory.path()) {
             return Ok(());
         }
-        reserve::give_back(self.disk, self.directory).map_err(state_error)
+        reserve::release(self.disk, self.directory).map_err(state_error)
     }
 
     fn clear_away(&self) -> Result<(), RewindError> {
-        state_directory::give_back(self.disk, self.directory).map_err(state_error)
+        state_directory::remove(self.disk, self.directory).map_err(state_error)
     }
 
     /// Restores the target's state before the rewind.
     fn take_back(&self, manifest: &Manifest) -> Result<Outcome, RewindError> {
-        self.give_back_room()?;
+        self.release_reserve()?;
         pid_file::take(self.disk, self.directory.path())?;
         target::running::refuse_running(self.directory)?;
         self.change(manifest).roll_back()?;
@@ -280,7 +280,7 @@ pub fn rollback(
              back",
         )),
         State::RolledBack(manifest) => {
-            work.change(&manifest).clean_up_back()?;
+            work.change(&manifest).clean_up_after_rollback()?;
             nothing("the target is as it was, and the last temporary files are gone")
         }
         State::CleaningBack => {

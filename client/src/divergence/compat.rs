@@ -122,7 +122,7 @@ pub fn check_settings(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_values::{EmptyTarget, Told, described};
+    use crate::test_values::{EmptyTarget, RecordingMonitor, described};
     use pg_format::Lsn;
 
     /// A source of the same cluster, changed in one way.
@@ -204,13 +204,17 @@ mod tests {
     fn settings_lower_than_the_sources_are_warned_about_or_refuse_a_start() {
         let target = EmptyTarget::new();
         let mut source = described(0..1, Lsn::new(100), 0);
-        let told = Told::default();
-        check_settings(&target.target, &source, true, &told).unwrap();
-        assert_eq!(told.all(), Vec::<String>::new());
+        let recorded = RecordingMonitor::default();
+        check_settings(&target.target, &source, true, &recorded).unwrap();
+        assert_eq!(recorded.all(), Vec::<String>::new());
         source.node.control.required_settings.max_connections += 50;
-        check_settings(&target.target, &source, false, &told).unwrap();
-        assert!(told.all()[0].starts_with("warning: max_connections is"), "{:?}", told.all());
-        let refused = check_settings(&target.target, &source, true, &told).unwrap_err();
+        check_settings(&target.target, &source, false, &recorded).unwrap();
+        assert!(
+            recorded.all()[0].starts_with("warning: max_connections is"),
+            "{:?}",
+            recorded.all()
+        );
+        let refused = check_settings(&target.target, &source, true, &recorded).unwrap_err();
         assert_eq!(refused.class(), Class::Preflight);
     }
 }

@@ -57,17 +57,17 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_values::Told;
+    use crate::test_values::RecordingMonitor;
 
     #[test]
     fn each_step_ends_where_the_next_begins() {
-        let told = Arc::new(Told::default());
-        let steps = Steps::new(Arc::clone(&told) as _);
+        let recorded = Arc::new(RecordingMonitor::default());
+        let steps = Steps::new(Arc::clone(&recorded) as _);
         steps.begin(Step::Inspect);
         steps.clone().begin(Step::Fetch);
         let times: Vec<Step> = steps.end().into_iter().map(|(step, _)| step).collect();
         assert_eq!(times, [Step::Inspect, Step::Fetch]);
-        assert_eq!(told.all(), ["inspect", "fetch"]);
+        assert_eq!(recorded.all(), ["inspect", "fetch"]);
         assert_eq!(steps.end().len(), 2, "nothing is under way");
     }
 }

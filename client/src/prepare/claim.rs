@@ -217,7 +217,7 @@ impl Claim {
 
 /// Removes what was prepared from a target that was not changed.
 fn clear_away(disk: &dyn Disk, directory: &DataDir, monitor: &dyn Monitor) {
-    if let Err(error) = state_directory::give_back(disk, directory) {
+    if let Err(error) = state_directory::remove(disk, directory) {
         monitor.warning(&format!(
             "the target is unchanged, but .pgrejoin could not be removed: {error}"
         ));
@@ -290,10 +290,10 @@ mod tests {
     use super::*;
     use crate::error::Replan;
     use crate::staging::layout;
-    use crate::test_values::{EmptyTarget, Told, node, planned};
+    use crate::test_values::{EmptyTarget, RecordingMonitor, node, planned};
 
     fn monitor() -> Arc<dyn Monitor> {
-        Arc::new(Told::default())
+        Arc::new(RecordingMonitor::default())
     }
 
     fn claim(target: &EmptyTarget, kept: Kept) -> Claim {

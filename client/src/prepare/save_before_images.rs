@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pg_format::DataPath;
 
 use super::claim::Claim;
-use super::room::BeforeImages;
+use super::disk_space::BeforeImages;
 use crate::apply::before_images;
 use crate::error::{Class, RewindError};
 use crate::plan::before_images::{Image, bytes_of};

@@ -7,8 +7,8 @@ use proto::model::{Description, Sealed};
 
 use super::build_manifest::{self, Parts};
 use super::claim::Claim;
+use super::disk_space::{self, BeforeImages};
 use super::replay_check::{self, Expected, Replayed};
-use super::room::{self, BeforeImages};
 use super::save_before_images::{self, Which};
 use super::stage::{Job, Staged};
 use super::{hazards, timeline_ends};
@@ -80,7 +80,7 @@ pub async fn seal(
         let images = std::mem::take(&mut staged.images).into_iter().chain(cut).collect();
         manifest.undo = Some(save_before_images::undo(target, &manifest, images)?);
     }
-    room::check_staged(config, target, &source.snapshot, &manifest, &wal)?;
+    disk_space::check_staged(config, target, &source.snapshot, &manifest, &wal)?;
     make_durable(job, &manifest)?;
     let described: Option<Description> = described.await.ok().and_then(Result::ok);
     let described = described.as_ref();

@@ -7,8 +7,8 @@ use pg_format::{Covered, Lsn};
 use tokio::sync::oneshot;
 
 use super::claim::Claim;
+use super::disk_space::BeforeImages;
 use super::fetch::{self, FetchWanted, Fetched};
-use super::room::BeforeImages;
 use super::save_before_images::{self, Which};
 use super::wal_follower::WalFollower;
 use super::wal_pieces::{WalPieces, WalReceiver};

@@ -192,12 +192,12 @@ pub fn read(
 pub fn check(
     mut file: File,
     digest: &PackDigest,
-    go_on: &dyn Fn() -> io::Result<()>,
+    keep_reading: &dyn Fn() -> io::Result<()>,
 ) -> Result<(), PackError> {
     let mut buffer = vec![0; 1 << 20];
     let (mut bytes, mut crc) = (0, 0);
     loop {
-        go_on()?;
+        keep_reading()?;
         let read = file.read(&mut buffer)?;
         let part = buffer.get(..read).filter(|part| !part.is_empty());
         let Some(part) = part else { break };

@@ -71,13 +71,13 @@ pub fn take(disk: &dyn Disk, directory: &DataDir, manifest: &Manifest) -> io::Re
 }
 
 /// Frees the space that is reserved for the last marks, `pg_control` and `backup_label`.
-pub fn give_back_for_marks(disk: &dyn Disk) -> io::Result<()> {
+pub fn release_for_marks(disk: &dyn Disk) -> io::Result<()> {
     let path = own(FOR_MARKS);
     if disk.is_directory(&path)?.is_some() { disk.remove_file(&path) } else { Ok(()) }
 }
 
 /// Frees the rest of the reserved space, when resume or rollback begins.
-pub fn give_back(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
+pub fn release(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
     for own in state_directories(directory) {
         let path = own.join(NAME).map_err(io::Error::other)?;
         if disk.is_directory(&path)?.is_some() {

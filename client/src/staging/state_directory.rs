@@ -87,7 +87,7 @@ pub fn prepare_again(
 }
 
 /// Leaves a target that was not changed as it was found.
-pub fn give_back(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
+pub fn remove(disk: &dyn Disk, directory: &DataDir) -> io::Result<()> {
     marks::unseal(disk)?;
     pid_file::restore(disk)?;
     discard(disk, directory)

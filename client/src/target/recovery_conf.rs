@@ -175,7 +175,7 @@ pub fn write_alone(config: &Config, target: &Target, disk: &dyn Disk) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_values::{EmptyTarget, Told, config};
+    use crate::test_values::{EmptyTarget, RecordingMonitor, config};
 
     fn with_conninfo(conninfo: Option<&str>) -> Config {
         let recovery = Recovery::WriteConninfo(conninfo.map(str::to_owned));
@@ -225,9 +225,9 @@ mod tests {
     #[test]
     fn without_a_connection_the_operator_is_warned() {
         let target = EmptyTarget::new();
-        let told = Told::default();
-        check_target(&config(), &target.target, &told).unwrap();
-        assert!(told.all()[0].starts_with("warning: no primary_conninfo is set"));
+        let recorded = RecordingMonitor::default();
+        check_target(&config(), &target.target, &recorded).unwrap();
+        assert!(recorded.all()[0].starts_with("warning: no primary_conninfo is set"));
     }
 
     #[test]

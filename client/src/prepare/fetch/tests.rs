@@ -17,7 +17,7 @@ use crate::source::link::{Buffers, Link};
 use crate::staging::layout;
 use crate::staging::pack::{self, Signer};
 use crate::test_peer::{Reply, TestPeer, honest, page_of, pages};
-use crate::test_values::{EmptyTarget, Told, described, planned, wal_of_noops};
+use crate::test_values::{EmptyTarget, RecordingMonitor, described, planned, wal_of_noops};
 
 const RELATION: &str = "base/5/16384";
 
@@ -60,7 +60,7 @@ struct Staging {
 impl Staging {
     fn new() -> Self {
         let target = EmptyTarget::new();
-        let monitor: Arc<dyn Monitor> = Arc::new(Told::default());
+        let monitor: Arc<dyn Monitor> = Arc::new(RecordingMonitor::default());
         let claim = Claim::take(&target.target, &monitor, Kept::Nothing, 1).expect("taken");
         Self { target, runs: AtomicU32::new(1), _claim: claim }
     }
@@ -99,7 +99,7 @@ impl Staging {
         let run = self.runs.fetch_add(1, Ordering::Relaxed);
         let recovered = Recovered::read(&**self.disk(), plan).expect("readable");
         let wanted = FetchWanted { plan, run, recovered, wal, own, covered: heard };
-        fetch(&session, self.disk(), wanted, Arc::new(Told::default())).await
+        fetch(&session, self.disk(), wanted, Arc::new(RecordingMonitor::default())).await
     }
 
     /// Blocks of the relation that lie in the packs.

@@ -17,7 +17,7 @@ use crate::target::wal_context;
 use crate::task::Stop;
 use crate::test_peer::{Reply, TestPeer, honest};
 use crate::test_values::{
-    EmptyTarget, Told, config, described, node, planned, snapshot, wal_of_noops,
+    EmptyTarget, RecordingMonitor, config, described, node, planned, snapshot, wal_of_noops,
 };
 
 fn sealed(end: u64, directory: u8) -> Sealed {
@@ -76,7 +76,7 @@ struct Rewind {
 
 impl Rewind {
     fn new() -> Self {
-        let cx = Context::new(Arc::new(Told::default()), Stop::default());
+        let cx = Context::new(Arc::new(RecordingMonitor::default()), Stop::default());
         Self { target: EmptyTarget::new(), cx, config: config(), planned: planned() }
     }
 

@@ -16,7 +16,7 @@ use crate::error::Remedy;
 use crate::source::link::{Buffers, Link};
 use crate::source::prepare::{Announce, AsTheyAre};
 use crate::test_peer::{Reply, TestPeer, honest, page_of, pages};
-use crate::test_values::{Told, described, planned};
+use crate::test_values::{RecordingMonitor, described, planned};
 
 /// What came: how often each page did, and how many units ended.
 #[derive(Debug, Default)]
@@ -87,7 +87,7 @@ async fn fetched_by(
 ) -> (Result<Carried, RewindError>, Came) {
     let came = Arc::new(Mutex::new(Came::default()));
     let sinks = |_| Ok(Box::new(sink(Arc::clone(&came))) as Box<dyn Sink>);
-    let carried = run(session, work, sinks, Arc::new(Told::default())).await;
+    let carried = run(session, work, sinks, Arc::new(RecordingMonitor::default())).await;
     let came = std::mem::take(&mut *came.lock());
     (carried, came)
 }
@@ -357,7 +357,8 @@ fn what_was_carried_later_is_added() {
 #[test]
 fn a_fetch_is_whole_only_when_every_unit_has_ended() {
     let units = vec![unit(7, 1), unit(8, 1)];
-    let shared = Shared::new(units, None, Arc::new(AsTheyAre), 1, Arc::new(Told::default()));
+    let shared =
+        Shared::new(units, None, Arc::new(AsTheyAre), 1, Arc::new(RecordingMonitor::default()));
     assert_eq!(shared.progress.check_all_came().unwrap_err().class(), Class::Other);
     shared.progress.ended.store(2, Ordering::Relaxed);
     shared.progress.check_all_came().unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use pg_format::wal::SegmentName;
 
-use crate::apply::preflight::{self, Room};
+use crate::apply::preflight::{self, NeededSpace};
 use crate::config::Config;
 use crate::error::RewindError;
 use crate::monitor::Monitor;
@@ -42,20 +42,20 @@ pub fn check_plan(
     preflight::check_permissions(directory, plan)?;
     preflight::check_mounts(directory, plan)?;
     let copied = staging.is_some() || directory.wal_is_elsewhere();
-    let mut room = Room {
+    let mut needed = NeededSpace {
         // Staged pages are compressed; half of their size is what rows that compress badly need.
         staged_bytes: (Totals::of(plan).bytes() / 2).saturating_sub(staged.packs),
         wal_bytes: wal_bytes.saturating_sub(staged.wal),
         copied_wal_bytes: if copied { wal_bytes } else { 0 },
-        ..Room::on(directory, staging)
+        ..NeededSpace::on(directory, staging)
     };
-    room.check(plan, files)?;
+    needed.check(plan, files)?;
     if !config.undo {
         return Ok(BeforeImages::NotSaved);
     }
-    room.keeps_cut = true;
-    room.undo_bytes = bytes_of(&images(plan, files)).saturating_sub(staged.undo);
-    let Err(short) = room.check(plan, files) else {
+    needed.keeps_cut = true;
+    needed.undo_bytes = bytes_of(&images(plan, files)).saturating_sub(staged.undo);
+    let Err(short) = needed.check(plan, files) else {
         return Ok(BeforeImages::Saved);
     };
     monitor.warning(&format!(
@@ -85,12 +85,12 @@ pub fn check_staged(
 ) -> Result<(), RewindError> {
     let staging = config.staging_dir.as_deref();
     let directory = &target.directory;
-    let mut room = Room::on(directory, staging);
+    let mut needed = NeededSpace::on(directory, staging);
     // What is staged already needs no more space, unless it must be copied to be put in place.
     if staging.is_some() || directory.wal_is_elsewhere() {
-        room.copied_wal_bytes = source.segment_size().bytes().saturating_mul(wal.len() as u64);
+        needed.copied_wal_bytes = source.segment_size().bytes().saturating_mul(wal.len() as u64);
     }
-    room.keeps_cut = manifest.undo.is_some();
+    needed.keeps_cut = manifest.undo.is_some();
     let plan = Plan { files: manifest.files.clone(), ..Plan::default() };
-    room.check(&plan, &target.files)
+    needed.check(&plan, &target.files)
 }
