@@ -98,7 +98,7 @@ fn nothing_is_left_for_later() {
 }
 
 #[test]
-fn no_rooms_without_a_name() {
+fn no_file_is_for_everything() {
     let banned = ["utils", "common", "types", "helpers"];
     let faults: Vec<String> = product()
         .into_iter()
