@@ -118,10 +118,9 @@ async fn attempts(
             Err(Abort::Replan { reason, why }) => (reason, why),
         };
         if number == ATTEMPTS_MAX {
+            // The attempts own what they fetched, and it goes with them: it has not helped so often.
             let message = format!("{why}; gave up after {ATTEMPTS_MAX} attempts: try again later");
-            let error = RewindError::transient(message);
-            attempts.give_up(&error);
-            return Err(error);
+            return Err(RewindError::transient(message));
         }
         number += 1;
         cx.monitor.note(&format!("{why}: planning again"));
