@@ -7,6 +7,7 @@ pub mod disk_space;
 pub mod fetch;
 pub mod hazards;
 pub mod local_wal;
+mod pack_sink;
 pub mod page_cache;
 pub mod plan_reuse;
 pub mod planning;

@@ -1,15 +1,16 @@
 //! Fetches plans from an in-memory source, honest and not.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use pg_format::{BlockSet, FileClass, Lsn, PageMap};
-use proto::fetch::PageDifference;
+use pg_format::{BlockRange, BlockSet, FileClass, Lsn, PageMap};
+use proto::fetch::{ItemBody, PageContent, PageDifference};
 
 use super::*;
 use crate::config::Connections;
-use crate::error::Remedy;
+use crate::error::{Remedy, Replan};
 use crate::plan::file_actions::{BytesWanted, FileAction, PagesWanted, PlannedFile};
 use crate::prepare::claim::{Claim, Kept};
 use crate::prepare::wal_pieces::Piece;
