@@ -9,7 +9,7 @@ use proto::limits::CONNECTIONS_CLIENT_MAX;
 use crate::error::EXIT_CODES;
 
 /// Longest duration of an option: no sum with a time of day overflows.
-const DURATION_MAX: Duration = Duration::from_secs(30 * 86_400);
+const DURATION_MAX: Duration = Duration::from_secs(365 * 86_400);
 
 /// The exit codes, as `--help` shows them.
 fn exit_codes() -> String {
@@ -225,11 +225,11 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => humantime::parse_duration(text).map_err(|_| bad())?,
     };
-    if duration.is_zero() {
+    if duration < Duration::from_secs(1) {
         return Err(bad());
     }
     if duration > DURATION_MAX {
-        return Err(format!("\"{text}\" is longer than 30 days"));
+        return Err(format!("\"{text}\" is longer than a year"));
     }
     Ok(duration)
 }
@@ -260,7 +260,8 @@ mod tests {
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
         assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
         assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5400)));
-        for bad in ["", "s", "0", "0s", "-1s", "31d", "99999999999", "m5", "1 fortnight"] {
+        for bad in ["", "s", "0", "0s", "-1s", "900ms", "366d", "99999999999", "m5", "1 fortnight"]
+        {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

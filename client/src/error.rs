@@ -70,7 +70,7 @@ pub const EXIT_CODES: [ExitCode; 11] = [
     ExitCode {
         class: Some(Class::Rebuild),
         codes: &[6],
-        meaning: "needed WAL is gone, or there is no common history: rebuild the node",
+        meaning: "not possible as asked, because WAL is gone or there is no common history: do what the message says, or rebuild the node",
         target: "unchanged",
     },
     ExitCode {

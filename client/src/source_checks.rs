@@ -247,7 +247,9 @@ pub(crate) fn check_seal(source: &Description, sealed: &Sealed) -> Result<(), Re
         && was.wal_segment_size == is.wal_segment_size
         && was.data_checksum_version == is.data_checksum_version;
     if !same {
-        return Err(nonsense("its pg_control does not match the one it sent at the start"));
+        return Err(nonsense(
+            "its pg_control is now of another cluster, version, segment size or checksum setting",
+        ));
     }
     if is.checkpoint_copy.redo < was.checkpoint_copy.redo {
         return Err(nonsense(&format!(

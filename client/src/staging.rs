@@ -48,6 +48,20 @@ pub(crate) fn staging_error(error: std::io::Error) -> RewindError {
     )
 }
 
+/// Fetched data cannot be read back from this node's disk.
+pub(crate) fn read_back_error(error: std::io::Error) -> RewindError {
+    RewindError::because(
+        Class::Preflight,
+        "could not read fetched data back from the staging directory: pgrejoin rollback removes it",
+        error,
+    )
+}
+
+/// The target's own WAL cannot be read.
+pub(crate) fn own_wal_error(error: std::io::Error) -> RewindError {
+    RewindError::because(Class::Target, "could not read the target's WAL in pg_wal", error)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -103,7 +103,13 @@ pub(crate) fn in_parallel<T: Sync>(
 /// An error while the target is being changed.
 pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RewindError {
     let what = what.into();
-    move |error| RewindError::because(Class::Unfinished, what, error)
+    move |error| {
+        let message = format!(
+            "{what}; the target is only partly changed: run pgrejoin resume or pgrejoin rollback, do not start \
+             PostgreSQL"
+        );
+        RewindError::because(Class::Unfinished, message, error)
+    }
 }
 
 /// Makes the names in all of `directories` durable.

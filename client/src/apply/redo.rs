@@ -44,7 +44,10 @@ impl TargetChange<'_> {
     fn has_begun(&self) -> Result<bool, RewindError> {
         let has_control = self.has("global/pg_control");
         let begun = has_control.and_then(|has| Ok(!has || marks::has_begun(self.disk)?));
-        begun.map_err(failed("could not determine the state of the target"))
+        begun.map_err(|error| {
+            let message = "could not determine the state of the target: run pgrejoin status";
+            RewindError::because(Class::Unfinished, message, error)
+        })
     }
 
     /// Adds to an error because of a full disk how much space all changes need.
@@ -242,13 +245,13 @@ impl TargetChange<'_> {
 
     fn damaged(&self, name: &DataPath, error: pack::PackError) -> RewindError {
         let can_go_back = || self.manifest.undo.is_some() && self.images().is_ok();
-        let advice = match self.is_changing() {
-            false => "",
-            true if can_go_back() => ": run pgrejoin rollback",
-            true => crate::apply::change::NEITHER_POSSIBLE,
+        let (class, advice) = match self.is_changing() {
+            false => (Class::Other, ": run pgrejoin rollback, then pgrejoin rewind again"),
+            true if can_go_back() => (Class::Unfinished, ": run pgrejoin rollback"),
+            true => (Class::Unfinished, crate::apply::change::NEITHER_POSSIBLE),
         };
         let message = format!("staged data is damaged on this node's disk ({name}){advice}");
-        RewindError::because(Class::Other, message, error)
+        RewindError::because(class, message, error)
     }
 
     fn is_changing(&self) -> bool {

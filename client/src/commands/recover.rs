@@ -146,7 +146,12 @@ impl UnfinishedRewind<'_> {
         target::running::refuse_running(self.directory)?;
         self.monitor.step(Step::Apply);
         if let Err(error) = self.change(manifest).redo() {
-            if matches!(marks::load(self.disk), Ok(State::Sealed(_))) {
+            let unchanged = match marks::load(self.disk) {
+                Ok(state) => matches!(state, State::Sealed(_)),
+                // What cannot be read whole may still show by its names.
+                Err(_) => !marks::is_being_changed(self.directory.path()),
+            };
+            if unchanged {
                 // Nothing was changed: our process id in `postmaster.pid` must not keep the next server from
                 // starting.
                 pid_file::restore(self.disk).map_err(state_error)?;

@@ -13,7 +13,7 @@ use crate::error::RewindError;
 use crate::plan::Planned;
 use crate::source::Source;
 use crate::staging::disk::Disk;
-use crate::staging::{layout, staging_error};
+use crate::staging::{layout, own_wal_error, read_back_error, staging_error};
 use crate::target::wal_archive::RestoredSegment;
 use crate::target::{Target, local_wal};
 use crate::task::Signals;
@@ -37,7 +37,7 @@ pub fn stage(
     let mut adopted = Vec::new();
     let mut first = start_segment.max(fork_segment);
     for number in start_segment..fork_segment {
-        if local.open(number).map_err(staging_error)?.is_some() {
+        if local.open(number).map_err(own_wal_error)?.is_some() {
             continue;
         }
         match restored.iter().find(|segment| segment.name.number == number) {
@@ -54,7 +54,7 @@ pub fn stage(
     let mut from = size.start_of(first);
     let own = planned.fork.filter(|_| first == fork_segment && start_segment <= first);
     if let Some(fork) = own
-        && let Some(file) = local.open(fork_segment).map_err(staging_error)?
+        && let Some(file) = local.open(fork_segment).map_err(own_wal_error)?
     {
         let timeline = source.snapshot.history.timeline_of_segment(fork_segment, size);
         let name = SegmentName { timeline, number: fork_segment };
@@ -70,7 +70,7 @@ pub fn stage(
     if let Some(name) = early.name.filter(|name| name.number >= first) {
         follower.take_early(name, &early.answer).map_err(staging_error)?;
     }
-    follower.recover().map_err(staging_error)?;
+    follower.recover().map_err(read_back_error)?;
     Ok(follower)
 }
 
@@ -99,7 +99,7 @@ impl Copy<'_> {
             self.signals.check()?;
             let wanted = usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(buffer.len());
             let part = buffer.get_mut(..wanted).unwrap_or_default();
-            file.read_exact_at(part, offset).map_err(staging_error)?;
+            file.read_exact_at(part, offset).map_err(own_wal_error)?;
             self.disk.write_at(&path, offset, part).map_err(staging_error)?;
             offset += wanted as u64;
         }

@@ -22,7 +22,7 @@ use crate::source::Source;
 use crate::source::page_delta::OwnPages;
 use crate::staging::manifest::PackDigest;
 use crate::staging::partial_fetch::Recovered;
-use crate::staging::staging_error;
+use crate::staging::{read_back_error, staging_error};
 use crate::target::Target;
 use crate::task::{Context, blocking};
 
@@ -102,7 +102,8 @@ async fn fetch_all(
 ) -> Result<FetchedAll, Abort> {
     let Job { target, source, planned, .. } = job;
     let (disk, plan) = (Arc::clone(&target.disk), planned.plan.clone());
-    let recovered = blocking(move || Recovered::read(&*disk, &plan).map_err(staging_error)).await?;
+    let recovered =
+        blocking(move || Recovered::read(&*disk, &plan).map_err(read_back_error)).await?;
     let (mut follower, missing) = blocking(move || {
         let mut follower = follower;
         let missing = follower.missing_to(announced, UNIT_BYTES).map_err(staging_error)?;
@@ -153,7 +154,7 @@ async fn look_at_wal(
     pieces.complete().await;
     let mut follower = blocking(move || {
         let mut follower = follower;
-        follower.recover().map_err(staging_error)?;
+        follower.recover().map_err(read_back_error)?;
         Ok::<_, RewindError>(follower)
     })
     .await?;

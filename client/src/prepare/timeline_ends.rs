@@ -12,7 +12,7 @@ use pg_format::{Lsn, TimelineHistory, WalSegmentSize};
 
 use super::local_wal::Copy;
 use crate::error::RewindError;
-use crate::staging::{layout, staging_error};
+use crate::staging::{layout, own_wal_error, read_back_error, staging_error};
 use crate::target::{Target, local_wal};
 use crate::task::Signals;
 
@@ -57,9 +57,9 @@ pub fn stage(
         let replayed = SegmentName { timeline: history.timeline_of_segment(number, size), number };
         let file = if staged.contains(&replayed) {
             let path = layout::staged_wal(&replayed.file_name(size));
-            Some(disk.open(&path).map_err(staging_error)?)
+            Some(disk.open(&path).map_err(read_back_error)?)
         } else {
-            local.open(number).map_err(staging_error)?
+            local.open(number).map_err(own_wal_error)?
         };
         let Some(file) = file.filter(|_| replayed != last.name) else {
             continue;

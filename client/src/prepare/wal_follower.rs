@@ -251,7 +251,7 @@ impl WalFollower {
             } else if since.elapsed() > UNREADABLE.min(self.session.patience()) {
                 let message = format!(
                     "the source's WAL cannot be read from {before} on although it must reach {end}: run \
-                     SELECT pg_switch_wal() and CHECKPOINT on the source and try again"
+                     SELECT pg_switch_wal() and CHECKPOINT on the primary and try again"
                 );
                 return Err(RewindError::replan(Replan::WalUnavailable, message));
             }

@@ -54,15 +54,19 @@ pub trait Dial: std::fmt::Debug + Send + Sync {
 impl Dial for SourceAddress {
     async fn reach(&self) -> Result<Dialled, RewindError> {
         let address = self.address();
-        let unreachable = format!("could not connect to the source at {address}");
+        let unreachable = |why: &str| {
+            format!(
+                "could not connect to the source at {address}{why}: check that pgrejoin-server runs there"
+            )
+        };
         let since = Instant::now();
         let connecting = TcpStream::connect((self.host.as_str(), self.port));
         let tcp = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await;
         let round_trip = since.elapsed();
         let transient = |what: &str, error| RewindError::transient_because(what, error);
         let tcp = tcp
-            .map_err(|_| RewindError::transient(format!("{unreachable}: no answer")))?
-            .map_err(|error| transient(&unreachable, error))?;
+            .map_err(|_| RewindError::transient(unreachable(", it does not answer")))?
+            .map_err(|error| transient(&unreachable(""), error))?;
         // Small requests must not wait for the acknowledgement of earlier ones.
         tcp.set_nodelay(true).map_err(|error| {
             transient("could not set TCP_NODELAY on the connection to the source", error)
@@ -99,21 +103,21 @@ async fn secure<S: ByteStream + 'static>(
 /// What a failed handshake means to the operator.
 fn handshake_error(address: &str, error: io::Error) -> RewindError {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    let (class, advice) = match tls {
-        Some(rustls::Error::InvalidCertificate(_)) => (
-            Class::Authentication,
-            format!("its certificate is not acceptable (this node's clock says {})", utc_now()),
+    let message = match tls {
+        Some(rustls::Error::InvalidCertificate(_)) => format!(
+            "source at {address}: its certificate is not acceptable (this node's clock says {})",
+            utc_now()
         ),
         Some(rustls::Error::InvalidMessage(_)) => {
-            (Class::Authentication, "it does not speak TLS".to_owned())
+            format!("the source at {address} does not speak TLS: is it a pgrejoin-server?")
         }
-        Some(_) => (Class::Authentication, "TLS handshake failed".to_owned()),
+        Some(_) => format!("the TLS handshake with the source at {address} failed"),
         None => {
-            let message = format!("source at {address}: the connection broke in the TLS handshake");
+            let message = format!("the connection to {address} broke in the TLS handshake");
             return RewindError::transient_because(message, error);
         }
     };
-    RewindError::because(class, format!("source at {address}: {advice}"), error)
+    RewindError::because(Class::Authentication, message, error)
 }
 
 #[cfg(test)]

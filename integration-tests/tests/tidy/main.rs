@@ -18,7 +18,8 @@ fn rust_files(directory: &Path) -> Vec<(String, String)> {
     let mut visit = vec![directory.to_owned()];
     while let Some(path) = visit.pop() {
         if path.is_dir() {
-            if path.file_name().is_some_and(|name| name != "target") {
+            // What cargo builds, but not the module of that name.
+            if !path.join("CACHEDIR.TAG").exists() {
                 visit.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
             }
         } else if path.extension().is_some_and(|extension| extension == "rs") {

@@ -21,7 +21,7 @@ const CONSTRUCTORS: [(&str, &str, Made); 12] = [
     ("Undecided", "new", Made::Under(NOT_POSSIBLE)),
     ("NotPossible", "because", Made::Under(NOT_POSSIBLE)),
     ("Refusal", "new", Made::OfReason),
-    ("monitor", "warning", Made::Under(WARNING)),
+    ("Outcome", "new", Made::Second(RESULT)),
 ];
 
 const REPLAN: &str = "Planned again";
@@ -29,6 +29,8 @@ const NOT_POSSIBLE: &str = "Why a strategy is not possible";
 const REFUSED: &str = "What a server refuses";
 const WARNING: &str = "Warnings";
 const NOTE: &str = "Notes";
+const RESULT: &str = "Results";
+const CAUSE: &str = "Causes";
 
 #[derive(Clone, Copy)]
 enum Made {
@@ -38,6 +40,8 @@ enum Made {
     OfReason,
     /// Always there.
     Under(&'static str),
+    /// Always there, and it is the second argument.
+    Second(&'static str),
 }
 
 /// The last two parts of a called path.
@@ -98,13 +102,21 @@ fn in_block(block: &syn::Block, known: &BTreeMap<String, Vec<String>>) -> Vec<St
     }
 }
 
-/// The messages of one file.
+/// The messages of one file after the other.
 #[derive(Default)]
 struct Messages {
-    /// Texts that names stand for.
+    /// Texts that constants of all files stand for.
+    constants: BTreeMap<String, Vec<String>>,
+    /// Texts that names stand for in one function.
     known: BTreeMap<String, Vec<String>>,
-    /// Closures and functions that make a message of their first argument, and its heading.
-    helpers: BTreeMap<String, String>,
+    /// Functions that make a message of their first argument, and its heading, by crate and name.
+    helpers: BTreeMap<(String, String), String>,
+    /// The same of closures of one function.
+    closures: BTreeMap<String, String>,
+    /// The crate that is looked at.
+    own_crate: String,
+    /// The type of the `impl` that is looked at.
+    own_type: String,
     /// By heading.
     found: BTreeMap<String, BTreeSet<String>>,
 }
@@ -113,12 +125,16 @@ impl Messages {
     /// Heading and message of a call, if it makes one.
     fn made<'e>(&self, call: &'e syn::ExprCall) -> Option<(String, &'e syn::Expr)> {
         let arguments: Vec<&syn::Expr> = call.args.iter().collect();
-        if let Some((of, name)) = called(&call.func) {
+        if let Some((mut of, name)) = called(&call.func) {
+            if of == "Self" {
+                of.clone_from(&self.own_type);
+            }
             let (.., made) =
                 CONSTRUCTORS.iter().find(|(ty, function, _)| *ty == of && *function == name)?;
             return match made {
                 Made::OfClass => Some((heading(&last(arguments.first()?)?)?, arguments.get(1)?)),
                 Made::OfReason => Some((REFUSED.to_owned(), arguments.get(1)?)),
+                Made::Second(heading) => Some(((*heading).to_owned(), arguments.get(1)?)),
                 Made::Under(heading) => {
                     let index = usize::from(name == "replan");
                     Some(((*heading).to_owned(), arguments.get(index)?))
@@ -126,7 +142,8 @@ impl Messages {
             };
         }
         let name = last(&call.func)?;
-        Some((self.helpers.get(&name)?.clone(), arguments.first()?))
+        let of_function = || self.helpers.get(&(self.own_crate.clone(), name.clone()));
+        Some((self.closures.get(&name).or_else(of_function)?.clone(), arguments.first()?))
     }
 
     fn keep(&mut self, heading: String, texts: Vec<String>) {
@@ -134,16 +151,12 @@ impl Messages {
         of_heading.extend(texts.into_iter().filter(|text| text.contains(' ')));
     }
 
-    /// Learns that `name` makes a message of its first parameter, if `body` does.
-    fn learn(&mut self, name: String, parameter: Option<String>, body: &syn::Expr) {
-        let Some(parameter) = parameter else {
-            return;
-        };
+    /// The heading of the message that `body` makes of its first parameter, if it makes one.
+    fn learn(&self, parameter: Option<String>, body: &syn::Expr) -> Option<String> {
+        let parameter = parameter?;
         let mut inner = Inner { outer: self, parameter: &parameter, heading: None };
         inner.visit_expr(body);
-        if let Some(heading) = inner.heading {
-            self.helpers.insert(name, heading);
-        }
+        inner.heading
     }
 }
 
@@ -156,10 +169,13 @@ struct Inner<'a> {
 
 impl<'ast> Visit<'ast> for Inner<'_> {
     fn visit_expr_call(&mut self, call: &'ast syn::ExprCall) {
-        if let Some((heading, message)) = self.outer.made(call)
-            && last(message).as_deref() == Some(self.parameter)
-        {
-            self.heading.get_or_insert(heading);
+        if let Some((heading, message)) = self.outer.made(call) {
+            let within = format!("{{{}}}", self.parameter);
+            let is_part = |text: &String| text.contains(&within);
+            let all = last(message).as_deref() == Some(self.parameter);
+            if all || texts(message, &BTreeMap::new()).iter().any(is_part) {
+                self.heading.get_or_insert(heading);
+            }
         }
         syn::visit::visit_expr_call(self, call);
     }
@@ -191,20 +207,54 @@ impl<'ast> Visit<'ast> for Messages {
             label: None,
             block: (*function.block).clone(),
         });
-        self.learn(function.sig.ident.to_string(), parameter, &body);
+        self.closures.clear();
+        if let Some(heading) = self.learn(parameter, &body) {
+            let name = (self.own_crate.clone(), function.sig.ident.to_string());
+            self.helpers.insert(name, heading);
+        }
+        self.known = self.constants.clone();
         syn::visit::visit_item_fn(self, function);
+    }
+
+    fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
+        self.closures.clear();
+        self.known = self.constants.clone();
+        syn::visit::visit_impl_item_fn(self, function);
+    }
+
+    fn visit_item_impl(&mut self, item: &'ast syn::ItemImpl) {
+        if let syn::Type::Path(path) = &*item.self_ty {
+            let last = path.path.segments.last().map(|part| part.ident.to_string());
+            self.own_type = last.unwrap_or_default();
+        }
+        syn::visit::visit_item_impl(self, item);
+    }
+
+    /// Texts of `thiserror`.
+    fn visit_attribute(&mut self, attribute: &'ast syn::Attribute) {
+        if attribute.path().is_ident("error")
+            && let Ok(text) = attribute.parse_args_with(|input: syn::parse::ParseStream<'_>| {
+                let text: syn::LitStr = input.parse()?;
+                let _rest: proc_macro2::TokenStream = input.parse()?;
+                Ok(text)
+            })
+        {
+            self.keep(CAUSE.to_owned(), vec![text.value()]);
+        }
     }
 
     fn visit_item_const(&mut self, item: &'ast syn::ItemConst) {
         let text = texts(&item.expr, &self.known);
-        self.known.insert(item.ident.to_string(), text);
+        self.constants.insert(item.ident.to_string(), text);
     }
 
     fn visit_local(&mut self, local: &'ast syn::Local) {
         if let (Some(name), Some(init)) = (name_of(&local.pat), &local.init) {
             if let syn::Expr::Closure(closure) = &*init.expr {
                 let parameter = closure.inputs.first().and_then(name_of);
-                self.learn(name, parameter, &closure.body);
+                if let Some(heading) = self.learn(parameter, &closure.body) {
+                    self.closures.insert(name, heading);
+                }
             } else {
                 let texts = texts(&init.expr, &self.known);
                 self.known.insert(name, texts);
@@ -237,31 +287,34 @@ impl<'ast> Visit<'ast> for Messages {
 
 /// The index, made of the code.
 fn index() -> String {
-    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for (name, text) in product() {
-        if !name.starts_with("client/src") && !name.starts_with("server/src") {
-            continue;
-        }
-        let file = syn::parse_file(&text).expect("a file that compiles");
-        let mut messages = Messages::default();
-        messages.visit_file(&file);
-        // Helpers may stand behind their callers.
-        messages.visit_file(&file);
-        for (heading, texts) in messages.found {
-            all.entry(heading).or_default().extend(texts);
+    let files: Vec<(String, syn::File)> = product()
+        .into_iter()
+        .filter(|(name, _)| !name.starts_with("certs/"))
+        .map(|(name, text)| (name, syn::parse_file(&text).expect("a file that compiles")))
+        .collect();
+    let mut messages = Messages::default();
+    // Helpers and constants may stand behind those that use them.
+    for _ in 0..2 {
+        for (name, file) in &files {
+            name.split('/').next().unwrap_or_default().clone_into(&mut messages.own_crate);
+            messages.visit_file(file);
         }
     }
+    let mut all = messages.found;
     let mut page = String::from(
-        "# Messages\n\nEvery message of both programs, by exit code. `{…}` stands for a value. This page is made of the \
-         code by `make messages`.\n",
+        "# Messages\n\nThe messages of both programs, by exit code. `{…}` stands for a value, or for a part that is \
+         another entry. Behind a message, after a colon, stand its causes. This page is made of the code by \
+         `make messages`.\n",
     );
     let codes = EXIT_CODES.iter().map(|row| (row.shown(), row.meaning.to_owned()));
     let others = [
         (REPLAN, "the run plans again; after three times it ends with exit code 5"),
         (NOT_POSSIBLE, "`auto` takes another one; insisting ends with exit code 6 or 7"),
         (REFUSED, "shown behind \"a request to the source failed\""),
+        (CAUSE, "shown behind another message"),
         (WARNING, "the run goes on"),
         (NOTE, "the run goes on"),
+        (RESULT, "exit code 0"),
     ];
     let others = others.iter().map(|(name, meaning)| ((*name).to_owned(), (*meaning).to_owned()));
     for (heading, meaning) in codes.chain(others) {
