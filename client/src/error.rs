@@ -52,7 +52,7 @@ pub const EXIT_CODES: [ExitCode; 11] = [
     ExitCode {
         class: Some(Class::Target),
         codes: &[3],
-        meaning: "the target cannot be rewound as it is (running, damaged, of another cluster)",
+        meaning: "the target cannot be rewound as it is (running, damaged, of another cluster, in use by another pgrejoin)",
         target: "unchanged",
     },
     ExitCode {
@@ -133,6 +133,19 @@ impl Class {
         let code = if by_sigterm { codes.last() } else { codes.first() };
         code.copied().unwrap_or(1)
     }
+}
+
+/// What a failure leaves of the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetState {
+    /// It is as it was.
+    Unchanged,
+    /// Another `pgrejoin` works on it, so nothing is known of it.
+    InUse,
+    /// It is modified and unfinished: PostgreSQL must not be started on it.
+    PartlyChanged,
+    /// It is rewound.
+    Rewound,
 }
 
 /// Why a plan is not valid any more, and a new one may be.
@@ -240,6 +253,7 @@ impl From<RewindError> for Abort {
 #[derive(Debug)]
 pub struct RewindError {
     class: Class,
+    target: TargetState,
     remedy: Remedy,
     message: String,
     source: Option<Box<dyn Error + Send + Sync>>,
@@ -248,7 +262,13 @@ pub struct RewindError {
 impl RewindError {
     /// A failure with no deeper cause, about which the program can do nothing.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
-        Self { class, remedy: Remedy::None, message: message.into(), source: None }
+        Self {
+            class,
+            target: TargetState::Unchanged,
+            remedy: Remedy::None,
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// A failure that may not occur if the same is tried again, in a moment or in a later run (exit code 5).
@@ -278,19 +298,23 @@ impl RewindError {
         Self { source: Some(source.into()), ..Self::new(class, message) }
     }
 
-    /// Its kind.
+    /// Its kind. What became of the target is more important than why.
     pub fn class(&self) -> Class {
-        self.class
+        match self.target {
+            TargetState::Unchanged | TargetState::InUse => self.class,
+            TargetState::PartlyChanged => Class::Unfinished,
+            TargetState::Rewound => Class::Rewound,
+        }
+    }
+
+    /// What it leaves of the target.
+    pub fn target(&self) -> TargetState {
+        self.target
     }
 
     /// What the program can do about it.
     pub fn remedy(&self) -> Remedy {
         self.remedy
-    }
-
-    /// Whether the target is as it was before.
-    pub fn left_the_target_alone(&self) -> bool {
-        !matches!(self.class, Class::Unfinished | Class::Rewound)
     }
 
     /// Whether a disk was full.
@@ -312,23 +336,24 @@ impl RewindError {
         self
     }
 
-    /// The same failure after the target was modified.
+    /// The same failure, which leaves the target in this state. No other remedy helps a target that was
+    /// changed.
     #[must_use]
-    pub fn unfinished(mut self) -> Self {
-        (self.class, self.remedy) = (Class::Unfinished, Remedy::None);
-        self.message = format!(
-            "the target is only partly changed; do not start PostgreSQL; run pgrejoin resume or \
-             pgrejoin rollback: {}",
-            self.message
-        );
+    pub fn leaving(mut self, target: TargetState) -> Self {
+        (self.target, self.remedy) = (target, Remedy::None);
         self
     }
 
-    /// The same failure after the target was rewound.
+    /// The same failure after the target was modified.
     #[must_use]
-    pub fn rewound(mut self) -> Self {
-        (self.class, self.remedy) = (Class::Rewound, Remedy::None);
-        self
+    pub fn unfinished(self) -> Self {
+        let mut unfinished = self.leaving(TargetState::PartlyChanged);
+        unfinished.message = format!(
+            "the target is only partly changed; do not start PostgreSQL; run pgrejoin resume or \
+             pgrejoin rollback: {}",
+            unfinished.message
+        );
+        unfinished
     }
 
     /// The message with its causes, in one line.
@@ -437,9 +462,17 @@ mod tests {
             assert_eq!(class.exit_code(false), code, "{class:?}");
             let by_sigterm = if class == Class::Interrupted { 143 } else { code };
             assert_eq!(class.exit_code(true), by_sigterm, "{class:?}");
-            let alone = RewindError::new(class, "x").left_the_target_alone();
-            assert_eq!(alone, !matches!(code, 8 | 9), "{class:?}");
         }
+    }
+
+    #[test]
+    fn what_became_of_the_target_decides_on_the_exit_code() {
+        let lost = |target| RewindError::transient("the link broke").leaving(target).class();
+        assert_eq!(lost(TargetState::Unchanged), Class::Transient);
+        assert_eq!(lost(TargetState::InUse), Class::Transient);
+        assert_eq!(lost(TargetState::PartlyChanged), Class::Unfinished);
+        assert_eq!(lost(TargetState::Rewound), Class::Rewound);
+        assert_eq!(RewindError::transient("x").target(), TargetState::Unchanged);
     }
 
     #[test]
@@ -499,7 +532,7 @@ mod tests {
         let unfinished = lost().unfinished();
         assert_eq!((unfinished.class(), unfinished.remedy()), (Class::Unfinished, Remedy::None));
         assert!(unfinished.to_string().contains("pgrejoin resume"), "{unfinished}");
-        let rewound = lost().rewound();
+        let rewound = lost().leaving(TargetState::Rewound);
         assert_eq!((rewound.class(), rewound.remedy()), (Class::Rewound, Remedy::None));
     }
 

@@ -25,5 +25,5 @@ mod test_peer;
 mod test_values;
 
 pub use config::Config;
-pub use error::{Class, RewindError};
+pub use error::{Class, RewindError, TargetState};
 pub use outcome::Outcome;

@@ -15,7 +15,7 @@ use client::monitor::lines::Lines;
 use client::monitor::terminal::Terminal;
 use client::monitor::{Monitor, print_err, print_out};
 use client::task::{Signals, Stop};
-use client::{Class, Config, RewindError};
+use client::{Class, Config, RewindError, TargetState};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
                     "event": "error",
                     "message": error.chain(),
                     "exit_code": code,
-                    "target_unchanged": error.left_the_target_alone(),
+                    "target_unchanged": error.target() == TargetState::Unchanged,
                 });
                 print_out(&line.to_string());
             }
@@ -84,11 +84,9 @@ fn end(stop: Stop, target: PathBuf, ending: Ending) -> Result<(), (RewindError, 
         let signals = Arc::clone(&stop.signals);
         let work = move || ending(&target, &Lines::new(true), &signals);
         tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-            Err(RewindError::because(
-                Class::Unfinished,
-                "internal error: a worker thread failed",
-                error,
-            ))
+            let message = "internal error: a worker thread failed";
+            let failed = RewindError::because(Class::Other, message, error);
+            Err(failed.leaving(TargetState::PartlyChanged))
         })
     })?;
     print_out(outcome.text().trim_end());

@@ -28,7 +28,7 @@ use pg_format::{
 use rustix::fs::FlockOperation;
 
 use crate::config::Config;
-use crate::error::{Class, RewindError};
+use crate::error::{Class, RewindError, TargetState};
 use crate::plan::input::file_bytes;
 use crate::staging::disk::{Disk, RealDisk};
 use crate::staging::external::Staging;
@@ -93,6 +93,7 @@ pub fn lock_only(path: &Path) -> Result<DataDir, RewindError> {
             "another pgrejoin is running on data directory {}: wait until it has finished",
             path.display()
         ))
+        .leaving(TargetState::InUse)
     })?;
     Ok(directory)
 }

@@ -183,6 +183,12 @@ pub(crate) fn planned() -> Planned {
     }
 }
 
+/// Makes a file, or gives it another content.
+pub(crate) fn put_file(path: &std::path::Path, content: &[u8]) {
+    let mut file = std::fs::File::create(path).expect("made");
+    std::io::Write::write_all(&mut file, content).expect("written");
+}
+
 /// A data directory with a `pg_control` and nothing else, as a target that nobody runs on.
 pub(crate) struct EmptyTarget {
     /// It.
@@ -193,6 +199,11 @@ pub(crate) struct EmptyTarget {
 
 impl EmptyTarget {
     pub(crate) fn new() -> Self {
+        Self::with_files(TargetFiles::new())
+    }
+
+    /// A target that was found to have these files.
+    pub(crate) fn with_files(files: TargetFiles) -> Self {
         let home = tempfile::tempdir().expect("a directory");
         for directory in ["global", "pg_wal", "base"] {
             std::fs::create_dir(home.path().join(directory)).expect("made");
@@ -200,8 +211,7 @@ impl EmptyTarget {
         for (name, content) in
             [("PG_VERSION", b"15\n".to_vec()), ("global/pg_control", control_bytes())]
         {
-            let mut file = std::fs::File::create(home.path().join(name)).expect("made");
-            std::io::Write::write_all(&mut file, &content).expect("written");
+            put_file(&home.path().join(name), &content);
         }
         let directory = Arc::new(DataDir::open(home.path()).expect("a data directory"));
         let disk = RealDisk::new(Arc::clone(&directory), None, true).expect("a disk");
@@ -213,7 +223,7 @@ impl EmptyTarget {
             staging: None,
             control,
             settings: Settings::default(),
-            files: TargetFiles::new(),
+            files,
             unstarted: false,
         };
         Self { target: Arc::new(target), home }

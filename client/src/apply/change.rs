@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use pg_format::DataPath;
 
 use crate::apply::pg_wal::PgWal;
-use crate::error::{Class, RewindError};
+use crate::error::{Class, RewindError, TargetState};
 use crate::monitor::Monitor;
 use crate::staging::disk::Disk;
 use crate::staging::manifest::Manifest;
@@ -38,7 +38,7 @@ impl<'a> TargetChange<'a> {
         if self.signals.stop_at_once() {
             let message = "stopped by a second signal while the target was being changed: run pgrejoin \
                            resume or pgrejoin rollback, do not start PostgreSQL";
-            return Err(RewindError::new(Class::Unfinished, message));
+            return Err(partly_changed(message));
         }
         Ok(())
     }
@@ -108,8 +108,13 @@ pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Rewin
             "{what}; the target is only partly changed: run pgrejoin resume or pgrejoin rollback, do not start \
              PostgreSQL"
         );
-        RewindError::because(Class::Unfinished, message, error)
+        RewindError::because(Class::Other, message, error).leaving(TargetState::PartlyChanged)
     }
+}
+
+/// An error without a deeper cause while the target is being changed.
+pub(crate) fn partly_changed(message: impl Into<String>) -> RewindError {
+    RewindError::new(Class::Other, message).leaving(TargetState::PartlyChanged)
 }
 
 /// Makes the names in all of `directories` durable.

@@ -13,7 +13,7 @@ use proto::fetch::{Item, ItemBody, PageContent};
 
 use crate::apply::change::{TargetChange, failed, in_parallel, sync_directories};
 use crate::apply::{pg_wal, plan_validity};
-use crate::error::{Class, RewindError};
+use crate::error::{Class, RewindError, TargetState};
 use crate::monitor::Step;
 use crate::plan::FileAction;
 use crate::plan::units::file_of_unit;
@@ -46,7 +46,7 @@ impl TargetChange<'_> {
         let begun = has_control.and_then(|has| Ok(!has || marks::has_begun(self.disk)?));
         begun.map_err(|error| {
             let message = "could not determine the state of the target: run pgrejoin status";
-            RewindError::because(Class::Unfinished, message, error)
+            RewindError::because(Class::Other, message, error).leaving(TargetState::PartlyChanged)
         })
     }
 
@@ -88,7 +88,7 @@ impl TargetChange<'_> {
 
     /// Refuses a target that somebody has changed since the plan was made.
     fn refuse_a_changed_target(&self) -> Result<(), RewindError> {
-        let void = plan_validity::reason(self.disk, self.manifest).map_err(|error| {
+        let void = plan_validity::check(self.disk, self.manifest).map_err(|error| {
             RewindError::because(
                 Class::Other,
                 "could not check whether the target's files have changed",
@@ -159,7 +159,7 @@ impl TargetChange<'_> {
     fn left(what: &'static str) -> impl FnOnce(io::Error) -> RewindError {
         move |error| {
             let message = format!("the target is rewound, but {what}: run pgrejoin resume");
-            RewindError::because(Class::Rewound, message, error)
+            RewindError::because(Class::Other, message, error).leaving(TargetState::Rewound)
         }
     }
 
@@ -245,13 +245,15 @@ impl TargetChange<'_> {
 
     fn damaged(&self, name: &DataPath, error: pack::PackError) -> RewindError {
         let can_go_back = || self.manifest.undo.is_some() && self.images().is_ok();
-        let (class, advice) = match self.is_changing() {
-            false => (Class::Other, ": run pgrejoin rollback, then pgrejoin rewind again"),
-            true if can_go_back() => (Class::Unfinished, ": run pgrejoin rollback"),
-            true => (Class::Unfinished, crate::apply::change::NEITHER_POSSIBLE),
+        let (left, advice) = match self.is_changing() {
+            false => {
+                (TargetState::Unchanged, ": run pgrejoin rollback, then pgrejoin rewind again")
+            }
+            true if can_go_back() => (TargetState::PartlyChanged, ": run pgrejoin rollback"),
+            true => (TargetState::PartlyChanged, crate::apply::change::NEITHER_POSSIBLE),
         };
         let message = format!("staged data is damaged on this node's disk ({name}){advice}");
-        RewindError::because(class, message, error)
+        RewindError::because(Class::Other, message, error).leaving(left)
     }
 
     fn is_changing(&self) -> bool {
@@ -343,7 +345,8 @@ impl TargetChange<'_> {
             items.iter().try_for_each(|item| self.write_item(item))
         });
         read.map_err(|error| {
-            RewindError::because(Class::Unfinished, format!("could not apply {name}"), error)
+            RewindError::because(Class::Other, format!("could not apply {name}"), error)
+                .leaving(TargetState::PartlyChanged)
         })
     }
 

@@ -9,8 +9,10 @@ use std::io;
 use pg_format::DataPath;
 
 use crate::apply::before_images;
-use crate::apply::change::{NEITHER_POSSIBLE, TargetChange, failed, sync_directories};
-use crate::error::{Class, RewindError};
+use crate::apply::change::{
+    NEITHER_POSSIBLE, TargetChange, failed, partly_changed, sync_directories,
+};
+use crate::error::{Class, RewindError, TargetState};
 use crate::monitor::Step;
 use crate::plan::FileAction;
 use crate::staging::disk::{beside, remove_tree, replace_file};
@@ -21,8 +23,7 @@ impl TargetChange<'_> {
     /// Puts everything back where it was, `pg_control` last, and cleans up.
     pub fn roll_back(&self) -> Result<(), RewindError> {
         let Some(way_back) = &self.manifest.undo else {
-            return Err(RewindError::new(
-                Class::Unfinished,
+            return Err(partly_changed(
                 "this rewind has no undo images (--no-undo, or too little disk space), so it \
                  cannot be rolled back: run pgrejoin resume",
             ));
@@ -74,7 +75,7 @@ impl TargetChange<'_> {
             let message = format!(
                 "data needed for the rollback is damaged on this node's disk ({name}){advice}"
             );
-            RewindError::because(Class::Unfinished, message, error)
+            RewindError::because(Class::Other, message, error).leaving(TargetState::PartlyChanged)
         })
     }
 
@@ -165,7 +166,8 @@ impl TargetChange<'_> {
                 self.check_signals()?;
             }
             read.map_err(|error| {
-                RewindError::because(Class::Unfinished, format!("could not apply {name}"), error)
+                RewindError::because(Class::Other, format!("could not apply {name}"), error)
+                    .leaving(TargetState::PartlyChanged)
             })?;
             done += digest.bytes;
             self.monitor.progress(done, total);

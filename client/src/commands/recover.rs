@@ -6,7 +6,7 @@ use std::sync::Arc;
 use data_dir::DataDir;
 
 use super::status::{SPOILED, UNSTARTED, by_marks, describe_state};
-use crate::apply::change::TargetChange;
+use crate::apply::change::{TargetChange, partly_changed};
 use crate::apply::plan_validity;
 use crate::config::Config;
 use crate::error::{Class, RewindError};
@@ -118,7 +118,7 @@ fn never_started(directory: &DataDir, manifest: &Manifest) -> bool {
 }
 
 fn spoiled() -> RewindError {
-    RewindError::new(Class::Unfinished, SPOILED)
+    partly_changed(SPOILED)
 }
 
 fn nothing(reason: &str) -> Result<Outcome, RewindError> {
@@ -230,7 +230,7 @@ pub fn resume(
             nothing("nothing was fetched yet: the preparation is removed, the target is unchanged")
         }
         State::Sealed(manifest) => {
-            match plan_validity::reason(work.disk, &manifest).map_err(state_error)? {
+            match plan_validity::check(work.disk, &manifest).map_err(state_error)? {
                 None => work.finish(&manifest),
                 Some(why) => {
                     work.clear_away()?;
@@ -334,4 +334,120 @@ fn open_state(locked: &Arc<DataDir>) -> Result<FoundState, RewindError> {
         None => state_error(error),
     })?;
     Ok(FoundState { directory, disk: Arc::new(disk), state })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Result as Ended;
+    use crate::test_values::{EmptyTarget, RecordingMonitor, control_bytes, manifest, put_file};
+
+    /// Seals a rewind that changes nothing but `pg_control`.
+    fn seal(target: &EmptyTarget) -> Manifest {
+        let disk = &*target.target.disk;
+        state_directory::prepare(disk, &target.target.directory, None).unwrap();
+        let mut new_control = control_bytes();
+        new_control.reverse();
+        let manifest = Manifest { old_control: control_bytes(), new_control, ..manifest() };
+        marks::seal(disk, &manifest.encode().unwrap()).unwrap();
+        manifest
+    }
+
+    fn ended(
+        target: &EmptyTarget,
+        by: fn(&Path, &dyn Monitor, &Signals) -> Result<Outcome, RewindError>,
+    ) -> Result<Ended, Class> {
+        let done = by(target.home.path(), &RecordingMonitor::default(), &Signals::default());
+        done.map(|outcome| outcome.result).map_err(|error| error.class())
+    }
+
+    fn control(target: &EmptyTarget) -> Vec<u8> {
+        std::fs::read(target.home.path().join("global/pg_control")).unwrap()
+    }
+
+    #[test]
+    fn where_nothing_was_begun_there_is_nothing_to_end() {
+        let target = EmptyTarget::new();
+        let before = target.names();
+        assert_eq!(ended(&target, resume), Ok(Ended::NothingToDo));
+        assert_eq!(ended(&target, rollback), Ok(Ended::NothingToDo));
+        assert_eq!(target.names(), before);
+    }
+
+    #[test]
+    fn what_is_sealed_is_finished_by_resume_and_discarded_by_rollback() {
+        let target = EmptyTarget::new();
+        let manifest = seal(&target);
+        assert_eq!(ended(&target, rollback), Ok(Ended::NothingToDo));
+        assert_eq!(control(&target), manifest.old_control);
+        assert!(!target.home.path().join(".pgrejoin").exists());
+        seal(&target);
+        assert_eq!(ended(&target, resume), Ok(Ended::Resumed));
+        assert_eq!(control(&target), manifest.new_control);
+        assert!(!target.home.path().join("postmaster.pid").exists());
+    }
+
+    #[test]
+    fn what_is_sealed_for_another_state_of_the_target_is_discarded() {
+        let target = EmptyTarget::new();
+        seal(&target);
+        let mut started = control_bytes();
+        started.push(1);
+        put_file(&target.home.path().join("global/pg_control"), &started);
+        assert_eq!(ended(&target, resume), Ok(Ended::NothingToDo));
+        assert_eq!(control(&target), started);
+        assert!(!target.home.path().join(".pgrejoin").exists());
+    }
+
+    #[test]
+    fn a_change_that_was_interrupted_is_finished_and_without_images_not_taken_back() {
+        let target = EmptyTarget::new();
+        let manifest = seal(&target);
+        marks::hide(&*target.target.disk).unwrap();
+        assert_eq!(ended(&target, rollback), Err(Class::Unfinished), "it has no undo images");
+        assert_eq!(ended(&target, resume), Ok(Ended::Resumed));
+        assert_eq!(control(&target), manifest.new_control);
+    }
+
+    #[test]
+    fn rewind_ends_after_finishing_what_was_changed_and_goes_on_after_what_was_not() {
+        let target = EmptyTarget::new();
+        let directory = &target.target.directory;
+        let manifest = || Box::new(manifest());
+        for state in [
+            State::None,
+            State::Preparing,
+            State::Sealed(manifest()),
+            State::RolledBack(manifest()),
+            State::CleaningBack,
+            State::Cleaning,
+        ] {
+            assert!(!ends_there(directory, &state), "{state:?}");
+        }
+        for state in [
+            State::Hidden(manifest()),
+            State::Exposed(manifest()),
+            State::Spoiled(manifest()),
+            State::Undoing(manifest()),
+        ] {
+            assert!(ends_there(directory, &state), "{state:?}");
+        }
+        // It is over. If PostgreSQL has not run since, another rewind has nothing new to do.
+        let committed =
+            |new_control| State::Committed(Box::new(Manifest { new_control, ..*manifest() }));
+        assert!(ends_there(directory, &committed(control_bytes())));
+        assert!(!ends_there(directory, &committed(b"another".to_vec())));
+    }
+
+    #[test]
+    fn an_earlier_run_staged_in_the_same_directory_or_in_another() {
+        let wanted = Path::new("/staging");
+        assert!(staging_is(None, None));
+        assert!(!staging_is(None, Some(wanted)));
+        let home = tempfile::tempdir().unwrap();
+        let staging = Staging::new(home.path()).unwrap();
+        assert!(staging_is(Some(&staging), Some(home.path())));
+        assert!(!staging_is(Some(&staging), Some(wanted)));
+        assert!(!staging_is(Some(&staging), None));
+    }
 }

@@ -11,7 +11,7 @@ use super::recover;
 use super::status::by_marks;
 use crate::apply::change::TargetChange;
 use crate::config::Config;
-use crate::error::{Abort, Class, Replan, RewindError};
+use crate::error::{Abort, Class, Replan, RewindError, TargetState};
 use crate::monitor::{Monitor, Step};
 use crate::outcome::Outcome;
 use crate::prepare::claim::Claim;
@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Rewinds the target.
 ///
 /// # Errors
-/// The error's class says in which state the target is, see [`RewindError::left_the_target_alone`].
+/// The error says in which state the target is, see [`RewindError::target`].
 pub async fn rewind(
     config: Config,
     monitor: Arc<dyn Monitor>,
@@ -157,7 +157,7 @@ async fn apply(
     // finish it.
     match &applied {
         Err(error)
-            if error.left_the_target_alone()
+            if error.target() == TargetState::Unchanged
                 && !marks::is_being_changed(target.directory.path()) =>
         {
             drop(claim);
@@ -180,7 +180,7 @@ async fn start_if_asked(
     if cx.stop.signals.stop() {
         let message = "the target is rewound, but PostgreSQL was not started because the run was \
                        stopped by a signal";
-        return Err(RewindError::new(Class::Rewound, message));
+        return Err(RewindError::new(Class::Interrupted, message).leaving(TargetState::Rewound));
     }
     cx.steps.begin(Step::Start);
     let (config, directory) = (config.clone(), Arc::clone(directory));
@@ -195,5 +195,5 @@ async fn start_if_asked(
         };
         start::start(&config, &directory, &pg_ctl, &signals)
     });
-    started.await.map_err(RewindError::rewound)
+    started.await.map_err(|error| error.leaving(TargetState::Rewound))
 }

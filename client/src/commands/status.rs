@@ -5,19 +5,21 @@ use std::sync::Arc;
 
 use data_dir::DataDir;
 
-use crate::error::{Class, RewindError};
+use crate::error::{RewindError, TargetState};
 use crate::staging::disk::RealDisk;
 use crate::staging::marks::{self, State};
 use crate::staging::state_error;
 use crate::target::unstarted::is_unstarted;
 
 /// Makes an error agree with the marks: while the target is being changed it is reported as unfinished,
-/// whatever else is wrong.
+/// whatever else is wrong. If another `pgrejoin` works on the target, its marks are not ours to judge.
 pub(crate) fn by_marks<T>(target: &Path, result: Result<T, RewindError>) -> Result<T, RewindError> {
-    result.map_err(|error| match error.class() {
-        Class::Rewound | Class::Unfinished => error,
-        _ if marks::is_being_changed(target) => error.unfinished(),
-        _ => error,
+    result.map_err(|error| match error.target() {
+        TargetState::Unchanged if marks::is_being_changed(target) => error.unfinished(),
+        TargetState::Unchanged
+        | TargetState::InUse
+        | TargetState::PartlyChanged
+        | TargetState::Rewound => error,
     })
 }
 
@@ -97,5 +99,83 @@ pub(crate) fn describe_state(state: &State) -> &'static str {
              files are left. Run pgrejoin rollback to remove them, or pgrejoin rewind to start \
              again"
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Class;
+    use crate::staging::manifest::Manifest;
+    use crate::test_values::{EmptyTarget, control_bytes, manifest};
+
+    /// Seals a rewind that changes nothing but `pg_control`.
+    fn seal(target: &EmptyTarget) {
+        let disk = &*target.target.disk;
+        crate::staging::state_directory::prepare(disk, &target.target.directory, None).unwrap();
+        let manifest = Manifest { old_control: control_bytes(), ..manifest() };
+        marks::seal(disk, &manifest.encode().unwrap()).unwrap();
+    }
+
+    fn class(target: &EmptyTarget, error: RewindError) -> Class {
+        by_marks::<()>(target.home.path(), Err(error)).unwrap_err().class()
+    }
+
+    #[test]
+    fn an_error_on_a_target_that_is_being_changed_says_so() {
+        let target = EmptyTarget::new();
+        let lost = || RewindError::transient("the link broke");
+        seal(&target);
+        assert_eq!(class(&target, lost()), Class::Transient, "nothing is changed yet");
+        marks::hide(&*target.target.disk).unwrap();
+        assert_eq!(class(&target, lost()), Class::Unfinished);
+        let rewound = lost().leaving(TargetState::Rewound);
+        assert_eq!(class(&target, rewound), Class::Rewound);
+    }
+
+    #[test]
+    fn another_run_on_a_target_is_waited_for_and_not_resumed() {
+        let target = EmptyTarget::new();
+        seal(&target);
+        marks::hide(&*target.target.disk).unwrap();
+        let busy = RewindError::new(Class::Target, "another pgrejoin is running");
+        let busy = busy.leaving(TargetState::InUse);
+        let error = by_marks::<()>(target.home.path(), Err(busy)).unwrap_err();
+        assert_eq!(error.class(), Class::Target);
+        assert_eq!(error.to_string(), "another pgrejoin is running");
+    }
+
+    #[test]
+    fn each_state_has_its_advice() {
+        let manifest = || Box::new(manifest());
+        let states = [
+            (State::None, None),
+            (State::Preparing, Some("Run pgrejoin rewind to continue")),
+            (State::Sealed(manifest()), Some("Run pgrejoin resume to finish it")),
+            (State::Hidden(manifest()), Some("Do not start PostgreSQL: run pgrejoin resume")),
+            (State::Exposed(manifest()), Some("Do not start PostgreSQL: run pgrejoin resume")),
+            (State::Spoiled(manifest()), Some("take a new base backup")),
+            (State::Committed(manifest()), Some("Start PostgreSQL")),
+            (State::Cleaning, Some("Start PostgreSQL")),
+            (State::Undoing(manifest()), Some("Do not start PostgreSQL: run pgrejoin rollback")),
+            (State::RolledBack(manifest()), Some("Run pgrejoin rollback to remove them")),
+            (State::CleaningBack, Some("Run pgrejoin rollback to remove them")),
+        ];
+        for (state, advice) in states {
+            let said = describe_state(&state);
+            assert!(advice.is_none_or(|advice| said.contains(advice)), "{state:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn status_says_what_the_marks_say_and_what_cannot_be_done() {
+        let target = EmptyTarget::new();
+        let said = || status(target.home.path()).unwrap();
+        assert_eq!(said(), describe_state(&State::None));
+        seal(&target);
+        assert!(said().starts_with("a rewind is prepared"), "{}", said());
+        marks::hide(&*target.target.disk).unwrap();
+        assert!(said().starts_with("a rewind is changing this data directory"), "{}", said());
+        assert!(said().ends_with("it can be resumed, but not rolled back."), "{}", said());
     }
 }

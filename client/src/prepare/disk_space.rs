@@ -94,3 +94,105 @@ pub fn check_staged(
     let plan = Plan { files: manifest.files.clone(), ..Plan::default() };
     needed.check(&plan, &target.files)
 }
+
+#[cfg(test)]
+mod tests {
+    use data_dir::{Entry, EntryKind};
+    use pg_format::{DataPath, Lsn};
+
+    use super::*;
+    use crate::error::Class;
+    use crate::plan::{FileAction, PlannedFile};
+    use crate::test_values::{
+        EmptyTarget, RecordingMonitor, config, manifest, planned, put_file, snapshot,
+    };
+
+    const MB_16: u64 = 16 << 20;
+    /// More than any disk has.
+    const TOO_MUCH: u64 = 1 << 60;
+
+    /// A plan with one file.
+    struct Case {
+        home: EmptyTarget,
+        planned: Planned,
+    }
+
+    struct Checked {
+        result: Result<BeforeImages, Class>,
+        warnings: Vec<String>,
+    }
+
+    impl Case {
+        /// The file has `before` bytes on the target.
+        fn new(before: u64, action: FileAction) -> Self {
+            let path = DataPath::of("base/16384");
+            let kind = EntryKind::File { bytes: before };
+            let entry = Entry { path: path.clone(), kind, mode: 0o600, inode: 7, modified: (1, 2) };
+            let mut planned = planned();
+            planned.plan.files.push(PlannedFile { path: path.clone(), action });
+            let home = EmptyTarget::with_files([(path, entry)].into());
+            put_file(&home.home.path().join("base/16384"), b"");
+            Self { home, planned }
+        }
+
+        fn check(&self, config: &Config) -> Checked {
+            let monitor = RecordingMonitor::default();
+            let source = snapshot(3..4, Lsn::new(3 * MB_16));
+            let (target, staged) = (&self.home.target, StagedBytes::default());
+            let checked = check_plan(config, &monitor, target, &source, &self.planned, staged);
+            Checked { result: checked.map_err(|error| error.class()), warnings: monitor.all() }
+        }
+    }
+
+    #[test]
+    fn undo_images_are_saved_unless_the_operator_does_not_want_them() {
+        let case = Case::new(8192, FileAction::Patch { bytes: 8192 });
+        let saved = case.check(&config());
+        assert_eq!(saved.result, Ok(BeforeImages::Saved));
+        let unwanted = Config { undo: false, ..config() };
+        let unwanted = case.check(&unwanted);
+        assert_eq!(unwanted.result, Ok(BeforeImages::NotSaved));
+        assert!(unwanted.warnings.is_empty());
+    }
+
+    #[test]
+    fn where_there_is_no_space_for_undo_images_the_rewind_goes_without_and_says_so() {
+        // Nearly all of a very large file is cut.
+        let case = Case::new(TOO_MUCH, FileAction::Patch { bytes: 8192 });
+        let without = case.check(&config());
+        assert_eq!(without.result, Ok(BeforeImages::NotSaved));
+        let said = without.warnings.join("\n");
+        assert!(said.contains("can be resumed, but not rolled back"), "{said}");
+    }
+
+    #[test]
+    fn a_plan_that_does_not_fit_is_refused() {
+        let case = Case::new(0, FileAction::Replace { bytes: Some(TOO_MUCH) });
+        let refused = case.check(&config());
+        assert_eq!(refused.result, Err(Class::Preflight));
+    }
+
+    #[test]
+    fn wal_counts_from_the_start_of_replay_to_the_newest_segment_of_the_source() {
+        let bytes = |segments| wal_bytes(&snapshot(segments, Lsn::new(3 * MB_16)), &planned());
+        assert_eq!(bytes(3..4), MB_16);
+        assert_eq!(bytes(0..6), 3 * MB_16);
+        assert_eq!(bytes(0..0), MB_16, "one is written at least");
+    }
+
+    #[test]
+    fn before_the_seal_the_change_itself_must_still_fit() {
+        let case = Case::new(0, FileAction::Replace { bytes: Some(8192) });
+        let source = snapshot(3..4, Lsn::new(3 * MB_16));
+        let check = |bytes| {
+            let path = DataPath::of("base/16384");
+            let action = FileAction::Replace { bytes: Some(bytes) };
+            let manifest = Manifest { files: vec![PlannedFile { path, action }], ..manifest() };
+            let checked =
+                check_staged(&config(), &case.home.target, &source, &manifest, &BTreeSet::new());
+            checked.map_err(|error| error.class())
+        };
+        assert_eq!(check(8192), Ok(()));
+        assert_eq!(check(TOO_MUCH), Err(Class::Preflight));
+    }
+}

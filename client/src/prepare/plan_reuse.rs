@@ -96,12 +96,13 @@ mod tests {
     use std::path::PathBuf;
 
     use data_dir::{Entry, EntryKind};
-    use pg_format::DataPath;
+    use pg_format::{DataPath, Lsn};
 
     use super::*;
     use crate::config::TablespaceMapping;
+    use crate::error::NotPossible;
     use crate::plan::StrategyChoice;
-    use crate::test_values::{node, planned};
+    use crate::test_values::{EmptyTarget, config, control_bytes, node, planned};
 
     fn options() -> PlanOptions {
         PlanOptions {
@@ -184,6 +185,66 @@ mod tests {
         std::fs::File::create(home.path().join("taken")).unwrap();
         let held = holds_for(&saved, &options(), &node([1; 16]));
         assert_eq!(held, Err(NotReusable::PlaceTaken));
+    }
+
+    /// What a saved plan is judged by, as it was when the plan was made.
+    struct Now {
+        home: EmptyTarget,
+        divergence: Divergence,
+        saved: SavedPlan,
+    }
+
+    impl Now {
+        fn new() -> Self {
+            let saved = SavedPlan { target_control: control_bytes(), ..saved() };
+            let divergence = Divergence::unknown(NotPossible::new("its WAL is damaged"));
+            Self { home: EmptyTarget::new(), divergence, saved }
+        }
+
+        fn reused(&self) -> Result<Planned, NotReusable> {
+            let (target, source) = (&self.home.target, node([1; 16]));
+            reusable(&self.saved, &config(), target, &source, &self.divergence)
+        }
+
+        fn why_not(&self) -> Option<NotReusable> {
+            self.reused().err()
+        }
+    }
+
+    #[test]
+    fn a_plan_is_used_again_with_what_is_known_of_the_divergence_now() {
+        let mut now = Now::new();
+        now.divergence.target_end = Some(Lsn::new(77));
+        let planned = now.reused().unwrap();
+        assert_eq!(planned.target_end, Some(Lsn::new(77)));
+        assert_eq!(planned.start, now.saved.planned.start);
+    }
+
+    #[test]
+    fn a_plan_for_a_target_that_changed_since_is_not_used_again() {
+        let mut now = Now::new();
+        now.saved.target_control = b"another".to_vec();
+        assert_eq!(now.why_not(), Some(NotReusable::TargetStarted));
+        let mut now = Now::new();
+        let path = DataPath::new("base/5/16384").unwrap();
+        let action = FileAction::Patch { bytes: 8192 };
+        now.saved.planned.plan.files.push(PlannedFile { path, action });
+        now.saved.before.push(Some(stat(8192)));
+        assert_eq!(now.why_not(), Some(NotReusable::TargetChanged), "the file is gone");
+    }
+
+    #[test]
+    fn a_plan_from_wal_that_is_not_readable_any_more_is_not_used_again() {
+        for strategy in [Strategy::Fork, Strategy::Latest] {
+            let mut now = Now::new();
+            now.saved.planned.strategy = strategy;
+            assert_eq!(now.why_not(), Some(NotReusable::WalChanged), "{strategy:?}");
+        }
+        assert!(Now::new().reused().is_ok(), "compare does not read it");
+    }
+
+    fn stat(bytes: u64) -> FileStat {
+        FileStat { bytes, mode: 0o600, inode: 7, modified: (1, 2) }
     }
 
     #[test]

@@ -204,11 +204,14 @@ fn unknown_tablespace(files: &SourceFiles, source: &Snapshot) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use data_dir::{Entry, EntryKind};
     use pg_format::{DataPath, Lsn};
 
     use super::*;
+    use crate::error::Class;
     use crate::plan::cost::Estimate;
-    use crate::test_values::{config, planned, snapshot};
+    use crate::plan::input::Choices;
+    use crate::test_values::{EmptyTarget, config, least_files, planned, snapshot};
 
     /// A choice of *latest*, which transfers so many bytes of pages and of WAL.
     fn choice<'a>(blocks: u64, wal: u64, source: &Snapshot) -> Choice<'a> {
@@ -249,6 +252,95 @@ mod tests {
         assert!(!pays(10, 90, Only(Strategy::Fork), false), "its start stays");
         assert!(!pays(10, 90, Only(Strategy::Compare), false));
         assert!(!pays(10, 90, Auto, true), "a dry run moves nothing");
+    }
+
+    /// What a choice is made from: both nodes have the files that every cluster has.
+    struct Known {
+        home: EmptyTarget,
+        source: Snapshot,
+        listed: SourceFiles,
+        divergence: Divergence,
+    }
+
+    impl Known {
+        fn new() -> Self {
+            let files = least_files().into_iter();
+            let listed = files.map(|(name, bytes)| (DataPath::new(name).unwrap(), bytes));
+            Self {
+                home: EmptyTarget::new(),
+                source: snapshot(0..4, Lsn::new(0x300_0028)),
+                listed: listed.collect(),
+                divergence: Divergence::unknown(NotPossible::new("its WAL is damaged")),
+            }
+        }
+
+        fn choose(&self, config: &Config) -> Result<Strategy, Abort> {
+            let basis = Basis {
+                target: &self.home.target,
+                source: &self.source,
+                listed: &self.listed,
+                choices: Choices { config_from_source: false, mirror_extra_files: false },
+                fork: Lsn::INVALID,
+                end: Lsn::new(0x300_1000),
+            };
+            let changes = ChangesOfBoth::not_asked_for();
+            let choice = choose(config, basis, &self.divergence, &changes, None)?;
+            Ok(choice.chosen.strategy)
+        }
+    }
+
+    fn class(chosen: Result<Strategy, Abort>) -> Option<Class> {
+        match chosen {
+            Err(Abort::Failed(error)) => Some(error.class()),
+            Err(Abort::Replan { .. }) | Ok(_) => None,
+        }
+    }
+
+    #[test]
+    fn a_strategy_is_chosen_among_those_that_are_possible() {
+        let known = Known::new();
+        assert_eq!(known.choose(&config()).unwrap(), Strategy::Compare);
+        let strategy = StrategyChoice::Only(Strategy::Fork);
+        let insisted = known.choose(&Config { strategy, ..config() });
+        assert_eq!(class(insisted), Some(Class::Rebuild), "it is not possible");
+    }
+
+    #[test]
+    fn a_list_that_does_not_fit_its_source_is_asked_for_again() {
+        let mut known = Known::new();
+        known.listed.insert(DataPath::of("pg_tblspc/16400"), None);
+        let again = known.choose(&config());
+        assert!(matches!(again, Err(Abort::Replan { reason: Replan::SourceChanged, .. })));
+    }
+
+    fn entry(path: &str, bytes: u64) -> Entry {
+        let (path, kind) = (DataPath::new(path).unwrap(), EntryKind::File { bytes });
+        Entry { path, kind, mode: 0o600, inode: 7, modified: (1, 2) }
+    }
+
+    fn target(entries: impl IntoIterator<Item = Entry>) -> EmptyTarget {
+        EmptyTarget::with_files(
+            entries.into_iter().map(|entry| (entry.path.clone(), entry)).collect(),
+        )
+    }
+
+    #[test]
+    fn a_database_of_which_a_part_is_listed_is_asked_for_again() {
+        let mut known = Known::new();
+        known.home = target([entry("base/5/PG_VERSION", 3), entry("base/5/pg_filenode.map", 512)]);
+        assert_eq!(known.choose(&config()).unwrap(), Strategy::Compare);
+        known.listed.remove(&DataPath::of("base/5/PG_VERSION"));
+        let again = known.choose(&config());
+        assert!(matches!(again, Err(Abort::Replan { reason: Replan::SourceChanged, .. })));
+    }
+
+    #[test]
+    fn a_database_that_would_shrink_to_little_is_asked_about() {
+        let mut known = Known::new();
+        known.home = target([entry("base/5/16384", 1 << 30)]);
+        assert_eq!(class(known.choose(&config())), Some(Class::Preflight));
+        let accepted = known.choose(&Config { accept_shrink: true, ..config() });
+        assert_eq!(accepted.unwrap(), Strategy::Compare);
     }
 
     #[test]

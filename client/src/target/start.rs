@@ -10,7 +10,7 @@ use pg_format::postmaster_pid::PostmasterPid;
 use pg_format::{ClusterState, Major};
 
 use crate::config::Config;
-use crate::error::{Class, RewindError};
+use crate::error::{Class, RewindError, TargetState};
 use crate::task::Signals;
 
 /// How often the node is checked.
@@ -23,7 +23,7 @@ const LOG_LINES: usize = 10;
 /// Starts the node and waits until it streams.
 ///
 /// # Errors
-/// Whatever goes wrong, the target stays rewound (`Class::Rewound`).
+/// Whatever goes wrong, the target stays rewound.
 pub fn start(
     config: &Config,
     directory: &DataDir,
@@ -41,7 +41,7 @@ pub fn start(
     command.env_remove("PGREJOIN_PRIMARY_CONNINFO").stdin(Stdio::null()).stdout(Stdio::null());
     let started = command.output().map_err(|error| {
         let message = format!("the target is rewound, but {} did not run", pg_ctl.display());
-        RewindError::because(Class::Rewound, message, error)
+        RewindError::because(Class::Other, message, error).leaving(TargetState::Rewound)
     })?;
     let waiting = Waiting { config, directory, log: &log, signals };
     if !started.status.success() {
@@ -122,12 +122,13 @@ impl Waiting<'_> {
             format!("the end of {}: {}", log.display(), last.join(" | "))
         });
         RewindError::new(
-            Class::Rewound,
+            Class::Other,
             format!(
                 "the target is rewound and may be started again, but it does not stream: {why}; {}",
                 shown.collect::<Vec<_>>().join("; ")
             ),
         )
+        .leaving(TargetState::Rewound)
     }
 
     /// What the server writes to: the file it was started with and, if it collects its own logs,
