@@ -41,9 +41,9 @@ check:
 	scripts/need-cargo-tool.sh deny 0.20.2
 	scripts/check-dependencies.sh
 
-# docs/MESSAGES.md, made of the code.
+# What of the documentation is made of the code: docs/MESSAGES.md and the end of docs/FORMATS.md.
 messages:
-	PGREJOIN_WRITE_MESSAGES=1 cargo test -p integration-tests --test tidy messages
+	PGREJOIN_WRITE_MESSAGES=1 cargo test -p integration-tests --test tidy -- messages:: bodies::
 
 # Every state in which a disk can be left, where an ordinary test run tries a part of them.
 faults:

@@ -85,8 +85,8 @@ fn end(stop: Stop, target: PathBuf, ending: Ending) -> Result<(), (RewindError, 
         let work = move || ending(&target, &Lines::new(true), &signals);
         tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
             let message = "internal error: a worker thread failed";
-            let failed = RewindError::because(Class::Other, message, error);
-            Err(failed.leaving(TargetState::PartlyChanged))
+            Err(RewindError::because(Class::Other, message, error)
+                .leaving(TargetState::PartlyChanged))
         })
     })?;
     print_out(outcome.text().trim_end());

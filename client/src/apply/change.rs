@@ -2,6 +2,7 @@
 //! state before the rewind ([`TargetChange::roll_back`]). Both follow the same manifest, and either can
 //! follow the other from wherever that one stopped.
 
+use std::error::Error;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -101,7 +102,9 @@ pub(crate) fn in_parallel<T: Sync>(
 }
 
 /// An error while the target is being changed.
-pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RewindError {
+pub(crate) fn failed<E: Into<Box<dyn Error + Send + Sync>>>(
+    what: impl Into<String>,
+) -> impl FnOnce(E) -> RewindError {
     let what = what.into();
     move |error| {
         let message = format!(

@@ -344,10 +344,7 @@ impl TargetChange<'_> {
             }
             items.iter().try_for_each(|item| self.write_item(item))
         });
-        read.map_err(|error| {
-            RewindError::because(Class::Other, format!("could not apply {name}"), error)
-                .leaving(TargetState::PartlyChanged)
-        })
+        read.map_err(failed(format!("could not apply {name}")))
     }
 
     fn write_item(&self, item: &Item) -> io::Result<()> {

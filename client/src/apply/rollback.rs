@@ -165,10 +165,7 @@ impl TargetChange<'_> {
             if read.is_err() {
                 self.check_signals()?;
             }
-            read.map_err(|error| {
-                RewindError::because(Class::Other, format!("could not apply {name}"), error)
-                    .leaving(TargetState::PartlyChanged)
-            })?;
+            read.map_err(failed(format!("could not apply {name}")))?;
             done += digest.bytes;
             self.monitor.progress(done, total);
         }

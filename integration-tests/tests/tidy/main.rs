@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends there")]
 
+mod bodies;
 mod layers;
 mod messages;
 mod shapes;
@@ -193,6 +194,37 @@ fn every_promise_names_a_test_that_exists() {
         assert!(tests.contains(&format!("fn {name}(")), "no test {name}: {line}");
     }
     assert!(promises >= 20, "only {promises} promises");
+}
+
+/// A mutant that names a test that is not there is not noticed, whatever it does.
+#[test]
+fn every_mutant_names_tests_that_exist() {
+    let crates =
+        ["pg-format", "data-dir", "proto", "server", "client", "certs", "integration-tests"];
+    let files = crates.iter().flat_map(|name| rust_files(&root().join(name)));
+    let code: Vec<String> = files.map(|(_, text)| text).collect();
+    let mut faults = Vec::new();
+    for patch in fs::read_dir(root().join("integration-tests/mutants")).unwrap().flatten() {
+        let text = fs::read_to_string(patch.path()).unwrap();
+        let tests = text.lines().find_map(|line| line.strip_prefix("# tests: ")).unwrap();
+        let names = tests.split("test(").skip(1).filter_map(|rest| rest.split(')').next());
+        for name in names {
+            let regex = name.starts_with('/');
+            let parts = name.trim_matches('/').split("::").filter(|part| !part.is_empty());
+            let last = parts.last().unwrap_or_default();
+            let found = match regex {
+                true => code.iter().any(|text| text.contains(last)),
+                false => ["fn", "mod"].iter().any(|kind| {
+                    let [call, end] = [format!("{kind} {last}("), format!("{kind} {last};")];
+                    code.iter().any(|text| text.contains(&call) || text.contains(&end))
+                }),
+            };
+            if !found {
+                faults.push(format!("{:?}: {name}", patch.file_name()));
+            }
+        }
+    }
+    assert_none(&faults, "tests of mutants");
 }
 
 /// One table makes the README, `--help` and the codes themselves.

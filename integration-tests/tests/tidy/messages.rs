@@ -117,6 +117,8 @@ struct Messages {
     own_crate: String,
     /// The type of the `impl` that is looked at.
     own_type: String,
+    /// The heading of an error that is being made, if what it leaves of the target decides on it.
+    left: Option<String>,
     /// By heading.
     found: BTreeMap<String, BTreeSet<String>>,
 }
@@ -154,7 +156,13 @@ impl Messages {
     /// The heading of the message that `body` makes of its first parameter, if it makes one.
     fn learn(&self, parameter: Option<String>, body: &syn::Expr) -> Option<String> {
         let parameter = parameter?;
-        let mut inner = Inner { outer: self, parameter: &parameter, heading: None };
+        let mut inner = Inner {
+            outer: self,
+            parameter: &parameter,
+            known: BTreeMap::new(),
+            heading: None,
+            left: None,
+        };
         inner.visit_expr(body);
         inner.heading
     }
@@ -164,21 +172,48 @@ impl Messages {
 struct Inner<'a> {
     outer: &'a Messages,
     parameter: &'a str,
+    /// Texts that names stand for in the body.
+    known: BTreeMap<String, Vec<String>>,
     heading: Option<String>,
+    left: Option<String>,
 }
 
 impl<'ast> Visit<'ast> for Inner<'_> {
+    fn visit_local(&mut self, local: &'ast syn::Local) {
+        if let (Some(name), Some(init)) = (name_of(&local.pat), &local.init) {
+            let texts = texts(&init.expr, &self.known);
+            self.known.insert(name, texts);
+        }
+        syn::visit::visit_local(self, local);
+    }
+
+    fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
+        let outer = std::mem::replace(&mut self.left, left_by(call));
+        syn::visit::visit_expr_method_call(self, call);
+        self.left = outer;
+    }
+
     fn visit_expr_call(&mut self, call: &'ast syn::ExprCall) {
         if let Some((heading, message)) = self.outer.made(call) {
             let within = format!("{{{}}}", self.parameter);
             let is_part = |text: &String| text.contains(&within);
             let all = last(message).as_deref() == Some(self.parameter);
-            if all || texts(message, &BTreeMap::new()).iter().any(is_part) {
-                self.heading.get_or_insert(heading);
+            if all || texts(message, &self.known).iter().any(is_part) {
+                self.heading.get_or_insert(self.left.clone().unwrap_or(heading));
             }
         }
         syn::visit::visit_expr_call(self, call);
     }
+}
+
+/// The exit code of an error for which `.leaving(..)` is called.
+fn left_by(call: &syn::ExprMethodCall) -> Option<String> {
+    let class = match last(call.args.first()?)?.as_str() {
+        "PartlyChanged" => "Unfinished",
+        "Rewound" => "Rewound",
+        _ => return None,
+    };
+    if call.method == "leaving" { heading(class) } else { None }
 }
 
 /// The exit code of a class.
@@ -266,12 +301,13 @@ impl<'ast> Visit<'ast> for Messages {
     fn visit_expr_call(&mut self, call: &'ast syn::ExprCall) {
         if let Some((heading, message)) = self.made(call) {
             let texts = texts(message, &self.known);
-            self.keep(heading, texts);
+            self.keep(self.left.clone().unwrap_or(heading), texts);
         }
         syn::visit::visit_expr_call(self, call);
     }
 
     fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
+        let outer = std::mem::replace(&mut self.left, left_by(call));
         let heading = match call.method.to_string().as_str() {
             "warning" => Some(WARNING),
             "note" => Some(NOTE),
@@ -282,6 +318,7 @@ impl<'ast> Visit<'ast> for Messages {
             self.keep(heading.to_owned(), texts);
         }
         syn::visit::visit_expr_method_call(self, call);
+        self.left = outer;
     }
 }
 
