@@ -85,7 +85,7 @@ impl Written {
                         length.base10_digits().to_owned()
                     }
                     syn::Expr::Path(path) => path.path.segments.last().unwrap().ident.to_string(),
-                    _ => panic!("the length of an array is neither a number nor a constant"),
+                    _ => UNKNOWN.to_owned(),
                 };
                 self.text.push_str(&format!("; {length}]"));
             }
