@@ -42,6 +42,9 @@ impl Search<'_> {
     }
 
     /// A whole segment of the source in memory; `None` if it does not have it.
+    ///
+    /// # Errors
+    /// The cause is a [`RewindError`] if the source could not be asked.
     pub fn fetch_segment(&self, number: u64) -> io::Result<Option<File>> {
         let Some(SegmentName { timeline, number }) = self.source.snapshot.segment(number) else {
             return Ok(None);
@@ -52,7 +55,7 @@ impl Search<'_> {
         while offset < size.bytes() {
             let length = UNIT_BYTES_MAX.min(size.bytes() - offset);
             let items = self.ask(UnitKind::Wal { timeline, number, offset, length });
-            for item in items.map_err(|error| io::Error::other(error.chain()))? {
+            for item in items.map_err(io::Error::other)? {
                 match item.body {
                     ItemBody::Chunk(chunk) => file.write_all_at(chunk.data(), chunk.offset())?,
                     ItemBody::End { vanished: true, .. } => return Ok(None),

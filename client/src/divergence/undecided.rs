@@ -5,7 +5,7 @@ use std::io;
 use data_dir::control::ControlError;
 use data_dir::wal::WalError;
 
-use crate::error::{NotPossible, RewindError};
+use crate::error::{NotPossible, Remedy, RewindError};
 
 /// See the module.
 #[derive(Debug)]
@@ -26,6 +26,14 @@ impl Undecided {
         Self::NotPossible(NotPossible::new(why))
     }
 
+    /// A request to the source failed. What it refuses is not to be had; everything else ends the run.
+    fn of_source(failed: RewindError) -> Self {
+        match failed.remedy() {
+            Remedy::DoWithout(_) => Self::Unreadable(NotPossible::new(failed.chain())),
+            Remedy::None | Remedy::Retry | Remedy::Replan(_) => Self::Failed(failed),
+        }
+    }
+
     /// A file of the target that has the answer cannot be read: a disk may have lost it.
     pub fn unreadable(what: &str) -> impl FnOnce(io::Error) -> Self + '_ {
         move |error| Self::Unreadable(NotPossible::new(format!("could not read {what}: {error}")))
@@ -44,9 +52,17 @@ impl From<NotPossible> for Undecided {
     }
 }
 
-/// WAL that a disk has partly lost, or a record of an unknown kind.
+/// WAL that a disk has partly lost, a record of an unknown kind, or a segment that only the source has and that
+/// could not be fetched.
 impl From<WalError> for Undecided {
     fn from(error: WalError) -> Self {
+        let error = match error {
+            WalError::Io { at, source } => match source.downcast::<RewindError>() {
+                Ok(failed) => return Self::of_source(failed),
+                Err(source) => WalError::Io { at, source },
+            },
+            error @ WalError::Format(_) => error,
+        };
         Self::Unreadable(NotPossible::new(RewindError::from(error).chain()))
     }
 }
@@ -60,6 +76,8 @@ impl From<ControlError> for Undecided {
 #[cfg(test)]
 mod tests {
     use pg_format::Lsn;
+    use proto::Refusal;
+    use proto::refusal::{CallError, Reason};
 
     use super::*;
 
@@ -72,5 +90,20 @@ mod tests {
         assert!(matches!(Undecided::new("it ends too early"), Undecided::NotPossible(_)));
         let away = RewindError::transient("the source is away");
         assert!(matches!(Undecided::from(away), Undecided::Failed(_)));
+    }
+
+    #[test]
+    fn a_link_that_breaks_does_not_pass_for_wal_that_is_gone() {
+        let read = |error: RewindError| {
+            let source = io::Error::other(error);
+            Undecided::from(WalError::Io { at: Lsn::new(0x300_0028), source })
+        };
+        let away = RewindError::transient("the source is away");
+        assert!(matches!(read(away), Undecided::Failed(_)), "a later run may read it");
+        let refused = CallError::Refused(Refusal::new(Reason::WalMissing, "it is gone"));
+        match read(refused.into()) {
+            Undecided::Unreadable(why) => assert!(why.to_string().contains("it is gone"), "{why}"),
+            other => panic!("{other:?}"),
+        }
     }
 }
