@@ -38,7 +38,10 @@ pub(crate) struct Calls {
 }
 
 /// The permits of a worker: one of all workers, and one of its client's.
-type Permit = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+struct Permit {
+    _of_all: OwnedSemaphorePermit,
+    _of_client: OwnedSemaphorePermit,
+}
 
 /// Blocking workers that run at the same time.
 const WORKERS_MAX: u32 = 96;
@@ -100,7 +103,8 @@ impl Calls {
             Arc::clone(own.or_insert_with(|| Arc::new(Semaphore::new(WORKERS_PER_IDENTITY_MAX))))
         };
         let own = own.try_acquire_owned().map_err(busy)?;
-        Ok((Arc::clone(&self.workers).try_acquire_owned().map_err(busy)?, own))
+        let all = Arc::clone(&self.workers).try_acquire_owned().map_err(busy)?;
+        Ok(Permit { _of_all: all, _of_client: own })
     }
 }
 

@@ -22,8 +22,14 @@ use crate::staging::layout;
 use crate::staging::pack::{self, PackWriter, STAGING_LEVEL};
 use crate::task::Context;
 
-/// A page of the old plan: index of its file there, and its block.
-type CachedPage = (usize, u32);
+/// A page of the old plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct CachedPage {
+    /// Index of its file there.
+    file: usize,
+    /// Its block.
+    block: u32,
+}
 
 /// Takes over the cached pages that the source still has unchanged. `files` are those of the old plan,
 /// `units` those of the new one. Returns the payload bytes of the hashes that were fetched for it.
@@ -48,8 +54,9 @@ pub async fn take_over(
             continue;
         };
         let blocks = ranges.iter().flat_map(|range| range.first..range.first + range.count);
-        let blocks: Vec<u32> = blocks.filter(|block| known.contains_key(&(file, *block))).collect();
-        wanted.extend(blocks.iter().map(|block| ((file, *block), unit.id)));
+        let page = |block: &u32| CachedPage { file, block: *block };
+        let blocks: Vec<u32> = blocks.filter(|block| known.contains_key(&page(block))).collect();
+        wanted.extend(blocks.iter().map(|block| (page(block), unit.id)));
         for range in runs(&blocks) {
             let id = questions.len() as u64;
             asked.insert(id, file);
@@ -112,7 +119,7 @@ fn pages(
         let read = pack::recover(file, signer, &mut |items| {
             for item in &items {
                 if let ItemBody::Page { block, content: PageContent::Present(_) } = &item.body {
-                    give((file_of_unit(item.unit), *block), item)?;
+                    give(CachedPage { file: file_of_unit(item.unit), block: *block }, item)?;
                 }
             }
             Ok(())
@@ -173,7 +180,7 @@ impl Sink for HashSink {
             else {
                 continue;
             };
-            let pages = (*first..).map(|block| (*file, block));
+            let pages = (*first..).map(|block| CachedPage { file: *file, block });
             let equal = pages.zip(hashes).filter(|(page, hash)| self.known.get(page) == Some(hash));
             same.extend(equal.map(|(page, _)| page));
         }
