@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pg_format::relation::{is_of_version, tablespace_version_directory};
+use pg_format::relation::{PG_CLASS, PG_DATABASE, is_of_version, tablespace_version_directory};
 use pg_format::{
     BLOCK_BYTES, ControlFile, DataPath, FileClass, Fork, Major, RELATION_SEGMENT_BLOCKS,
     TimelineHistory, relation_map,
@@ -21,9 +21,6 @@ const SHRINKS_TO: u64 = 10;
 /// Files that every cluster has, whatever is done to it.
 const ESSENTIAL: [&str; 2] = ["PG_VERSION", RELATION_MAP];
 const RELATION_MAP: &str = "global/pg_filenode.map";
-/// Catalogs that only a relation map can name: `pg_database` in the shared one, `pg_class` in each database's.
-const PG_DATABASE: u32 = 1262;
-const PG_CLASS: u32 = 1259;
 
 fn nonsense(what: &str) -> RewindError {
     RewindError::new(Class::Other, format!("the source's answers are inconsistent: {what}"))

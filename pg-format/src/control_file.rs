@@ -299,6 +299,17 @@ impl ControlFile {
         minimum.map_or(self.checkpoint_copy.timeline, |t| t.max(self.checkpoint_copy.timeline))
     }
 
+    /// Whether data pages carry checksums, in words (`ChecksumStateType` in `storage/checksum.h` of 19).
+    pub fn checksum_state(&self) -> &'static str {
+        match self.data_checksum_version {
+            0 => "off",
+            1 => "on",
+            2 => "being switched off",
+            3 => "being switched on",
+            _ => "unknown",
+        }
+    }
+
     /// Whether data pages carry checksums at all (being switched off or on included).
     pub fn writes_checksums(&self) -> bool {
         self.data_checksum_version != 0

@@ -14,8 +14,38 @@ pub struct PostmasterPid {
     pub socket_directory: Option<String>,
     /// System V shared memory.
     pub shared_memory: Option<SharedMemory>,
-    /// `starting`, `stopping`, `ready` or `standby`.
-    pub status: Option<String>,
+    /// What the server says of itself; `None` if it does not, or says what is not known.
+    pub status: Option<ServerStatus>,
+}
+
+/// The status in a `postmaster.pid` (`PM_STATUS_*` in `pidfile.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerStatus {
+    /// It is starting, or recovers and does not accept connections yet.
+    Starting,
+    /// It is stopping.
+    Stopping,
+    /// It accepts connections.
+    Ready,
+    /// It recovers, and accepts read-only connections or would if `hot_standby` were on.
+    Standby,
+}
+
+impl ServerStatus {
+    fn parse(text: &str) -> Option<Self> {
+        let all = [Self::Starting, Self::Stopping, Self::Ready, Self::Standby];
+        all.into_iter().find(|status| status.name() == text)
+    }
+
+    /// The word in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Stopping => "stopping",
+            Self::Ready => "ready",
+            Self::Standby => "standby",
+        }
+    }
 }
 
 /// A System V shared memory segment.
@@ -39,6 +69,11 @@ impl SharedMemory {
 }
 
 impl PostmasterPid {
+    /// Whether the server has reached a consistent state.
+    pub fn is_up(&self) -> bool {
+        matches!(self.status, Some(ServerStatus::Ready | ServerStatus::Standby))
+    }
+
     /// The file of a process that is no postmaster, as single-user mode writes it (`CreateLockFile` in `miscinit.c`): the
     /// process id is negative, so a server refuses to start and `pg_ctl` signals nobody.
     pub fn text_of_another_program(pid: u32, directory: &str, started: u64) -> String {
@@ -64,7 +99,7 @@ impl PostmasterPid {
             shared_memory: line(7)
                 .and_then(|text| text.split_once(char::is_whitespace))
                 .and_then(|(key, id)| SharedMemory::parse(key, id.trim())),
-            status: line(8).map(|text| (*text).to_owned()),
+            status: line(8).and_then(|text| ServerStatus::parse(text)),
         })
     }
 }
@@ -84,7 +119,12 @@ mod tests {
         let as_table = SharedMemory::parse("-2", "7");
         assert!(as_table.is_some());
         assert_eq!(as_table, SharedMemory::parse("18446744073709551614", "7"));
-        assert_eq!(pid.status.as_deref(), Some("ready"));
+        assert_eq!(pid.status, Some(ServerStatus::Ready));
+        assert!(pid.is_up());
+        let starting = PostmasterPid::parse(&text.replace("ready   ", "starting")).unwrap();
+        assert_eq!(starting.status, Some(ServerStatus::Starting));
+        assert!(!starting.is_up());
+        assert_eq!(PostmasterPid::parse(&text.replace("ready", "other")).unwrap().status, None);
         assert_eq!(PostmasterPid::parse("-77\n").unwrap().pid, -77);
         assert_eq!(PostmasterPid::parse("\n"), None);
         assert_eq!(PostmasterPid::parse("0\n"), None);

@@ -8,6 +8,10 @@ use crate::{DataPath, FormatError, RELATION_SEGMENT_BLOCKS};
 
 /// OID of `pg_default` (`catalog/pg_tablespace.dat`): its relations lie below `base`.
 pub const DEFAULT_TABLESPACE: u32 = 1663;
+/// OID of `pg_database`, which the shared relation map must name (`DatabaseRelationId`).
+pub const PG_DATABASE: u32 = 1262;
+/// OID of `pg_class`, which the relation map of each database must name (`RelationRelationId`).
+pub const PG_CLASS: u32 = 1259;
 /// OID of `pg_global`: its relations lie in `global`.
 pub const GLOBAL_TABLESPACE: u32 = 1664;
 

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use data_dir::DataDir;
 use data_dir::control::ControlError;
-use pg_format::postmaster_pid::PostmasterPid;
+use pg_format::postmaster_pid::{PostmasterPid, ServerStatus};
 use pg_format::wal::WalContext;
 use pg_format::{ClusterState, ControlFile, FormatError};
 use proto::model::{Node, Role};
@@ -73,18 +73,20 @@ fn role(
         return Err(not_ready("it is still recovering from a base backup"));
     }
     let standby_signal = directory.has("standby.signal");
-    let status = live.and_then(|pid| pid.status.as_deref());
+    let status = live.and_then(|pid| pid.status);
     let state = control.state;
     match (state, live.is_some()) {
         // A server that has just been started after a crash says so in its pid file, not yet in
         // pg_control.
         (ClusterState::InProduction, true)
-            if !standby_signal && !directory.has("recovery.signal") && status == Some("ready") =>
+            if !standby_signal
+                && !directory.has("recovery.signal")
+                && status == Some(ServerStatus::Ready) =>
         {
             Ok(Role::Primary)
         }
         (ClusterState::InArchiveRecovery, true)
-            if standby_signal && matches!(status, Some("ready" | "standby")) =>
+            if standby_signal && live.is_some_and(PostmasterPid::is_up) =>
         {
             if control.min_recovery_point.is_valid() {
                 Ok(Role::Standby)
@@ -97,14 +99,14 @@ fn role(
         (ClusterState::ShutDown | ClusterState::ShutDownInRecovery, false) if !held => {
             Ok(Role::Stopped)
         }
-        (_, live) => {
-            let server = match (live, held) {
+        (_, runs) => {
+            let server = match (runs, held) {
                 (true, _) => "a postmaster runs",
                 (false, true) => "postmaster.pid is there but no postmaster is seen",
                 (false, false) => "no postmaster runs",
             };
             let signal = if standby_signal { "present" } else { "absent" };
-            let status = status.unwrap_or("unknown");
+            let status = status.map_or("unknown", ServerStatus::name);
             Err(not_ready(&format!(
                 "pg_control says \"{state}\", {server} (status {status}), standby.signal is {signal}"
             )))
@@ -120,8 +122,7 @@ fn is_live(directory: &DataDir, pid: &PostmasterPid) -> bool {
     if !ourselves && working_directory_is(directory, pid.pid).unwrap_or(false) {
         return true;
     }
-    let serving = matches!(pid.status.as_deref(), Some("ready" | "standby"));
-    serving && socket_answers(pid)
+    pid.is_up() && socket_answers(pid)
 }
 
 fn working_directory_is(directory: &DataDir, pid: i64) -> io::Result<bool> {

@@ -49,22 +49,11 @@ pub fn check(target: &Target, source: &Description) -> Result<(), RewindError> {
     if ours.data_checksum_version != theirs.data_checksum_version {
         return refuse(format!(
             "target and source have different data checksum settings (target: {}, source: {})",
-            checksum_state(ours.data_checksum_version),
-            checksum_state(theirs.data_checksum_version)
+            ours.checksum_state(),
+            theirs.checksum_state()
         ));
     }
     check_source(source)
-}
-
-/// The states of `storage/checksum.h`.
-fn checksum_state(state: u32) -> &'static str {
-    match state {
-        0 => "off",
-        1 => "on",
-        2 => "being switched off",
-        3 => "being switched on",
-        _ => "unknown",
-    }
 }
 
 fn check_source(source: &Description) -> Result<(), RewindError> {

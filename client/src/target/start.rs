@@ -107,7 +107,7 @@ impl Waiting<'_> {
         let replayed = control.file.state == ClusterState::InArchiveRecovery
             && !control.file.backup_start_point.is_valid()
             && !self.directory.has("backup_label");
-        replayed && matches!(pid.status.as_deref(), Some("ready" | "standby"))
+        replayed && pid.is_up()
     }
 
     fn left_running(&self, pid: &PostmasterPid, state: &str, when: &str) -> RewindError {
