@@ -1,6 +1,6 @@
 //! `pgrejoin-certs`: makes an authority and the nodes' certificates.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -44,6 +44,30 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// Add certificates to the authority's revocation list ca.crl; without any, only prolong it
+    Revoke {
+        /// Directory with ca.crt and ca.key
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// Days until the list must be made again
+        #[arg(
+            long,
+            value_name = "N",
+            default_value_t = 90,
+            value_parser = clap::value_parser!(u32).range(1..=certs::CERTIFICATE_DAYS_MAX),
+        )]
+        days: u32,
+        /// Certificates that count no more
+        #[arg(value_name = "FILE")]
+        certificates: Vec<PathBuf>,
+    },
+}
+
+#[expect(clippy::print_stdout, reason = "the path of what was made")]
+fn revoke(ca: &Path, certificates: &[PathBuf], days: u32) -> Result<(), certs::CertsError> {
+    let list = certs::revoke(ca, certificates, days)?;
+    println!("{}: copy it to each node and name it with --crl and --client-crl", list.display());
+    Ok(())
 }
 
 #[expect(clippy::print_stderr, reason = "main reports the error that ends the program")]
@@ -51,6 +75,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Init { out } => certs::init(&out),
         Command::Issue { ca, name, san, days, out } => certs::issue(&ca, &name, &san, days, &out),
+        Command::Revoke { ca, certificates, days } => revoke(&ca, &certificates, days),
     };
     match done.map_err(anyhow::Error::from) {
         Ok(()) => ExitCode::SUCCESS,

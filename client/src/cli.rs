@@ -1,12 +1,13 @@
 //! The command line of `pgrejoin`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use proto::limits::CONNECTIONS_CLIENT_MAX;
 
 use crate::error::EXIT_CODES;
+use crate::node_state::STATUS_CODES;
 
 /// Longest duration of an option: no sum with a time of day overflows.
 const DURATION_MAX: Duration = Duration::from_secs(365 * 86_400);
@@ -18,6 +19,14 @@ fn exit_codes() -> String {
         .map(|exit| format!("  {:<9} {}. Target: {}", exit.shown(), exit.meaning, exit.target));
     let lines: Vec<String> = lines.collect();
     format!("Exit codes:\n{}", lines.join("\n").replace('`', "\""))
+}
+
+/// The exit codes of `status`, as its `--help` shows them.
+fn status_codes() -> String {
+    let lines = STATUS_CODES.iter().map(|row| format!("  {:<9} {}", row.code, row.meaning));
+    let lines: Vec<String> = lines.collect();
+    let lines = lines.join("\n").replace('`', "\"");
+    format!("Exit codes:\n{lines}\n  1 to 9    the state cannot be determined, see pgrejoin --help")
 }
 
 /// Rewinds an old PostgreSQL primary so that it can rejoin its cluster as a standby, without a new base backup.
@@ -42,8 +51,18 @@ pub enum Command {
     #[command(after_help = exit_codes())]
     Rollback(StateArgs),
     /// Report the state of a data directory and what to do next
-    #[command(after_help = exit_codes())]
+    #[command(after_help = status_codes())]
     Status(StateArgs),
+}
+
+impl Command {
+    /// The data directory that it works on.
+    pub fn target(&self) -> &Path {
+        match self {
+            Self::Rewind(args) => &args.target_pgdata,
+            Self::Resume(args) | Self::Rollback(args) | Self::Status(args) => &args.target_pgdata,
+        }
+    }
 }
 
 /// Which data directory.
@@ -52,6 +71,15 @@ pub struct StateArgs {
     /// Data directory of the target, the node that was being rewound
     #[arg(short = 'D', long, value_name = "DIR")]
     pub target_pgdata: PathBuf,
+}
+
+/// What a revocation list that is missing or out of date means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SourceCrlArg {
+    /// Refuse the certificate
+    Refuse,
+    /// Accept it with a warning
+    Warn,
 }
 
 /// Which strategy is used.
@@ -128,6 +156,14 @@ pub struct RewindArgs {
     /// Certificate authority that signed the server's certificate, PEM
     #[arg(long, value_name = "FILE", env = "PGREJOIN_CA", help_heading = "Identity")]
     pub ca: PathBuf,
+    /// Certificate revocation list of an authority of the source, PEM or DER; can be repeated. With one, an
+    /// authority whose list is missing or past its next update is not trusted
+    #[arg(long, value_name = "FILE", help_heading = "Identity")]
+    pub crl: Vec<PathBuf>,
+    /// What happens to the source's certificate if its authority's revocation list is missing or past its next
+    /// update
+    #[arg(long, value_enum, default_value = "refuse", help_heading = "Identity")]
+    pub crl_expired: SourceCrlArg,
     /// Name the server's certificate must have, if not the host of --source
     #[arg(long, value_name = "NAME", help_heading = "Identity")]
     pub server_name: Option<String>,

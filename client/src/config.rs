@@ -1,15 +1,19 @@
 //! A configuration that is valid by construction.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pg_format::conninfo::parameters;
 use proto::limits::{CONNECTIONS_CLIENT_MAX, CONNECTIONS_DEFAULT, DEFAULT_PORT};
-use proto::tls::TlsFiles;
+use proto::tls::{ExpiredList, Revocation, TlsFiles};
 use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{ConfigFilesArg, ExtraFilesArg, OutputArg, RewindArgs, StrategyArg, YesNo};
+use crate::cli::{
+    ConfigFilesArg, ExtraFilesArg, OutputArg, RewindArgs, SourceCrlArg, StrategyArg, YesNo,
+};
 use crate::error::{Class, RewindError};
 use crate::plan::input::Choices;
 use crate::plan::{Strategy, StrategyChoice};
@@ -114,6 +118,8 @@ pub struct Config {
     pub target: PathBuf,
     /// The server.
     pub source: SourceAddress,
+    /// What the operator should know of the options and the files that they name.
+    pub warnings: Vec<String>,
     /// Stop after the plan.
     pub dry_run: bool,
     /// Which strategy is wanted.
@@ -163,32 +169,20 @@ pub struct Config {
 impl Config {
     /// Checks what can be checked without looking at the target or the source.
     pub fn new(args: RewindArgs) -> Result<Self, RewindError> {
-        let usage = |message: String| RewindError::new(Class::Usage, message);
-        let rest = args
-            .source
-            .strip_prefix("https://")
-            .ok_or_else(|| usage(format!("source \"{}\" must begin with https://", args.source)))?;
-        let (host, port) = split_host(rest.trim_end_matches('/')).ok_or_else(|| {
-            usage(format!("source \"{}\" has no valid host and port", args.source))
-        })?;
-        let name = args.server_name.clone().unwrap_or_else(|| host.clone());
-        let server_name = ServerName::try_from(name.clone()).map_err(|_| {
-            usage(format!(
-                "\"{name}\" cannot be the name in a certificate: give a DNS name or an IP address \
-                 with --server-name"
-            ))
-        })?;
-        let files = TlsFiles { certificate: args.cert, key: args.key, authority: args.ca };
-        let tls = proto::tls::client_config(&files).map_err(|error| {
-            RewindError::because(
-                Class::Usage,
-                "could not load the files of --cert, --key and --ca",
-                error,
-            )
-        })?;
-        let conninfo = args.primary_conninfo.map(read_secret).transpose()?;
-        if conninfo.as_ref().is_some_and(|conninfo| conninfo.contains(['\n', '\r'])) {
-            return Err(usage("primary_conninfo must be one line".to_owned()));
+        let files = tls_files(&args);
+        let source = source(&args, &files)?;
+        let mut warnings = proto::tls::expiry_warnings(&files);
+        let conninfo = match args.primary_conninfo {
+            Some(given) => {
+                let Conninfo { text, warning } = conninfo(&given)?;
+                warnings.extend(warning);
+                Some(text)
+            }
+            None => None,
+        };
+        if let Some(archive) = args.wal_archive.as_ref().filter(|archive| !archive.is_dir()) {
+            let archive = archive.display();
+            return Err(usage(format!("--wal-archive {archive} is not a directory")));
         }
         let staging_dir = args.staging_dir.map(|path| {
             path.canonicalize().map_err(|error| {
@@ -204,7 +198,8 @@ impl Config {
         };
         Ok(Self {
             target: args.target_pgdata,
-            source: SourceAddress { host, port, server_name, tls: Arc::new(tls) },
+            source,
+            warnings,
             dry_run: args.dry_run,
             strategy: args.strategy.into(),
             wait_checkpoint: args.wait_checkpoint,
@@ -264,20 +259,131 @@ fn split_host(text: &str) -> Option<(String, u16)> {
     plain.then(|| (host.to_owned(), port))
 }
 
-/// A value given as it is, or as `@FILE`.
-fn read_secret(value: String) -> Result<String, RewindError> {
-    let Some(path) = value.strip_prefix('@') else {
-        return Ok(value);
+/// The files of `--cert`, `--key`, `--ca` and `--crl`.
+fn tls_files(args: &RewindArgs) -> TlsFiles {
+    let expired = match args.crl_expired {
+        SourceCrlArg::Refuse => ExpiredList::Refuse,
+        SourceCrlArg::Warn => ExpiredList::Warn,
     };
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        RewindError::because(Class::Usage, format!("could not read {path}"), error)
+    TlsFiles {
+        certificate: args.cert.clone(),
+        key: args.key.clone(),
+        authority: args.ca.clone(),
+        revocation: Revocation { lists: args.crl.clone(), expired },
+    }
+}
+
+/// Where `--source` is, and how it proves who it is.
+fn source(args: &RewindArgs, files: &TlsFiles) -> Result<SourceAddress, RewindError> {
+    let rest = args
+        .source
+        .strip_prefix("https://")
+        .ok_or_else(|| usage(format!("source \"{}\" must begin with https://", args.source)))?;
+    let (host, port) = split_host(rest.trim_end_matches('/'))
+        .ok_or_else(|| usage(format!("source \"{}\" has no valid host and port", args.source)))?;
+    let name = args.server_name.clone().unwrap_or_else(|| host.clone());
+    let server_name = ServerName::try_from(name.clone()).map_err(|_| {
+        usage(format!(
+            "\"{name}\" cannot be the name in a certificate: give a DNS name or an IP address \
+             with --server-name"
+        ))
     })?;
-    Ok(text.trim_end_matches('\n').to_owned())
+    let tls = proto::tls::client_config(files).map_err(|error| {
+        RewindError::because(
+            Class::Usage,
+            "could not load the files of --cert, --key, --ca and --crl",
+            error,
+        )
+    })?;
+    Ok(SourceAddress { host, port, server_name, tls: Arc::new(tls) })
+}
+
+fn usage(message: String) -> RewindError {
+    RewindError::new(Class::Usage, message)
+}
+
+/// A connection string for the target, and what should be warned about.
+#[derive(Debug, PartialEq, Eq)]
+struct Conninfo {
+    text: String,
+    warning: Option<String>,
+}
+
+/// Reads `--primary-conninfo`: a connection string, or `@FILE`.
+fn conninfo(given: &str) -> Result<Conninfo, RewindError> {
+    let text = match given.strip_prefix('@') {
+        None => given.to_owned(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                RewindError::because(Class::Usage, format!("could not read {path}"), error)
+            })?;
+            text.trim_end_matches('\n').to_owned()
+        }
+    };
+    if text.contains(['\n', '\r']) {
+        return Err(usage("primary_conninfo must be one line".to_owned()));
+    }
+    let parameters = parameters(&text);
+    let is_uri = text.trim_start().starts_with("postgres");
+    if parameters.is_empty() && !is_uri {
+        // Not shown: it may be a password.
+        return Err(usage(
+            "--primary-conninfo is no connection string: give NAME=VALUE pairs as host=node2 \
+             user=replicator, a postgresql:// URI, or @FILE"
+                .to_owned(),
+        ));
+    }
+    let in_authority = || {
+        text.split_once("://").is_some_and(|(_, rest)| {
+            let authority = rest.split(['/', '?']).next().unwrap_or_default();
+            authority.split_once('@').is_some_and(|(user, _)| user.contains(':'))
+        })
+    };
+    let has_password =
+        parameters.iter().any(|parameter| parameter.name == "password") || in_authority();
+    let warning = match given.strip_prefix('@') {
+        _ if !has_password => None,
+        None => Some(
+            "the password in --primary-conninfo is visible in the list of processes: put the \
+             connection string into a file and give @FILE, or use a passfile"
+                .to_owned(),
+        ),
+        Some(path) => {
+            let mode = std::fs::metadata(path).map_or(0, |found| found.permissions().mode());
+            let others = mode & 0o077 != 0;
+            others.then(|| {
+                format!("{path} has a password, and others may read it: give it mode 0600")
+            })
+        }
+    };
+    Ok(Conninfo { text, warning })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_string_is_one_and_its_password_is_not_shown_to_others() {
+        let of = |given: &str| conninfo(given).map(|conninfo| conninfo.warning.is_some());
+        assert!(!of("host=node2 user=replicator").unwrap());
+        assert!(!of("postgresql://replicator@node2/").unwrap());
+        assert!(of("host=node2 password=secret").unwrap());
+        assert!(of("postgresql://replicator:secret@node2/").unwrap());
+        for bad in ["garbage", "", "host=a\nuser=b", "@/nonexistent"] {
+            let error = of(bad).unwrap_err();
+            assert_eq!(error.class(), Class::Usage, "{bad:?}");
+            assert!(bad.is_empty() || !error.chain().contains("garbage"), "{error}");
+        }
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("conninfo");
+        crate::test_values::put_file(&file, b"host=node2 password=secret\n");
+        let with = |mode| {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            of(&format!("@{}", file.display())).unwrap()
+        };
+        assert!(with(0o644) && !with(0o600));
+    }
 
     #[test]
     fn hosts_and_ports_are_told_apart() {

@@ -77,7 +77,7 @@ pub const EXIT_CODES: [ExitCode; 11] = [
         class: Some(Class::Preflight),
         codes: &[7],
         meaning: "a check before the first change failed (disk space, permissions, settings)",
-        target: "unchanged",
+        target: "unchanged; fetched data may be kept in `.pgrejoin`",
     },
     ExitCode {
         class: Some(Class::Unfinished),
@@ -95,7 +95,7 @@ pub const EXIT_CODES: [ExitCode; 11] = [
         class: Some(Class::Interrupted),
         codes: &[130, 143],
         meaning: "stopped by SIGINT, SIGTERM",
-        target: "unchanged",
+        target: "unchanged; fetched data may be kept in `.pgrejoin`",
     },
 ];
 
@@ -178,6 +178,8 @@ pub enum Remedy {
     /// Trying the same again, in a moment or in a later run: the link broke, or the source is between two
     /// roles.
     Retry,
+    /// Nothing in this run; a later one may come to its end with what this one has fetched.
+    RunAgain,
     /// A new plan.
     Replan(Replan),
     /// Continuing without the answer, where that is possible.
@@ -244,7 +246,9 @@ impl From<RewindError> for Abort {
     fn from(error: RewindError) -> Self {
         match error.remedy {
             Remedy::Replan(reason) => Self::Replan { reason, why: error.chain() },
-            Remedy::None | Remedy::Retry | Remedy::DoWithout(_) => Self::Failed(error),
+            Remedy::None | Remedy::Retry | Remedy::RunAgain | Remedy::DoWithout(_) => {
+                Self::Failed(error)
+            }
         }
     }
 }
@@ -315,6 +319,16 @@ impl RewindError {
     /// What the program can do about it.
     pub fn remedy(&self) -> Remedy {
         self.remedy
+    }
+
+    /// A run that a signal has stopped.
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Self { remedy: Remedy::RunAgain, ..Self::new(Class::Interrupted, message) }
+    }
+
+    /// Whether what was fetched may be of use to a later run.
+    pub fn a_later_run_may_succeed(&self) -> bool {
+        matches!(self.remedy, Remedy::Retry | Remedy::RunAgain) || self.is_disk_full()
     }
 
     /// Whether a disk was full.
@@ -545,6 +559,20 @@ mod tests {
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
         assert!(!RewindError::because(Class::Other, "x", denied).is_disk_full());
         assert!(!RewindError::new(Class::Other, "x").is_disk_full());
+    }
+
+    #[test]
+    fn what_was_fetched_is_of_use_where_a_later_run_may_succeed() {
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        for error in [
+            RewindError::transient("the link broke"),
+            RewindError::interrupted("stopped by a signal"),
+            RewindError::because(Class::Preflight, "could not write", full),
+        ] {
+            assert!(error.a_later_run_may_succeed(), "{error}");
+        }
+        let running = RewindError::new(Class::Target, "PostgreSQL runs");
+        assert!(!running.a_later_run_may_succeed());
     }
 
     #[test]

@@ -8,6 +8,8 @@ pub mod terminal;
 use std::fmt;
 use std::io::Write as _;
 
+use proto::text::escaped;
+
 use crate::plan::summary::PlannedChange;
 
 /// The steps of a rewind, in order.
@@ -64,9 +66,15 @@ pub fn print_out(line: &str) {
     writeln!(out, "{line}").and_then(|()| out.flush()).ok();
 }
 
-/// Prints a line on standard error, likewise.
+/// Prints a line on standard error, likewise. Characters that a terminal would obey are escaped: a name of a file may
+/// have them.
 pub fn print_err(line: &str) {
-    writeln!(std::io::stderr().lock(), "{line}").ok();
+    writeln!(std::io::stderr().lock(), "{}", escaped(line)).ok();
+}
+
+/// Prints several lines on standard output, each escaped as [`print_err`] does.
+pub fn print_lines(text: &str) {
+    text.lines().for_each(|line| print_out(&escaped(line)));
 }
 
 /// Receives what a rewind reports. Called from several threads.

@@ -16,8 +16,17 @@ use crate::plan::summary::Totals;
 
 /// The time as `backup_label` and messages show it.
 pub fn utc_now() -> String {
+    shown(OffsetDateTime::now_utc())
+}
+
+/// A time in seconds since 1970, shown in the same way.
+pub fn utc(seconds: i64) -> String {
+    OffsetDateTime::from_unix_timestamp(seconds).map_or_else(|_| String::new(), shown)
+}
+
+fn shown(time: OffsetDateTime) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
-    OffsetDateTime::now_utc().format(format).unwrap_or_default()
+    time.format(format).unwrap_or_default()
 }
 
 /// The result of a run that succeeded.

@@ -7,6 +7,7 @@ pub mod dial;
 pub mod in_flight;
 pub mod link;
 mod listing;
+pub mod pace;
 pub mod page_delta;
 pub mod pool;
 pub mod prepare;

@@ -16,6 +16,10 @@ use crate::plan::{FinalFile, Plan, SourceFiles, TargetFiles};
 
 /// Largest segment file of a relation; those of transaction status are smaller.
 const SEGMENT_BYTES_MAX: u64 = RELATION_SEGMENT_BLOCKS as u64 * BLOCK_BYTES;
+/// Largest other file: extensions and operators may keep large ones in a data directory.
+const FILE_BYTES_MAX: u64 = 16 << 40;
+/// Bytes of all files together: no sum of lengths that a plan makes can overflow.
+const LISTED_BYTES_MAX: u64 = 1 << 56;
 /// A database may not shrink to less than one part in this many, unless the operator accepts it.
 const SHRINKS_TO: u64 = 10;
 /// Files that every cluster has, whatever is done to it.
@@ -63,9 +67,13 @@ pub(crate) fn check_list(
     entries: Vec<FileEntry>,
     control: &ControlFile,
 ) -> Result<SourceFiles, RewindError> {
-    let mut files = SourceFiles::new();
+    let (mut files, mut bytes) = (SourceFiles::new(), 0_u64);
     for entry in entries {
         check_entry(&entry, control)?;
+        bytes = bytes.saturating_add(entry.bytes.unwrap_or(0));
+        if bytes > LISTED_BYTES_MAX {
+            return Err(nonsense("its files have more bytes than any cluster"));
+        }
         let path = entry.path.clone();
         if files.insert(entry.path, entry.bytes).is_some() {
             return Err(nonsense(&format!("it lists {path} twice")));
@@ -272,7 +280,9 @@ fn check_entry(entry: &FileEntry, control: &ControlFile) -> Result<(), RewindErr
         FileClass::Relation(_) | FileClass::Slru => {
             entry.bytes.is_none_or(|bytes| bytes <= SEGMENT_BYTES_MAX)
         }
-        FileClass::State | FileClass::Configuration | FileClass::Unknown => true,
+        FileClass::State | FileClass::Configuration | FileClass::Unknown => {
+            entry.bytes.is_none_or(|bytes| bytes <= FILE_BYTES_MAX)
+        }
         FileClass::Wal => directory && path.as_str() == "pg_wal",
         FileClass::Control
         | FileClass::Discarded
@@ -305,6 +315,8 @@ mod tests {
         assert!(check("base/5/16384", Some(1 << 30)).is_ok());
         assert!(check("pg_wal", None).is_ok());
         assert!(check("mine/notes", Some(1 << 40)).is_ok());
+        assert!(check("mine/notes", Some(u64::MAX)).is_err());
+        assert!(check("PG_VERSION", Some(FILE_BYTES_MAX + 1)).is_err());
         assert!(check("pg_tblspc/9/PG_15_202209061/5/16384", Some(0)).is_ok());
         for (path, bytes) in [
             ("base/5/16384", Some(1 << 45)),

@@ -16,9 +16,10 @@ use std::sync::Arc;
 
 use data_dir::control::Control;
 use data_dir::dir::read_at;
-use data_dir::private_keys::{holds_private_key, is_key_name};
+use data_dir::private_keys::{self, is_key_name};
+use data_dir::settings::Settings;
 use data_dir::wal::LocalWal;
-use data_dir::{DataDir, Entry};
+use data_dir::{DataDir, Entry, EntryKind};
 use pg_format::page::{SPGIST_METAPAGE_BYTES, is_spgist_metapage};
 use pg_format::relation::tablespace_version_directory;
 use pg_format::wal::WalContext;
@@ -29,12 +30,12 @@ use rustix::fs::FlockOperation;
 
 use crate::config::Config;
 use crate::error::{Class, RewindError, TargetState};
+use crate::monitor::Monitor;
 use crate::plan::input::file_bytes;
 use crate::staging::disk::{Disk, RealDisk};
 use crate::staging::external::Staging;
 use crate::staging::state_error;
 use crate::target::unstarted::is_unstarted;
-use settings::Settings;
 
 /// Directories of `pg_wal` with something in them that a rewind changes.
 const WAL_DIRECTORIES: [&str; 3] = ["pg_wal", "pg_wal/archive_status", "pg_wal/summaries"];
@@ -123,8 +124,9 @@ pub fn inspect(
             directory.path().display()
         ));
     }
-    let settings = settings::read(directory, config.config_file.as_deref())?;
-    settings.refuse_recovery_target()?;
+    let named = config.config_file.as_deref();
+    let settings = settings::read(directory, control.file.major, named)?;
+    settings::refuse_recovery_target(&settings)?;
     let history = directory.history(control.file.timeline())?;
     let mut files = BTreeMap::new();
     let version_directory =
@@ -146,6 +148,26 @@ pub fn inspect(
     Ok(Target { directory, disk, staging, control, history, settings, files, unstarted })
 }
 
+/// Directories that are not PostgreSQL's and cannot be read stay as they are, which is not what mirroring promises.
+pub fn check_unreadable(
+    config: &Config,
+    target: &Target,
+    monitor: &dyn Monitor,
+) -> Result<(), RewindError> {
+    let is_unreadable = |entry: &&Entry| entry.kind == EntryKind::Unreadable;
+    for Entry { path, .. } in target.files.values().filter(is_unreadable) {
+        if config.mirror_extra_files {
+            let message = format!(
+                "{path} on the target cannot be read, so it cannot be mirrored: make it readable, or leave out \
+                 --extra-files mirror"
+            );
+            return Err(RewindError::new(Class::Target, message));
+        }
+        monitor.note(&format!("{path} cannot be read and stays as it is"));
+    }
+    Ok(())
+}
+
 /// Files of the target that are private keys, among those PostgreSQL does not know.
 pub fn private_keys(target: &Target) -> BTreeSet<DataPath> {
     let configured = target.settings.get("ssl_key_file").and_then(|file| file.rsplit('/').next());
@@ -157,7 +179,7 @@ pub fn private_keys(target: &Target) -> BTreeSet<DataPath> {
         let name = path.file_name();
         let known = is_key_name(name) || configured == Some(name);
         let held = match target.directory.open_file(path) {
-            Ok(file) => holds_private_key(file).unwrap_or(true),
+            Ok(file) => private_keys::search(&file).map_or(true, |search| search.holds_key),
             Err(_) => false,
         };
         if known || held {

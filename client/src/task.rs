@@ -88,7 +88,7 @@ impl Context {
 
 /// The error of a run that a signal has ended before it changed the target.
 pub fn interrupted() -> RewindError {
-    RewindError::new(Class::Interrupted, "stopped by a signal; the target is unchanged")
+    RewindError::interrupted("stopped by a signal; the target is unchanged")
 }
 
 /// The answer to a request that was made while other things are done. Dropping this cancels the request.

@@ -183,9 +183,11 @@ impl Dial for TestPeer {
 
 fn client_identity() -> Peer {
     Peer {
-        alternative_names: vec!["target.example".to_owned()],
-        common_name: None,
+        alternative_names: None,
+        common_name: Some("target.example".to_owned()),
         fingerprint: String::new(),
+        expires: i64::MAX,
+        chain: Vec::new(),
         address: ([127, 0, 0, 1], 1).into(),
         congestion_control: None,
     }
@@ -213,7 +215,7 @@ impl Handler for TestPeer {
         tokio::spawn(async move {
             let mut encoder = FrameEncoder::new();
             while let Ok(Some(batch)) = units.next().await {
-                for unit in batch {
+                for unit in batch.units {
                     locked(&state.asked).push(unit.clone());
                     let reply = (state.answer)(&unit);
                     if !send(&mut encoder, &frames, unit.id, reply).await {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use data_dir::DataDir;
+use data_dir::settings;
 use parking_lot::Mutex;
 use pg_format::backup_label::ReplayStart;
 use pg_format::{ControlFile, Lsn, TimelineHistory, TimelineId};
@@ -20,7 +21,6 @@ use crate::source::Snapshot;
 use crate::staging::disk::RealDisk;
 use crate::staging::manifest::Manifest;
 use crate::target::Target;
-use crate::target::settings::Settings;
 
 /// The least of a `pg_control` that can be read.
 pub(crate) fn control_bytes() -> Vec<u8> {
@@ -208,21 +208,24 @@ impl EmptyTarget {
         for directory in ["global", "pg_wal", "base"] {
             std::fs::create_dir(home.path().join(directory)).expect("made");
         }
-        for (name, content) in
-            [("PG_VERSION", b"15\n".to_vec()), ("global/pg_control", control_bytes())]
-        {
+        for (name, content) in [
+            ("PG_VERSION", b"15\n".to_vec()),
+            ("global/pg_control", control_bytes()),
+            ("postgresql.conf", Vec::new()),
+        ] {
             put_file(&home.path().join(name), &content);
         }
         let directory = Arc::new(DataDir::open(home.path()).expect("a data directory"));
         let disk = RealDisk::new(Arc::clone(&directory), None, true).expect("a disk");
         let control = directory.control().expect("a control file");
+        let settings = settings::read(&directory, control.file.major, None).expect("settings");
         let target = Target {
             history: TimelineHistory::first(control.file.timeline()),
             directory,
             disk: Arc::new(disk),
             staging: None,
             control,
-            settings: Settings::default(),
+            settings,
             files,
             unstarted: false,
         };
@@ -298,6 +301,7 @@ pub(crate) fn config() -> Config {
             server_name,
             tls: Arc::new(tls),
         },
+        warnings: Vec::new(),
         dry_run: false,
         strategy: StrategyChoice::Auto,
         wait_checkpoint: None,

@@ -9,6 +9,7 @@ pub mod confined;
 pub mod control;
 pub mod dir;
 pub mod private_keys;
+pub mod settings;
 pub mod wal;
 pub mod walk;
 

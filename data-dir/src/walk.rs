@@ -3,9 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use pg_format::DataPath;
 use pg_format::file_class::OWN_DIRECTORY;
 use pg_format::relation::is_of_version;
+use pg_format::{DataPath, FileClass};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 
 use crate::DataDir;
@@ -48,8 +48,15 @@ pub enum EntryKind {
         /// The content of the link.
         target: String,
     },
+    /// A directory that is not PostgreSQL's and that this user may not read, as `lost+found` of a file system.
+    Unreadable,
     /// A socket, FIFO or device.
     Other,
+}
+
+/// An error with the path at which it occurred.
+fn named(path: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{path}: {error}"))
 }
 
 impl DataDir {
@@ -78,7 +85,8 @@ impl DataDir {
         if path.is_some_and(|path| path.components().count() > DEPTH_MAX) {
             return Err(io::Error::other("directories are nested too deeply"));
         }
-        for name in names(directory)? {
+        let whole = || path.map_or_else(|| self.path().display().to_string(), ToString::to_string);
+        for name in names(directory).map_err(|error| named(&whole(), &error))? {
             if name == OWN_DIRECTORY {
                 continue;
             }
@@ -91,6 +99,7 @@ impl DataDir {
                 continue;
             }
             let open = enter(&child);
+            let shown = child.to_string();
             match self.entry(directory, &name, child, open) {
                 Ok((entry, below)) => {
                     let path = entry.path.clone();
@@ -100,7 +109,7 @@ impl DataDir {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(named(&shown, &error)),
             }
         }
         Ok(())
@@ -122,8 +131,16 @@ impl DataDir {
             FileType::Directory if !open => (EntryKind::Directory { link: None }, None),
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-                let below = open_below(directory, name, flags, Mode::empty())?;
-                (EntryKind::Directory { link: None }, Some(below))
+                match open_below(directory, name, flags, Mode::empty()) {
+                    Ok(below) => (EntryKind::Directory { link: None }, Some(below)),
+                    Err(error)
+                        if error.kind() == io::ErrorKind::PermissionDenied
+                            && FileClass::of(&path) == FileClass::Unknown =>
+                    {
+                        (EntryKind::Unreadable, None)
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(directory, name, Vec::new())?;

@@ -14,6 +14,7 @@ pub mod hints;
 pub mod kills;
 pub mod oracle;
 pub mod pair;
+pub mod readers;
 pub mod server;
 pub mod snapshot;
 pub mod steps;

@@ -40,6 +40,15 @@ impl Pki {
         }
     }
 
+    /// Revokes certificates by name; the list is valid for so many days.
+    pub fn revoke(&self, names: &[&str], days: u32) -> PathBuf {
+        let certificates: Vec<PathBuf> =
+            names.iter().map(|name| self.file(&format!("{name}.crt"))).collect();
+        let list = certs::revoke(&self.directory, &certificates, days).expect("a list");
+        User::unprivileged().own(&list);
+        list
+    }
+
     /// Path of a file.
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)

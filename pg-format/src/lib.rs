@@ -6,6 +6,7 @@
 
 pub mod backup_label;
 pub mod conf;
+pub mod conninfo;
 pub mod control_file;
 pub mod covered;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod lsn;
 pub mod page;
 pub mod page_map;
 pub mod path;
+pub mod postmaster_opts;
 pub mod postmaster_pid;
 pub mod relation;
 pub mod relation_map;

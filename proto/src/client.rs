@@ -13,10 +13,12 @@ use tonic::{Request, Streaming};
 use crate::fetch::Unit;
 use crate::frame::Frame;
 use crate::limits::{
-    FRAME_MESSAGE_BYTES_MAX, LIST_BATCH_BYTES_MAX, NODE_MESSAGE_BYTES_MAX, UNARY_TIMEOUT,
+    FRAME_MESSAGE_BYTES_MAX, LIST_BATCH_BYTES_MAX, LIST_BATCH_ENTRIES, NODE_MESSAGE_BYTES_MAX,
+    UNARY_TIMEOUT,
 };
 use crate::model::{Description, FileEntry, Sealed};
 use crate::refusal::CallError;
+use crate::wire::has_at_most;
 use crate::wire::rejoin_client::RejoinClient;
 use crate::{PROTOCOL_VERSION, wire};
 
@@ -94,7 +96,12 @@ impl FileList {
             return Err(CallError::Broken("the file list ended before it was complete".to_owned()));
         };
         self.redo = reply.complete.then_some(Lsn::new(reply.redo));
-        entries_of(&reply).map(Some)
+        let entries = entries_of(&reply)?;
+        // A peer must not keep a run alive with parts that bring nothing.
+        if entries.is_empty() && self.redo.is_none() {
+            return Err(CallError::InvalidReply("a part of its file list is empty".to_owned()));
+        }
+        Ok(Some(entries))
     }
 
     /// Redo position of the source's newest checkpoint when the listing began; `None` until all has come.
@@ -115,6 +122,9 @@ fn entries_of(reply: &wire::ListFilesReply) -> Result<Vec<FileEntry>, CallError>
     }
     let plain = zstd::bulk::decompress(&reply.entries, promised);
     let plain = plain.map_err(|_| invalid("does not decompress"))?;
+    if !has_at_most(&plain, LIST_BATCH_ENTRIES) {
+        return Err(invalid("has a part with too many entries"));
+    }
     let entries =
         wire::FileEntries::decode(&plain[..]).map_err(|_| invalid("cannot be decoded"))?;
     entries.entries.into_iter().map(TryInto::try_into).collect()

@@ -303,6 +303,8 @@ pub enum ItemBody {
     },
     /// Something that WAL records change.
     Change(Change),
+    /// The answer goes on later: `--max-rate` makes the server wait. A sign of life, in a frame of its own.
+    Waiting,
     /// Nothing more comes for this unit.
     End {
         /// Whether the file did not exist.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::fetch::Item;
-use crate::limits::{BATCH_BYTES, BATCH_BYTES_MAX, ZSTD_LEVEL};
+use crate::limits::{BATCH_BYTES, BATCH_BYTES_MAX, BATCH_ITEMS_MAX, ZSTD_LEVEL};
 use crate::wire;
 
 /// How a frame's payload is encoded.
@@ -49,6 +49,9 @@ pub enum FrameError {
     /// It is longer than any frame may be.
     #[error("frame of {0} bytes is longer than the protocol allows")]
     TooLong(u32),
+    /// It has so many items that they would take far more memory than its bytes.
+    #[error("frame has more items than the protocol allows, or is no valid batch")]
+    Items,
     /// zstd refused it.
     #[error("frame could not be decompressed")]
     Zstd(#[source] std::io::Error),
@@ -196,6 +199,9 @@ impl Frame {
         };
         if batch.len() != promised {
             return Err(FrameError::Size(self.batch_bytes));
+        }
+        if !wire::has_at_most(&batch, BATCH_ITEMS_MAX) {
+            return Err(FrameError::Items);
         }
         let batch = wire::Batch::decode(batch)?;
         batch.items.into_iter().map(Item::try_from).collect()

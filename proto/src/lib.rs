@@ -14,7 +14,7 @@ pub mod model;
 pub mod rate;
 pub mod refusal;
 pub mod service;
-
+pub mod text;
 pub mod tls;
 
 mod wire;
@@ -23,4 +23,4 @@ pub use hash::PageHash;
 pub use refusal::{Reason, Refusal};
 
 /// Version of the protocol; both ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;

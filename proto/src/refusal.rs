@@ -3,6 +3,8 @@
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::text::{escaped, of_peer};
+
 const DOMAIN: &str = "pgrejoin";
 
 /// Why a server refused. The client derives from it what the operator can do and its exit code.
@@ -55,8 +57,10 @@ impl Reason {
 }
 
 /// A refusal with its message.
+///
+/// Its text is shown escaped: it may name what a peer asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
+#[error("{}", escaped(message))]
 pub struct Refusal {
     /// What kind.
     pub reason: Reason,
@@ -82,14 +86,14 @@ impl From<Refusal> for Status {
 /// Why a call failed, as its caller sees it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// The server refused the call.
-    #[error(transparent)]
+    /// The server refused the call. The words are the server's.
+    #[error("the source says: {}", of_peer(&_0.message))]
     Refused(Refusal),
     /// The connection broke, or the server is not what it should be.
-    #[error("{0}")]
+    #[error("{}", of_peer(_0))]
     Broken(String),
     /// The peer sent what the protocol does not allow.
-    #[error("the server sent an invalid reply: {0}")]
+    #[error("the source sent an invalid reply: {}", of_peer(_0))]
     InvalidReply(String),
 }
 
@@ -166,6 +170,22 @@ mod tests {
             let status = Status::from(refusal.clone());
             assert_eq!(CallError::from(status), CallError::Refused(refusal));
         }
+    }
+
+    #[test]
+    fn the_words_of_a_server_are_marked_as_its_own_and_cannot_forge_a_line() {
+        let message = format!("no\n\u{1b}[2Jpgrejoin: the target is rewound{}", "!".repeat(1000));
+        for error in [
+            CallError::from(Status::from(Refusal::new(Reason::NotReady, message.clone()))),
+            CallError::from(Status::unknown(message.clone())),
+            CallError::from(Status::out_of_range(message)),
+        ] {
+            let shown = error.to_string();
+            assert!(!shown.contains('\n') && !shown.contains('\u{1b}'), "{shown}");
+            assert!(shown.len() < 400 && shown.contains(r"no\n\u{1b}[2J"), "{shown}");
+        }
+        let refused = CallError::Refused(Refusal::new(Reason::NotReady, "it is starting"));
+        assert_eq!(refused.to_string(), "the source says: it is starting");
     }
 
     #[test]

@@ -75,6 +75,15 @@ pub type FileEntries = mpsc::Receiver<Result<ListPart, Refusal>>;
 /// Frames to be sent.
 pub type FrameReceiver = mpsc::Receiver<Result<Frame, Refusal>>;
 
+/// The units of one message.
+#[derive(Debug)]
+pub struct UnitBatch {
+    /// The units.
+    pub units: Vec<Unit>,
+    /// Bytes of the message.
+    pub bytes: usize,
+}
+
 /// Units being received.
 #[derive(Debug)]
 pub struct Units {
@@ -83,7 +92,7 @@ pub struct Units {
 
 impl Units {
     /// The next units; `None` when the client has sent all.
-    pub async fn next(&mut self) -> Result<Option<Vec<Unit>>, Refusal> {
+    pub async fn next(&mut self) -> Result<Option<UnitBatch>, Refusal> {
         let gone = |status: Status| match CallError::from(status) {
             CallError::Refused(refusal) => refusal,
             CallError::Broken(text) | CallError::InvalidReply(text) => {
@@ -97,7 +106,9 @@ impl Units {
             let message = format!("more than {UNITS_PER_MESSAGE_MAX} units in one message");
             return Err(Refusal::new(Reason::InvalidRequest, message));
         }
-        request.units.into_iter().map(Unit::try_from).collect::<Result<_, _>>().map(Some)
+        let bytes = request.encoded_len();
+        let units: Result<_, _> = request.units.into_iter().map(Unit::try_from).collect();
+        Ok(Some(UnitBatch { units: units?, bytes }))
     }
 }
 

@@ -1,6 +1,9 @@
 //! The generated messages, and their conversion to and from domain types. A value is checked when it is
 //! received.
 
+use bytes::Buf as _;
+use prost::encoding::{WireType, decode_key, decode_varint};
+
 mod changes;
 mod fetch;
 mod model;
@@ -22,3 +25,46 @@ mod generated {
 }
 
 pub(crate) use generated::*;
+
+/// Whether a message that has nothing but one repeated field of messages, number 1, has at most so many of them. It
+/// looks at their lengths alone, before memory is taken for any of them.
+pub(crate) fn has_at_most(mut message: &[u8], most: usize) -> bool {
+    let mut count = 0;
+    while message.has_remaining() {
+        let Ok((1, WireType::LengthDelimited)) = decode_key(&mut message) else {
+            return false;
+        };
+        let length = decode_varint(&mut message).ok().and_then(|length| length.try_into().ok());
+        let Some(rest) = length.and_then(|length: usize| message.get(length..)) else {
+            return false;
+        };
+        message = rest;
+        count += 1;
+        if count > most {
+            return false;
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn messages_are_counted_without_being_decoded() {
+        let batch = Batch { items: vec![Item::default(); 100] }.encode_to_vec();
+        assert!(has_at_most(&batch, 100) && !has_at_most(&batch, 99));
+        let entry = |bytes| FileEntry { path: "base/5/1".to_owned(), directory: false, bytes };
+        let list = FileEntries { entries: (0..300).map(entry).collect() }.encode_to_vec();
+        assert!(has_at_most(&list, 300) && !has_at_most(&list, 299));
+        assert!(has_at_most(&[], 0));
+        for cut in 1..list.len().min(40) {
+            let rest = list.get(..list.len() - cut).unwrap_or_default();
+            assert!(!has_at_most(rest, 300) || FileEntries::decode(rest).is_ok(), "{cut}");
+        }
+        assert!(!has_at_most(&[0x12, 0], 9), "another field");
+    }
+}

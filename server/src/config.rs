@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use proto::tls::{TlsError, TlsFiles};
+use ipnet::IpNet;
+use proto::tls::{ServerTls, TlsError, TlsFiles};
 
 use crate::allow::{AllowError, AllowList};
 
@@ -25,8 +26,9 @@ pub struct Config {
     pub(crate) pgdata: PathBuf,
     pub(crate) listen: SocketAddr,
     pub(crate) tls_files: TlsFiles,
-    pub(crate) tls: Arc<rustls::ServerConfig>,
+    pub(crate) tls: ServerTls,
     pub(crate) allow: Arc<AllowList>,
+    pub(crate) allow_from: Vec<IpNet>,
     pub(crate) max_rate: Option<u64>,
     pub(crate) queues: Queues,
 }
@@ -54,11 +56,12 @@ impl Config {
         listen: SocketAddr,
         tls_files: TlsFiles,
         allow: AllowList,
+        allow_from: Vec<IpNet>,
         max_rate: Option<u64>,
     ) -> Result<Self, ConfigError> {
-        let tls = Arc::new(proto::tls::server_config(&tls_files)?);
+        let (tls, allow) = (proto::tls::server_config(&tls_files)?, Arc::new(allow));
         let queues = Queues::default();
-        Ok(Self { pgdata, listen, tls_files, tls, allow: Arc::new(allow), max_rate, queues })
+        Ok(Self { pgdata, listen, tls_files, tls, allow, allow_from, max_rate, queues })
     }
 
     /// The same configuration with other bounds of the queues.

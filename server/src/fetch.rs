@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use data_dir::DataDir;
+use data_dir::private_keys::KeyVerdicts;
 use data_dir::wal::LocalWal;
 use pg_format::relation::tablespace_version_directory;
 use pg_format::wal::SegmentName;
@@ -20,7 +21,9 @@ use tokio::sync::mpsc::{Receiver, Sender};
 use crate::allow::AllowList;
 use crate::audit::AuditSession;
 use crate::node;
+use crate::refusal_log::RefusalLog;
 use crate::reply_stream::{RateLimits, ReplyStream};
+use crate::request_budget::HeldBytes;
 use crate::served_files::Served;
 use crate::unit::{Answered, Requested, changes, file, hashes, missing, pages, proof, wal};
 
@@ -39,10 +42,17 @@ pub(crate) struct StreamWorker {
     in_wal: bool,
 }
 
+/// Units that wait, and the memory they take.
+pub(crate) struct QueuedUnits {
+    pub(crate) units: Vec<Unit>,
+    pub(crate) _held: HeldBytes,
+}
+
 /// What a worker is given.
 pub(crate) struct StreamJob {
     pub(crate) pgdata: PathBuf,
-    pub(crate) units: Receiver<Vec<Unit>>,
+    pub(crate) verdicts: Arc<KeyVerdicts>,
+    pub(crate) units: Receiver<QueuedUnits>,
     pub(crate) frames: Sender<Result<Frame, Refusal>>,
     pub(crate) rates: Option<Arc<RateLimits>>,
     pub(crate) session: Arc<AuditSession>,
@@ -51,16 +61,17 @@ pub(crate) struct StreamJob {
 }
 
 /// Works on all units of a stream. Blocks.
-pub(crate) fn run(job: StreamJob) {
-    let frames = job.frames.clone();
+pub(crate) fn run(job: StreamJob, log: &RefusalLog) {
+    let (frames, address) = (job.frames.clone(), job.peer.address);
     if let Err(refusal) = work(job) {
+        log.note("refused a call", address, &refusal);
         // If the client is gone there is nobody to tell.
         drop(frames.blocking_send(Err(refusal)));
     }
 }
 
 fn work(job: StreamJob) -> Result<(), Refusal> {
-    let StreamJob { pgdata, mut units, frames, rates, session, allow, peer } = job;
+    let StreamJob { pgdata, verdicts, mut units, frames, rates, session, allow, peer } = job;
     let directory = node::open(&pgdata)?;
     let node = node::inspect(&directory)?;
     let history = node.history().map_err(|error| {
@@ -70,20 +81,20 @@ fn work(job: StreamJob) -> Result<(), Refusal> {
         )
     })?;
     let version = tablespace_version_directory(node.control.major, node.control.catalog_version);
-    let served = Served::new(&directory, version);
+    let served = Served::new(&directory, node.control.major, version, verdicts)?;
     let mut worker = StreamWorker {
         directory,
         served,
         node,
         history,
-        output: ReplyStream::new(frames, rates, session),
+        output: ReplyStream::new(frames, rates, session, &peer.fingerprint),
         allow,
         peer,
         open: None,
         in_wal: false,
     };
     while let Some(batch) = next_batch(&mut units)? {
-        for unit in batch {
+        for unit in batch.units {
             worker.unit(unit)?;
         }
         // The client waits for what it asked for: nothing stays behind when no unit is queued.
@@ -95,7 +106,7 @@ fn work(job: StreamJob) -> Result<(), Refusal> {
 }
 
 /// The next units; a client that asks for nothing must not keep a thread for good.
-fn next_batch(units: &mut Receiver<Vec<Unit>>) -> Result<Option<Vec<Unit>>, Refusal> {
+fn next_batch(units: &mut Receiver<QueuedUnits>) -> Result<Option<QueuedUnits>, Refusal> {
     let waiting = tokio::time::timeout(STREAM_IDLE_TIMEOUT, units.recv());
     tokio::runtime::Handle::current().block_on(waiting).map_err(|_| {
         Refusal::new(Reason::InvalidRequest, "the client sent no request for too long")
@@ -107,6 +118,7 @@ impl StreamWorker {
         // A name removed from the list is refused at its next unit, whatever is queued.
         self.allow.check(&self.peer)?;
         let id = unit.id;
+        self.output.begin(id);
         // The client writes WAL to its place and stores other frames as they come, so a frame has only one of
         // the two.
         let in_wal = matches!(unit.kind, UnitKind::Wal { .. });
@@ -209,7 +221,8 @@ impl StreamWorker {
         {
             return file.try_clone().map(Some).map_err(|e| node::internal(path.as_str(), &e));
         }
-        match self.served.serves(&self.directory, path) {
+        let Self { served, directory, output, .. } = self;
+        match served.serves(directory, path, &mut |bytes| output.read("searched", bytes)) {
             Ok(true) => {}
             Ok(false) => {
                 let message = format!("{path} is not a file that this server serves");

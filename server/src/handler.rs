@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use data_dir::private_keys::KeyVerdicts;
 use parking_lot::Mutex;
 use pg_format::file_class::OWN_DIRECTORY;
-use proto::limits::WORKERS_PER_IDENTITY_MAX;
+use proto::limits::{WAL_SEGMENTS_MAX, WORKERS_MAX, WORKERS_PER_IDENTITY_MAX};
 use proto::model::{Description, Sealed, Tablespace};
 use proto::service::{FileEntries, FrameReceiver, Handler, Units};
 use proto::tls::Peer;
@@ -15,10 +16,12 @@ use proto::{Reason, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::allow::AllowList;
-use crate::audit::{AuditSession, AuditSessions};
+use crate::audit::{AuditSessions, OpenCall};
 use crate::config::Queues;
-use crate::fetch::{self, StreamJob};
+use crate::fetch::{self, QueuedUnits, StreamJob};
+use crate::refusal_log::RefusalLog;
 use crate::reply_stream::RateLimits;
+use crate::request_budget::RequestBudget;
 use crate::{list, node, wal_end};
 
 /// Batches of a file list made but not sent.
@@ -30,6 +33,10 @@ pub(crate) struct Calls {
     pub(crate) allow: Arc<AllowList>,
     pub(crate) rates: Option<Arc<RateLimits>>,
     pub(crate) sessions: Arc<AuditSessions>,
+    pub(crate) budget: RequestBudget,
+    pub(crate) log: Arc<RefusalLog>,
+    /// Which files were found to hold private keys.
+    verdicts: Arc<KeyVerdicts>,
     queues: Queues,
     /// One permit for each blocking worker.
     workers: Arc<Semaphore>,
@@ -43,8 +50,6 @@ struct Permit {
     _of_client: OwnedSemaphorePermit,
 }
 
-/// Blocking workers that run at the same time.
-const WORKERS_MAX: u32 = 96;
 /// How long the server waits, when it stops, for workers to notice that their clients are gone.
 const WORKERS_LEAVE: Duration = Duration::from_secs(2);
 
@@ -55,25 +60,31 @@ impl Calls {
         queues: Queues,
         rates: Option<Arc<RateLimits>>,
         sessions: Arc<AuditSessions>,
+        log: Arc<RefusalLog>,
     ) -> Self {
-        let workers = Arc::new(Semaphore::new(WORKERS_MAX as usize));
-        Self { pgdata, allow, rates, sessions, queues, workers, held: Mutex::default() }
+        let workers = Arc::new(Semaphore::new(WORKERS_MAX));
+        let (budget, verdicts) = (RequestBudget::default(), Arc::default());
+        let held = Mutex::default();
+        Self { pgdata, allow, rates, sessions, budget, log, verdicts, queues, workers, held }
     }
 
     /// Waits a moment for workers whose clients are gone, so that each session's line is written.
     pub(crate) async fn wind_down(&self) {
-        let all = self.workers.acquire_many(WORKERS_MAX);
+        let all = u32::try_from(WORKERS_MAX).unwrap_or(u32::MAX);
+        let all = self.workers.acquire_many(all);
         drop(tokio::time::timeout(WORKERS_LEAVE, all).await);
     }
 
-    /// Refuses a client that is not allowed, and notes the call.
-    fn admit(&self, peer: &Arc<Peer>, call: &'static str) -> Result<Arc<AuditSession>, Refusal> {
-        self.allow.check(peer).inspect_err(|refusal| {
-            tracing::warn!(target: "audit", peer = peer.name(), address = %peer.address, call, %refusal, "refused");
-        })?;
-        let session = self.sessions.of(peer);
-        session.served(call, 1);
-        Ok(session)
+    /// Notes a call. Whether its client is allowed was checked before its request was read.
+    fn begin(&self, peer: &Arc<Peer>, name: &'static str) -> OpenCall {
+        let call = self.sessions.call(peer);
+        call.session().served(name, 1);
+        call
+    }
+
+    /// Notes why a call was refused.
+    fn refused<T>(&self, peer: &Peer, answer: Result<T, Refusal>) -> Result<T, Refusal> {
+        answer.inspect_err(|refusal| self.log.note("refused a call", peer.address, refusal))
     }
 
     /// Runs blocking work whose result is awaited.
@@ -111,41 +122,58 @@ impl Calls {
 #[tonic::async_trait]
 impl Handler for Calls {
     async fn describe(&self, peer: Arc<Peer>) -> Result<Description, Refusal> {
-        self.admit(&peer, "describe")?;
+        let _call = self.begin(&peer, "describe");
         let pgdata = self.pgdata.clone();
         let congestion_control = peer.congestion_control.clone();
-        self.blocking(&peer, move || describe(&pgdata, congestion_control)).await
+        let answer = self.blocking(&peer, move || describe(&pgdata, congestion_control)).await;
+        self.refused(&peer, answer)
     }
 
     async fn list_files(&self, peer: Arc<Peer>) -> Result<FileEntries, Refusal> {
-        self.admit(&peer, "list")?;
+        let call = self.begin(&peer, "list");
         let (sender, receiver) = mpsc::channel(LIST_BATCHES_QUEUED);
         let pgdata = self.pgdata.clone();
         let permit = self.permit(&peer)?;
+        let (log, verdicts) = (Arc::clone(&self.log), Arc::clone(&self.verdicts));
+        let rates = self.rates.clone();
         tokio::task::spawn_blocking(move || {
-            if let Err(refusal) = list::list(&pgdata, &sender) {
+            let address = peer.address;
+            let mut reading = |bytes| {
+                call.session().served("searched", bytes);
+                // What comes later waits for it: a list has no sign of life.
+                if let Some(rates) = &rates {
+                    rates.disk.reserve(&peer.fingerprint, bytes);
+                }
+            };
+            if let Err(refusal) = list::list(&pgdata, verdicts, &mut reading, &sender) {
+                log.note("refused a call", address, &refusal);
                 // If the client is gone there is nobody to tell.
-                drop(sender.blocking_send(Err(refusal)));
+                drop(list::give(&sender, Err(refusal)));
             }
-            drop(permit);
+            drop((permit, call));
         });
         Ok(receiver)
     }
 
     async fn fetch(&self, peer: Arc<Peer>, mut units: Units) -> Result<FrameReceiver, Refusal> {
-        let session = self.admit(&peer, "fetch")?;
+        let call = self.begin(&peer, "fetch");
         let permit = self.permit(&peer)?;
         let (frames, receiver) = mpsc::channel(self.queues.frames);
         let (queue, queued) = mpsc::channel(self.queues.units);
         let allow = Arc::clone(&self.allow);
         let refusals = frames.clone();
         let (worker_allow, worker_peer) = (Arc::clone(&allow), Arc::clone(&peer));
+        let budget = self.budget.clone();
         // Receiving requests and making replies are separate tasks: a client that sends much before
         // it reads must not stop the other half.
         tokio::spawn(async move {
             loop {
                 let batch = match units.next().await {
-                    Ok(Some(batch)) => allow.check(&peer).map(|()| batch),
+                    Ok(Some(batch)) => {
+                        let mut held = budget.of(&peer.fingerprint);
+                        let added = allow.check(&peer).and_then(|_| held.add(batch.bytes));
+                        added.map(|()| QueuedUnits { units: batch.units, _held: held })
+                    }
                     Ok(None) => break,
                     Err(refusal) => Err(refusal),
                 };
@@ -161,27 +189,30 @@ impl Handler for Calls {
                 }
             }
         });
-        let (pgdata, rates) = (self.pgdata.clone(), self.rates.clone());
+        let (pgdata, rates, log) = (self.pgdata.clone(), self.rates.clone(), Arc::clone(&self.log));
+        let verdicts = Arc::clone(&self.verdicts);
         tokio::task::spawn_blocking(move || {
             let job = StreamJob {
                 pgdata,
+                verdicts,
                 units: queued,
                 frames,
                 rates,
-                session,
+                session: Arc::clone(call.session()),
                 allow: worker_allow,
                 peer: worker_peer,
             };
-            fetch::run(job);
-            drop(permit);
+            fetch::run(job, &log);
+            drop((permit, call));
         });
         Ok(receiver)
     }
 
     async fn seal(&self, peer: Arc<Peer>) -> Result<Sealed, Refusal> {
-        self.admit(&peer, "seal")?;
+        let _call = self.begin(&peer, "seal");
         let pgdata = self.pgdata.clone();
-        self.blocking(&peer, move || wal_end::seal(&pgdata)).await
+        let answer = self.blocking(&peer, move || wal_end::seal(&pgdata)).await;
+        self.refused(&peer, answer)
     }
 }
 
@@ -194,8 +225,13 @@ fn describe(
         tracing::debug!("this node was rewound itself and has a {OWN_DIRECTORY} directory");
     }
     let node = node::inspect(&directory)?;
-    let wal_segments =
+    let mut wal_segments =
         directory.wal_segments(node.control.wal_segment_size).map_err(node::control_refusal)?;
+    if wal_segments.len() > WAL_SEGMENTS_MAX {
+        // Older ones are of no use to a rewind of the recent past.
+        wal_segments.sort_by_key(|name| std::cmp::Reverse(name.number));
+        wal_segments.truncate(WAL_SEGMENTS_MAX);
+    }
     Ok(Description {
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
         tablespaces: tablespaces(&directory)?,

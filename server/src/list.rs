@@ -2,11 +2,13 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
+use data_dir::private_keys::KeyVerdicts;
 use data_dir::{Entry, EntryKind};
 use pg_format::relation::{is_oid, tablespace_version_directory};
 use pg_format::{DataPath, FileClass};
-use proto::limits::{LIST_BATCH_BYTES_MAX, LIST_BATCH_ENTRIES};
+use proto::limits::{LIST_BATCH_BYTES_MAX, LIST_BATCH_ENTRIES, STREAM_IDLE_TIMEOUT};
 use proto::model::FileEntry;
 use proto::service::{ListPart, PackedEntries};
 use proto::{Reason, Refusal};
@@ -22,6 +24,8 @@ const ENTRY_BYTES: usize = 32;
 /// it is the end. Blocks.
 pub(crate) fn list(
     pgdata: &Path,
+    verdicts: Arc<KeyVerdicts>,
+    reading: &mut dyn FnMut(u64),
     batches: &Sender<Result<ListPart, Refusal>>,
 ) -> Result<(), Refusal> {
     // The checkpoint that the list is valid for is read before everything else, the links of tablespaces
@@ -29,7 +33,7 @@ pub(crate) fn list(
     let control = node::open(pgdata)?.control().map_err(node::control_refusal)?.file;
     let directory = node::open(pgdata)?;
     let version = tablespace_version_directory(control.major, control.catalog_version);
-    let served = Served::new(&directory, version.clone());
+    let served = Served::new(&directory, control.major, version.clone(), verdicts)?;
     let mut batch = Vec::with_capacity(LIST_BATCH_ENTRIES);
     let mut batch_bytes = 0;
     let mut visit = |entry: Entry| {
@@ -38,7 +42,7 @@ pub(crate) fn list(
         }
         let bytes = match entry.kind {
             EntryKind::Directory { .. } if Served::lists_directory(&entry.path) => None,
-            EntryKind::File { bytes } => match served.serves(&directory, &entry.path) {
+            EntryKind::File { bytes } => match served.serves(&directory, &entry.path, reading) {
                 Ok(true) => Some(bytes),
                 Ok(false) => return Ok(()),
                 // The file vanished meanwhile, or it cannot be read. PostgreSQL's own files are judged by
@@ -58,9 +62,10 @@ pub(crate) fn list(
                 );
                 return Err(io::Error::new(io::ErrorKind::Unsupported, message));
             }
-            EntryKind::Directory { .. } | EntryKind::Link { .. } | EntryKind::Other => {
-                return Ok(());
-            }
+            EntryKind::Directory { .. }
+            | EntryKind::Link { .. }
+            | EntryKind::Unreadable
+            | EntryKind::Other => return Ok(()),
         };
         batch_bytes += entry.path.as_str().len() + ENTRY_BYTES;
         batch.push(FileEntry { path: entry.path, bytes });
@@ -69,9 +74,7 @@ pub(crate) fn list(
             batch_bytes = 0;
             let full = std::mem::replace(&mut batch, Vec::with_capacity(LIST_BATCH_ENTRIES));
             let packed = PackedEntries::new(full).map_err(io::Error::other)?;
-            batches
-                .blocking_send(Ok(ListPart::Entries(packed)))
-                .map_err(|_| io::Error::other("the client has disconnected"))?;
+            give(batches, Ok(ListPart::Entries(packed))).map_err(io::Error::other)?;
         }
         Ok(())
     };
@@ -81,11 +84,24 @@ pub(crate) fn list(
         io::ErrorKind::Unsupported => Refusal::new(Reason::NotServed, error.to_string()),
         _ => node::internal("its data directory", &error),
     })?;
-    let gone = |_| Refusal::new(Reason::InvalidRequest, "the client has disconnected");
-    let packed = PackedEntries::new(batch)?;
-    batches.blocking_send(Ok(ListPart::Entries(packed))).map_err(gone)?;
+    if !batch.is_empty() {
+        give(batches, Ok(ListPart::Entries(PackedEntries::new(batch)?)))?;
+    }
     let redo = control.checkpoint_copy.redo;
-    batches.blocking_send(Ok(ListPart::Complete { redo })).map_err(gone)
+    give(batches, Ok(ListPart::Complete { redo }))
+}
+
+/// Hands a part of the list over. A client that takes nothing for too long must not keep a thread.
+pub(crate) fn give(
+    batches: &Sender<Result<ListPart, Refusal>>,
+    part: Result<ListPart, Refusal>,
+) -> Result<(), Refusal> {
+    let giving = tokio::time::timeout(STREAM_IDLE_TIMEOUT, batches.send(part));
+    let gone = |why| Refusal::new(Reason::InvalidRequest, why);
+    match tokio::runtime::Handle::current().block_on(giving) {
+        Ok(given) => given.map_err(|_| gone("the client has disconnected")),
+        Err(_) => Err(gone("the client has stopped reading the file list")),
+    }
 }
 
 fn is_tablespace(path: &DataPath) -> bool {

@@ -265,7 +265,7 @@ impl TargetChange<'_> {
         match self.signals.stop() {
             true => {
                 let message = "stopped by a signal; the target is unchanged";
-                Err(RewindError::new(Class::Interrupted, message))
+                Err(RewindError::interrupted(message))
             }
             false => Ok(()),
         }
@@ -375,6 +375,7 @@ impl TargetChange<'_> {
             ItemBody::Page { content: PageContent::BeyondEnd, .. }
             | ItemBody::PageHashes { .. }
             | ItemBody::Same { .. }
+            | ItemBody::Waiting
             | ItemBody::SegmentDigest { .. }
             | ItemBody::RecordCrc { .. }
             | ItemBody::Change(_)

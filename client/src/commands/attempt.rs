@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::divergence::find::find;
 use crate::divergence::source_changes::ChangesOfBoth;
 use crate::divergence::{Divergence, compat};
-use crate::error::{Abort, NotPossible, Replan, RewindError};
+use crate::error::{Abort, Class, NotPossible, Replan, RewindError};
 use crate::monitor::Step;
 use crate::outcome::Outcome;
 use crate::plan::units::units;
@@ -31,7 +31,7 @@ use crate::strategy::estimate::Basis;
 use crate::strategy::tablespaces;
 use crate::target::wal_archive::RestoredSegment;
 use crate::target::{Target, start};
-use crate::task::{Context, Pending, begin, joined};
+use crate::task::{Context, Pending, begin, blocking, joined};
 
 /// An answer of the source that is older than this is asked for again: how long the target is inspected must
 /// not decide how old the checkpoint is from which replay begins.
@@ -196,6 +196,22 @@ pub async fn attempt(
     }
 }
 
+/// Says that the node would follow another timeline than the source's; it must not be started then.
+fn warn_of_a_dead_branch(
+    cx: &Context,
+    config: &Config,
+    found: Option<String>,
+) -> Result<(), RewindError> {
+    match found {
+        Some(message) if config.start => Err(RewindError::new(Class::Preflight, message)),
+        Some(message) => {
+            cx.monitor.warning(&message);
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
 /// Finds where the histories part, and decides what is to be done.
 async fn decide(
     cx: &Context,
@@ -209,10 +225,13 @@ async fn decide(
     cx.steps.begin(Step::Fork);
     let has_plan = matches!(attempts.leftover, Leftover::Plan(_));
     let early = Prefetch::start(config, target, source, &cx.monitor, has_plan);
+    let (asked, timeline) = (Arc::clone(target), source.snapshot.description.node.timeline);
+    let archive = begin(blocking(move || Ok(compat::dead_branch(&asked, timeline))));
     if let Some(outcome) = follow::already_rewound(cx, config, target, source).await? {
         return Ok(Decision::Report(Box::new(outcome)));
     }
     let divergence = find(config, target, source).await?;
+    warn_of_a_dead_branch(cx, config, joined(archive).await?)?;
     let snapshot = &source.snapshot;
     if let Some(outcome) = follow::nothing_to_do(cx, config, target, snapshot, &divergence)? {
         return Ok(Decision::Report(Box::new(outcome)));

@@ -11,7 +11,7 @@ use super::recover;
 use super::status::by_marks;
 use crate::apply::change::TargetChange;
 use crate::config::Config;
-use crate::error::{Abort, Class, Replan, RewindError, TargetState};
+use crate::error::{Abort, Replan, RewindError, TargetState};
 use crate::monitor::{Monitor, Step};
 use crate::outcome::Outcome;
 use crate::prepare::claim::Claim;
@@ -43,6 +43,7 @@ pub async fn rewind(
 }
 
 async fn rewind_and_start(cx: &Context, config: &Config) -> Result<Outcome, RewindError> {
+    config.warnings.iter().for_each(|warning| cx.monitor.warning(warning));
     cx.steps.begin(Step::Inspect);
     recovery_conf::check(config)?;
     let path = config.target.clone();
@@ -77,6 +78,7 @@ async fn inspected(
     blocking(move || {
         let staging = staging_of(&directory, &config)?;
         let target = target::inspect(&directory, staging, &config)?;
+        target::check_unreadable(&config, &target, &*monitor)?;
         recovery_conf::check_target(&config, &target, &*monitor)?;
         Ok(target)
     })
@@ -160,7 +162,7 @@ async fn apply(
             if error.target() == TargetState::Unchanged
                 && !marks::is_being_changed(target.directory.path()) =>
         {
-            drop(claim);
+            claim.give_up(error);
         }
         _ => claim.leave(),
     }
@@ -180,7 +182,7 @@ async fn start_if_asked(
     if cx.stop.signals.stop() {
         let message = "the target is rewound, but PostgreSQL was not started because the run was \
                        stopped by a signal";
-        return Err(RewindError::new(Class::Interrupted, message).leaving(TargetState::Rewound));
+        return Err(RewindError::interrupted(message).leaving(TargetState::Rewound));
     }
     cx.steps.begin(Step::Start);
     let (config, directory) = (config.clone(), Arc::clone(directory));

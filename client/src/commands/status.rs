@@ -6,8 +6,11 @@ use std::sync::Arc;
 use data_dir::DataDir;
 
 use crate::error::{RewindError, TargetState};
-use crate::staging::disk::RealDisk;
+use crate::node_state::NodeState;
+use crate::outcome::utc;
+use crate::staging::disk::{Disk as _, RealDisk};
 use crate::staging::marks::{self, State};
+use crate::staging::saved_plan::SavedPlan;
 use crate::staging::state_error;
 use crate::target::unstarted::is_unstarted;
 
@@ -28,42 +31,104 @@ pub(crate) const SPOILED: &str = "pg_control was put back during a rewind, and P
                                   nor rolled back. Save .pgrejoin/diverged if its WAL is needed, \
                                   then take a new base backup";
 
+/// The state that the marks stand for.
+fn state_of(state: &State, alive: bool) -> NodeState {
+    match state {
+        State::None => NodeState::Idle,
+        State::Preparing if alive => NodeState::Fetching,
+        State::Preparing => NodeState::FetchEnded,
+        State::Sealed(_) => NodeState::Prepared,
+        State::Hidden(_) | State::Exposed(_) | State::Undoing(_) if alive => NodeState::Changing,
+        State::Hidden(_) | State::Exposed(_) | State::Undoing(_) => NodeState::PartlyChanged,
+        State::Spoiled(_) => NodeState::Spoiled,
+        State::Committed(_) | State::Cleaning | State::RolledBack(_) | State::CleaningBack => {
+            NodeState::FilesLeft
+        }
+    }
+}
+
+/// What `pgrejoin status` reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// The state.
+    pub state: NodeState,
+    /// The state in words, and what to do.
+    pub text: String,
+}
+
 /// `pgrejoin status`. It changes nothing and takes no lock, so another program may be working in the data
 /// directory.
-pub fn status(target: &Path) -> Result<String, RewindError> {
+pub fn status(target: &Path) -> Result<Status, RewindError> {
     by_marks(target, look(target))
 }
 
-fn look(target: &Path) -> Result<String, RewindError> {
+fn look(target: &Path) -> Result<Status, RewindError> {
     let directory = Arc::new(DataDir::open(target)?);
     let disk = RealDisk::new(Arc::clone(&directory), None, true).map_err(state_error)?;
     let state = marks::load(&disk).map_err(state_error)?;
-    let unsynced = matches!(
-        &state,
-        State::Sealed(manifest)
-            | State::Hidden(manifest)
-            | State::Exposed(manifest)
-            | State::Undoing(manifest)
-            if !manifest.sync
-    );
-    let warning = match unsynced {
-        true => " It was started with --no-sync: do not rely on it after a power failure.",
-        false => "",
-    };
-    let one_way = matches!(
-        &state,
-        State::Hidden(manifest) | State::Exposed(manifest) if manifest.undo.is_none()
-    );
-    let one_way = match one_way {
-        true => " It has no undo images: it can be resumed, but not rolled back.",
-        false => "",
-    };
-    let said = match state {
-        State::None if is_unstarted(&directory)? => UNSTARTED,
-        state => describe_state(&state),
-    };
-    Ok(format!("{said}{one_way}{warning}"))
+    if matches!(state, State::None) {
+        return Ok(
+            match (has_control(&directory), has_control(&directory) && is_unstarted(&directory)?) {
+                (false, _) => Status { state: NodeState::Damaged, text: DAMAGED.to_owned() },
+                (_, true) => Status { state: NodeState::NotStarted, text: UNSTARTED.to_owned() },
+                _ => Status { state: NodeState::Idle, text: describe_state(&state).to_owned() },
+            },
+        );
+    }
+    let holder = lock_holder(&directory);
+    let mut parts = vec![describe_state(&state).to_owned()];
+    if let State::Hidden(manifest) | State::Exposed(manifest) = &state
+        && manifest.undo.is_none()
+    {
+        parts.push("It has no undo images: it can be resumed, but not rolled back.".to_owned());
+    }
+    parts.extend(holder.map(|pid| format!("Process {pid} is at work.")));
+    if let State::Preparing = state
+        && let Some(plan) = SavedPlan::read(&disk).map_err(state_error)?
+    {
+        let since = disk.stat(&SavedPlan::path()).ok().flatten().map(|file| utc(file.modified.0));
+        let since = since.map_or_else(String::new, |since| format!(", planned at {since}"));
+        parts.push(format!("The source is {}{since}.", plan.source));
+    }
+    let unsynced = state.manifest().is_some_and(|manifest| !manifest.sync);
+    if unsynced && !state.is_over() {
+        let warning = "It was started with --no-sync: do not rely on it after a power failure.";
+        parts.push(warning.to_owned());
+    }
+    Ok(Status { state: state_of(&state, holder.is_some()), text: sentences(&parts) })
 }
+
+/// Sentences, each with its end.
+fn sentences(parts: &[String]) -> String {
+    let ended = parts.iter().map(|part| match part.ends_with('.') {
+        true => part.clone(),
+        false => format!("{part}."),
+    });
+    ended.collect::<Vec<_>>().join(" ")
+}
+
+fn has_control(directory: &DataDir) -> bool {
+    directory.path().join("global/pg_control").symlink_metadata().is_ok()
+}
+
+/// The process that has locked a data directory, as the kernel lists it.
+fn lock_holder(directory: &DataDir) -> Option<u32> {
+    let ours = rustix::fs::fstat(directory.root()).ok()?;
+    let (major, minor) = (rustix::fs::major(ours.st_dev), rustix::fs::minor(ours.st_dev));
+    let place = format!("{major:02x}:{minor:02x}:{}", ours.st_ino);
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        match columns[..] {
+            [_, "FLOCK", _, "WRITE", pid, at, ..] if at == place => pid.parse().ok(),
+            _ => None,
+        }
+    })
+}
+
+const DAMAGED: &str = "global/pg_control is missing, and there is no .pgrejoin directory that says why. If it was \
+                       removed during a rewind, the data directory is partly changed: put .pgrejoin back and run \
+                       pgrejoin resume or pgrejoin rollback, or take a new base backup";
 
 pub(crate) const UNSTARTED: &str = "the data directory is rewound and PostgreSQL has not been \
                                     started on it yet: start PostgreSQL";
@@ -146,6 +211,29 @@ mod tests {
     }
 
     #[test]
+    fn a_live_run_is_told_from_one_that_is_gone() {
+        let target = EmptyTarget::new();
+        let state = || status(target.home.path()).unwrap();
+        seal(&target);
+        marks::hide(&*target.target.disk).unwrap();
+        let held = crate::target::lock_only(target.home.path()).unwrap();
+        let alive = state();
+        assert_eq!(alive.state, NodeState::Changing);
+        assert!(alive.text.contains(&std::process::id().to_string()), "{}", alive.text);
+        drop(held);
+        assert_eq!(state().state, NodeState::PartlyChanged);
+    }
+
+    #[test]
+    fn a_control_file_that_nobody_accounts_for_is_damage() {
+        let target = EmptyTarget::new();
+        std::fs::remove_file(target.home.path().join("global/pg_control")).unwrap();
+        let found = status(target.home.path()).unwrap();
+        assert_eq!(found.state, NodeState::Damaged);
+        assert!(found.text.contains("take a new base backup"), "{}", found.text);
+    }
+
+    #[test]
     fn each_state_has_its_advice() {
         let manifest = || Box::new(manifest());
         let states = [
@@ -170,11 +258,15 @@ mod tests {
     #[test]
     fn status_says_what_the_marks_say_and_what_cannot_be_done() {
         let target = EmptyTarget::new();
-        let said = || status(target.home.path()).unwrap();
+        let said = || status(target.home.path()).unwrap().text;
+        let state = || status(target.home.path()).unwrap().state;
         assert_eq!(said(), describe_state(&State::None));
+        assert_eq!(state(), NodeState::Idle);
         seal(&target);
         assert!(said().starts_with("a rewind is prepared"), "{}", said());
+        assert_eq!(state(), NodeState::Prepared);
         marks::hide(&*target.target.disk).unwrap();
+        assert_eq!(state(), NodeState::PartlyChanged);
         assert!(said().starts_with("a rewind is changing this data directory"), "{}", said());
         assert!(said().ends_with("it can be resumed, but not rolled back."), "{}", said());
     }

@@ -1,11 +1,13 @@
 //! Checks that the two nodes belong to one cluster and that the target can follow the source (R9, R12, R17).
 
+use pg_format::TimelineId;
 use pg_format::control_file::WalLevel;
 use proto::model::{Description, Role};
 
 use crate::error::{Class, RewindError};
 use crate::monitor::Monitor;
 use crate::target::Target;
+use crate::target::wal_archive::newest_history;
 
 /// Refuses nodes that are not of one cluster or were built differently.
 pub fn check(target: &Target, source: &Description) -> Result<(), RewindError> {
@@ -99,6 +101,17 @@ pub fn check_settings(
             monitor.warning(&message);
         }
     }
+    let timeline = source.node.timeline;
+    let wanted = target.settings.get("recovery_target_timeline");
+    if let Some(number) = wanted.and_then(|value| value.parse::<u32>().ok())
+        && number != timeline.get()
+    {
+        let message = format!(
+            "the target's configuration has recovery_target_timeline = '{number}', but the source is on timeline \
+             {timeline}: remove it, or set it to {timeline}"
+        );
+        return Err(RewindError::new(Class::Target, message));
+    }
     if let Some(slot) = target.settings.get("primary_slot_name") {
         monitor.warning(&format!(
             "the target's primary_slot_name is \"{slot}\": streaming will not start unless the \
@@ -106,6 +119,22 @@ pub fn check_settings(
         ));
     }
     Ok(())
+}
+
+/// What is wrong where the archive that the target's `restore_command` reads has the history of a newer timeline than
+/// the source's: recovery follows the newest timeline that it finds (`timeline.c` `findNewestTimeLine`), and that one
+/// is not the source's. `None` if nothing is.
+pub fn dead_branch(target: &Target, timeline: TimelineId) -> Option<String> {
+    let follows_newest =
+        matches!(target.settings.get("recovery_target_timeline"), None | Some("latest"));
+    let command = target.settings.get("restore_command").filter(|_| follows_newest)?;
+    let newest = newest_history(command, timeline, target.directory.path())?;
+    let file = newest.history_file_name();
+    Some(format!(
+        "the target's archive has {file}, but the source is on timeline {timeline}: PostgreSQL would follow timeline \
+         {newest} and not become consistent. If that branch is dead, remove {file} from the archive; or set \
+         recovery_target_timeline = '{timeline}' on the target"
+    ))
 }
 
 #[cfg(test)]

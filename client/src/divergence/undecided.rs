@@ -30,7 +30,9 @@ impl Undecided {
     fn of_source(failed: RewindError) -> Self {
         match failed.remedy() {
             Remedy::DoWithout(_) => Self::Unreadable(NotPossible::new(failed.chain())),
-            Remedy::None | Remedy::Retry | Remedy::Replan(_) => Self::Failed(failed),
+            Remedy::None | Remedy::Retry | Remedy::RunAgain | Remedy::Replan(_) => {
+                Self::Failed(failed)
+            }
         }
     }
 

@@ -360,7 +360,7 @@ fn remove_what_the_source_lacks(context: &FileContext<'_>, plan: &mut Plan) {
                     add(plan, path, FileAction::Remove);
                 }
             }
-            EntryKind::Directory { .. } | EntryKind::Other => {}
+            EntryKind::Directory { .. } | EntryKind::Unreadable | EntryKind::Other => {}
         }
     }
 }

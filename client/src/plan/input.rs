@@ -89,6 +89,9 @@ pub struct Facts<'a> {
 pub fn file_bytes(entry: &Entry) -> Option<u64> {
     match entry.kind {
         EntryKind::File { bytes } => Some(bytes),
-        EntryKind::Directory { .. } | EntryKind::Link { .. } | EntryKind::Other => None,
+        EntryKind::Directory { .. }
+        | EntryKind::Link { .. }
+        | EntryKind::Unreadable
+        | EntryKind::Other => None,
     }
 }

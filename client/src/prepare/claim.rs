@@ -10,9 +10,10 @@ use pg_format::DataPath;
 
 use super::plan_reuse::before;
 use crate::config::Config;
-use crate::error::{Abort, Class, Remedy, RewindError};
+use crate::error::{Abort, Class, RewindError};
 use crate::monitor::Monitor;
 use crate::plan::Planned;
+use crate::source::dial::Dial as _;
 use crate::staging::disk::Disk;
 use crate::staging::saved_plan::{PlanOptions, SavedPlan};
 use crate::staging::state_directory::{self, Keep};
@@ -160,6 +161,7 @@ impl Claim {
         let saved = SavedPlan {
             target_control: target.control.bytes.clone(),
             before: before(&planned.plan, &target.files),
+            source: config.source.address(),
             life,
             options: PlanOptions::of(config),
             planned: planned.clone(),
@@ -192,19 +194,20 @@ impl Claim {
         }
     }
 
-    /// Restores the target, but keeps what was fetched for a later run.
-    fn keep(self) {
+    /// Restores the target, and keeps what was fetched if a later run may succeed with it.
+    pub fn give_up(self, error: &RewindError) {
         let Self { saving, prepared, .. } = self;
         drop(saving);
-        prepared.keep();
+        if error.a_later_run_may_succeed() {
+            prepared.keep();
+        }
     }
 
     /// Ends an attempt that came to no result. Returns what the next attempt can use.
     pub fn settle(self, abort: &Abort) -> Leftover {
         match abort {
             Abort::Replan { .. } => return self.retire(),
-            Abort::Failed(error) if error.remedy() == Remedy::Retry => self.keep(),
-            Abort::Failed(_) => drop(self),
+            Abort::Failed(error) => self.give_up(error),
         }
         Leftover::Nothing
     }
@@ -279,7 +282,7 @@ impl Leftover {
     /// earlier run that was not checked yet may still be valid, and stays.
     pub fn give_up(self, error: &RewindError) {
         match self {
-            Self::Cache(cache) if error.remedy() == Remedy::Retry => cache.prepared.keep(),
+            Self::Cache(cache) if error.a_later_run_may_succeed() => cache.prepared.keep(),
             Self::Nothing | Self::Plan(_) | Self::Cache(_) => {}
         }
     }
@@ -306,6 +309,7 @@ mod tests {
         let saved = SavedPlan {
             target_control: target.target.control.bytes.clone(),
             before: Vec::new(),
+            source: "source.example:7432".to_owned(),
             life: node([1; 16]).life(),
             options: PlanOptions {
                 strategy: crate::plan::StrategyChoice::Auto,

@@ -75,6 +75,20 @@ fn wal_bytes(source: &Snapshot, planned: &Planned) -> u64 {
     count.saturating_mul(size.bytes())
 }
 
+/// Refuses an end of WAL that is so far away that its WAL cannot be staged: a source that names a position out of the
+/// blue must not fill a disk.
+pub fn check_wal(config: &Config, target: &Target, missing_bytes: u64) -> Result<(), RewindError> {
+    let staging = config.staging_dir.as_deref();
+    let directory = &target.directory;
+    let elsewhere = staging.is_some() || directory.wal_is_elsewhere();
+    let needed = NeededSpace {
+        wal_bytes: missing_bytes,
+        copied_wal_bytes: if elsewhere { missing_bytes } else { 0 },
+        ..NeededSpace::on(directory, staging)
+    };
+    needed.check(&Plan::default(), &target.files)
+}
+
 /// Checks again, with what is staged by now, whether there is disk space for the change itself.
 pub fn check_staged(
     config: &Config,
@@ -178,6 +192,14 @@ mod tests {
         assert_eq!(bytes(3..4), MB_16);
         assert_eq!(bytes(0..6), 3 * MB_16);
         assert_eq!(bytes(0..0), MB_16, "one is written at least");
+    }
+
+    #[test]
+    fn an_end_of_wal_out_of_the_blue_is_refused_before_it_is_followed() {
+        let home = EmptyTarget::new();
+        assert!(check_wal(&config(), &home.target, MB_16).is_ok());
+        let refused = check_wal(&config(), &home.target, TOO_MUCH).unwrap_err();
+        assert_eq!(refused.class(), Class::Preflight);
     }
 
     #[test]

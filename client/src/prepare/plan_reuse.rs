@@ -118,6 +118,7 @@ mod tests {
         SavedPlan {
             target_control: b"control".to_vec(),
             before: Vec::new(),
+            source: "source.example:7432".to_owned(),
             life: node([1; 16]).life(),
             options: options(),
             planned: planned(),

@@ -60,6 +60,7 @@ pub async fn seal(
     let notes = &staged.fetched.notes;
     let major = source.snapshot.control().major;
     check_contents(&planned.plan, &planned.listed, &notes.contents, &notes.vanished, major)?;
+    disk_space::check_wal(config, target, staged.follower.missing_bytes(sealed.end))?;
     staged.follower.advance_to(sealed.end).await?;
     staged.follower.finish(sealed.end).map_err(staging_error)?;
     check_replay(cx, job, &staged, &sealed).await?;

@@ -236,6 +236,11 @@ impl WalFollower {
         self.fetched_bytes
     }
 
+    /// Bytes of WAL up to `end` that have not come.
+    pub fn missing_bytes(&self, end: Lsn) -> u64 {
+        end.distance_from(self.decoder.end().min(end))
+    }
+
     /// Fetches until valid WAL reaches `end`, which the source has announced. What it has written
     /// since is left alone: a busy source would never be caught up with.
     pub async fn advance_to(&mut self, end: Lsn) -> Result<(), RewindError> {

@@ -1,6 +1,7 @@
 //! Reaches the source: a byte stream that is proven to lead to it, each step with its own clear error.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,9 @@ use tokio_rustls::TlsConnector;
 use crate::config::SourceAddress;
 use crate::error::{Class, RewindError};
 use crate::outcome::utc_now;
+
+/// How long an address may take before the next one is tried as well.
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
 /// A two-way stream of bytes, whatever carries it.
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -59,12 +63,13 @@ impl Dial for SourceAddress {
                 "could not connect to the source at {address}{why}: check that pgrejoin-server runs there"
             )
         };
-        let since = Instant::now();
-        let connecting = TcpStream::connect((self.host.as_str(), self.port));
-        let tcp = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await;
-        let round_trip = since.elapsed();
+        let connecting = tokio::time::timeout(HANDSHAKE_TIMEOUT, async {
+            let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await?;
+            connect_to_any(by_turns(found.collect())).await
+        });
         let transient = |what: &str, error| RewindError::transient_because(what, error);
-        let tcp = tcp
+        let ReachedAddress { tcp, round_trip } = connecting
+            .await
             .map_err(|_| RewindError::transient(unreachable(", it does not answer")))?
             .map_err(|error| transient(&unreachable(""), error))?;
         // Small requests must not wait for the acknowledgement of earlier ones.
@@ -81,6 +86,56 @@ impl Dial for SourceAddress {
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
             false => format!("{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// A connection, and how long its address took to answer.
+struct ReachedAddress {
+    tcp: TcpStream,
+    round_trip: Duration,
+}
+
+/// Addresses of both families in turns, in the order in which they were found otherwise.
+fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (one, other): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == first);
+    let (mut one, mut other) = (one.into_iter(), other.into_iter());
+    let mut turns = Vec::new();
+    loop {
+        let pair = [one.next(), other.next()];
+        if pair.iter().all(Option::is_none) {
+            return turns;
+        }
+        turns.extend(pair.into_iter().flatten());
+    }
+}
+
+/// Connects to whichever address answers first. One that does not answer must not hold up the others, so the next one
+/// is tried after a moment (RFC 8305).
+async fn connect_to_any(addresses: Vec<SocketAddr>) -> io::Result<ReachedAddress> {
+    let mut waiting = addresses.into_iter();
+    let mut attempts = tokio::task::JoinSet::new();
+    let mut last = io::Error::other("the host has no address");
+    loop {
+        if let Some(address) = waiting.next() {
+            attempts.spawn(async move {
+                let since = Instant::now();
+                let tcp = TcpStream::connect(address).await;
+                tcp.map(|tcp| ReachedAddress { tcp, round_trip: since.elapsed() })
+                    .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))
+            });
+        } else if attempts.is_empty() {
+            return Err(last);
+        }
+        tokio::select! {
+            Some(attempt) = attempts.join_next() => match attempt {
+                Ok(Ok(answered)) => return Ok(answered),
+                Ok(Err(error)) => last = error,
+                Err(error) => last = io::Error::other(error),
+            },
+            () = tokio::time::sleep(NEXT_ADDRESS), if waiting.len() > 0 => {}
         }
     }
 }
@@ -125,6 +180,31 @@ mod tests {
     use rustls::{CertificateError, InvalidMessage};
 
     use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let found = ["[::1]:1", "[::2]:1", "10.0.0.1:1"].map(address).to_vec();
+        let turns = ["[::1]:1", "10.0.0.1:1", "[::2]:1"].map(address);
+        assert_eq!(by_turns(found), turns);
+        assert_eq!(by_turns(Vec::new()), []);
+    }
+
+    #[tokio::test]
+    async fn a_dead_address_does_not_hide_a_good_one() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = listener.local_addr().unwrap();
+        // Nothing answers at an address of the documentation (RFC 5737), and a closed port refuses.
+        let silent = "192.0.2.1:9".parse().unwrap();
+        let closed = "127.0.0.1:1".parse().unwrap();
+        for dead in [silent, closed] {
+            let answered = connect_to_any(vec![dead, good]).await.unwrap();
+            assert_eq!(answered.tcp.peer_addr().unwrap(), good);
+            assert!(answered.round_trip < NEXT_ADDRESS, "only the address that answered counts");
+        }
+        let refused = connect_to_any(vec![closed]).await.err().unwrap();
+        assert!(refused.to_string().contains("127.0.0.1:1"), "{refused}");
+    }
 
     fn class_of(error: rustls::Error) -> Class {
         let error = io::Error::new(io::ErrorKind::InvalidData, error);

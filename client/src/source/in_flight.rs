@@ -92,6 +92,7 @@ impl Outstanding {
         let fault = |why| Unexpected { unit: item.unit, why };
         let (_, unit) = self.units.get_mut(&item.unit).ok_or_else(|| fault("no such request"))?;
         match (&mut unit.kind, &item.body) {
+            (_, ItemBody::Waiting) => {}
             (kind, ItemBody::End { vanished, .. }) => {
                 let missing = match kind {
                     UnitKind::Blocks { ranges, .. } => !ranges.is_empty(),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pg_format::Lsn;
-use proto::limits::LIST_ENTRIES_MAX;
+use proto::limits::{LIST_ENTRIES_MAX, LIST_PATH_BYTES_MAX};
 use proto::model::FileEntry;
 use proto::refusal::CallError;
 use tokio_util::task::AbortOnDropHandle;
@@ -27,12 +27,16 @@ pub(super) async fn listed(
     patience: Duration,
 ) -> Result<ReceivedList, CallError> {
     let mut list = connection.client.list_files().await?;
-    let mut entries = Vec::new();
+    let (mut entries, mut path_bytes) = (Vec::new(), 0);
     while let Some(batch) = within(patience, list.next()).await? {
+        path_bytes += batch.iter().map(|entry| entry.path.as_str().len()).sum::<usize>();
         entries.extend(batch);
+        let too_much = |what: String| CallError::InvalidReply(format!("it lists more than {what}"));
         if entries.len() > LIST_ENTRIES_MAX {
-            let message = format!("it lists more than {LIST_ENTRIES_MAX} files");
-            return Err(CallError::InvalidReply(message));
+            return Err(too_much(format!("{LIST_ENTRIES_MAX} files")));
+        }
+        if path_bytes > LIST_PATH_BYTES_MAX {
+            return Err(too_much(format!("{LIST_PATH_BYTES_MAX} bytes of names")));
         }
     }
     Ok(ReceivedList { entries, redo: list.redo().unwrap_or(Lsn::INVALID) })

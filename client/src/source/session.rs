@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use proto::fetch::{Item, Unit};
+use proto::fetch::{Item, ItemBody, Unit};
 use proto::model::{Description, Node, Sealed};
 use proto::rate::RateLimit;
 use proto::refusal::CallError;
@@ -21,6 +21,7 @@ use crate::source::dial::Dial;
 use crate::source::in_flight::{Outstanding, Unexpected};
 use crate::source::link::{Buffers, Link};
 use crate::source::listing::{Listing, ReceivedList, listed, within};
+use crate::source::pace::Pace;
 use crate::source_checks::check_list;
 
 /// Longest time the first call may take: a source that does not answer this is stalled.
@@ -367,7 +368,7 @@ async fn fold<T: Default>(
     // The only message: the channel has room for it.
     drop(requests.try_send(units));
     let mut frames = connection.client.fetch(queue).await?;
-    let (mut value, mut payload_bytes) = (T::default(), 0);
+    let (mut value, mut payload_bytes, mut pace) = (T::default(), 0, Pace::default());
     while !outstanding.is_empty() {
         let frame = within(patience, frames.next()).await?;
         let frame = frame.ok_or_else(|| {
@@ -375,10 +376,21 @@ async fn fold<T: Default>(
         })?;
         payload_bytes += frame.payload.len() as u64;
         if let Some(rate) = &rate {
-            tokio::time::sleep(rate.reserve(frame.payload.len())).await;
+            let pause = rate.reserve(frame.payload.len());
+            tokio::time::sleep(pause).await;
+            pace.excuse(pause);
         }
-        for item in frame.items().map_err(|e| CallError::InvalidReply(e.to_string()))? {
+        let items = frame.items().map_err(|e| CallError::InvalidReply(e.to_string()))?;
+        // A peer must not keep a run alive with frames that bring nothing.
+        if items.is_empty() {
+            return Err(CallError::InvalidReply("a frame is empty".to_owned()));
+        }
+        pace.take(&items).map_err(|e| CallError::Broken(e.to_string()))?;
+        for item in items {
             outstanding.receive(&item).map_err(|e| CallError::InvalidReply(e.to_string()))?;
+            if matches!(item.body, ItemBody::Waiting) {
+                continue;
+            }
             take(&mut value, item).map_err(|e| CallError::InvalidReply(e.to_string()))?;
         }
     }

@@ -4,7 +4,7 @@
 /// First bytes of each file.
 const MAGIC: &[u8; 8] = b"pgrejoin";
 /// Version of the format of everything in the state directory.
-pub const FORMAT_VERSION: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
 /// Magic, format version, four bytes for later, program version.
 pub const HEADER_BYTES: usize = 32;
 const PROGRAM_BYTES: usize = 16;

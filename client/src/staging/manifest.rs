@@ -65,8 +65,12 @@ pub struct Manifest {
     pub staging: Option<Staging>,
     /// Files that were shorter on the source when they were read than when they were listed: index
     /// and bytes.
+    ///
+    /// In the order of their index.
     pub shorter: Vec<(usize, u64)>,
     /// Files that were gone when they were read.
+    ///
+    /// In order.
     pub vanished: Vec<usize>,
     /// Changes in `pg_wal`.
     pub wal: WalChanges,
@@ -93,6 +97,9 @@ pub enum ManifestError {
     /// It cannot be encoded or decoded.
     #[error("its content could not be encoded or decoded")]
     Content(#[from] postcard::Error),
+    /// Its lists of files are not in order.
+    #[error("its lists of files are not in order")]
+    Order,
 }
 
 impl Manifest {
@@ -103,13 +110,21 @@ impl Manifest {
 
     /// Reads and checks the file.
     pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
-        Ok(postcard::from_bytes(header::open(bytes)?)?)
+        let manifest: Self = postcard::from_bytes(header::open(bytes)?)?;
+        let in_order =
+            manifest.vanished.is_sorted() && manifest.shorter.is_sorted_by_key(|(index, _)| *index);
+        if in_order { Ok(manifest) } else { Err(ManifestError::Order) }
     }
 
     /// The length a planned file has at the end.
     pub fn final_bytes(&self, index: usize, planned: u64) -> u64 {
-        let shorter = self.shorter.iter().find(|(of, _)| *of == index);
-        shorter.map_or(planned, |(_, shorter)| planned.min(*shorter))
+        self.shorter(index).map_or(planned, |shorter| planned.min(shorter))
+    }
+
+    /// The length that the file had on the source when it was read, if that was less than listed.
+    fn shorter(&self, index: usize) -> Option<u64> {
+        let found = self.shorter.binary_search_by_key(&index, |(of, _)| *of).ok()?;
+        self.shorter.get(found).map(|(_, bytes)| *bytes)
     }
 
     /// A planned file as it was; `None` if there was no such file.
@@ -123,7 +138,7 @@ impl Manifest {
         let files = files.map(|(index, planned)| FinalFile {
             planned,
             bytes_before: self.before(index).map(|before| before.bytes),
-            shorter: self.shorter.iter().find(|(of, _)| *of == index).map(|(_, bytes)| *bytes),
+            shorter: self.shorter(index),
             is_gone: self.is_gone(index),
         });
         files.collect()
@@ -131,7 +146,7 @@ impl Manifest {
 
     /// Whether a planned file was gone on the source when it was read.
     pub fn is_gone(&self, index: usize) -> bool {
-        self.vanished.contains(&index)
+        self.vanished.binary_search(&index).is_ok()
     }
 }
 

@@ -78,6 +78,7 @@ impl Recovered {
             }
             ItemBody::PageHashes { .. }
             | ItemBody::Same { .. }
+            | ItemBody::Waiting
             | ItemBody::SegmentDigest { .. }
             | ItemBody::RecordCrc { .. }
             | ItemBody::Change(_) => {}

@@ -49,6 +49,8 @@ pub struct SavedPlan {
     pub target_control: Vec<u8>,
     /// The planned files as they were then.
     pub before: Vec<Option<FileStat>>,
+    /// The source's address, for the operator.
+    pub source: String,
     /// Which life of which source it was made for.
     pub life: Life,
     /// The operator's choices it depends on.
@@ -63,28 +65,37 @@ pub struct SavedPlan {
     pub sync: bool,
 }
 
-fn path() -> io::Result<DataPath> {
-    DataPath::new(".pgrejoin/plan").map_err(io::Error::other)
-}
-
 impl SavedPlan {
+    /// Where it is.
+    pub fn path() -> DataPath {
+        DataPath::of(".pgrejoin/plan")
+    }
+
     /// Writes it durably.
     pub fn write(&self, disk: &dyn Disk) -> io::Result<()> {
         let body = postcard::to_stdvec(self).map_err(io::Error::other)?;
-        replace_file(disk, &path()?, &header::seal(&body))
+        replace_file(disk, &Self::path(), &header::seal(&body))
     }
 
     /// Reads it; `None` if there is none that can be used.
     pub fn read(disk: &dyn Disk) -> io::Result<Option<Self>> {
         let mut bytes = Vec::new();
-        match disk.open(&path()?) {
+        match disk.open(&Self::path()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => io::Read::read_to_end(&mut file?, &mut bytes)?,
         };
-        match header::open(&bytes) {
+        Self::decode(&bytes).map_err(io::Error::other)
+    }
+
+    /// Reads the file's content; `None` if it is damaged.
+    ///
+    /// # Errors
+    /// Another release wrote it.
+    pub fn decode(bytes: &[u8]) -> Result<Option<Self>, HeaderError> {
+        match header::open(bytes) {
             Ok(body) => Ok(postcard::from_bytes(body).ok()),
             Err(HeaderError::Damaged(_)) => Ok(None),
-            Err(error @ HeaderError::Version { .. }) => Err(io::Error::other(error)),
+            Err(error @ HeaderError::Version { .. }) => Err(error),
         }
     }
 }
@@ -100,6 +111,7 @@ mod tests {
         SavedPlan {
             target_control: b"control".to_vec(),
             before: vec![None],
+            source: "source.example:7432".to_owned(),
             life: node([1; 16]).life(),
             options: PlanOptions {
                 strategy: StrategyChoice::Auto,

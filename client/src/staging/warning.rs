@@ -7,6 +7,7 @@ use std::path::Path;
 
 use pg_format::file_class::OWN_DIRECTORY;
 
+use crate::outcome::utc_now;
 use crate::staging::disk::Disk;
 use crate::staging::layout::own;
 
@@ -43,7 +44,7 @@ pub(crate) fn put(disk: &dyn Disk) -> io::Result<()> {
     if stands(disk)? {
         return Ok(());
     }
-    let text = format!("{FIRST_LINE}{ADVICE}");
+    let text = format!("{FIRST_LINE}{ADVICE}It began at {}.\n", utc_now());
     replace(disk, text.as_bytes())
 }
 

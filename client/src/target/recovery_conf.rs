@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use data_dir::EntryKind;
+use data_dir::settings::ConfigFile;
+use pg_format::conninfo::parameters;
 use pg_format::{DataPath, conf};
 
 use crate::config::{Config, Recovery};
@@ -97,6 +99,14 @@ pub fn check_target(
             ),
         ));
     }
+    if target.settings.config_file == ConfigFile::Nowhere {
+        let missing = "no configuration file of the target was found, so its settings, such as restore_command \
+                       or a recovery target, are not known: give --config-file FILE";
+        if config.start {
+            return Err(RewindError::new(Class::Preflight, missing));
+        }
+        monitor.warning(missing);
+    }
     if !config.config_from_source {
         files(config, target, None)?;
     }
@@ -121,11 +131,10 @@ pub fn check_target(
 /// The last address a connection string leads to if none of them answers. Service files and names
 /// that need a library to be understood are not judged.
 fn dead_address(conninfo: &str) -> Option<String> {
+    let parameters = parameters(conninfo);
     let setting = |wanted: &str| {
-        conninfo.split_whitespace().find_map(|part| {
-            let (name, value) = part.split_once('=')?;
-            (name == wanted).then(|| value.trim_matches('\'').to_owned())
-        })
+        let found = parameters.iter().find(|parameter| parameter.name == wanted);
+        found.map(|parameter| parameter.value.clone())
     };
     let hosts = setting("hostaddr").or_else(|| setting("host"))?;
     let ports = setting("port").unwrap_or_else(|| "5432".to_owned());

@@ -6,8 +6,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use data_dir::DataDir;
+use data_dir::settings::{self, ConfigFile};
 use pg_format::postmaster_pid::PostmasterPid;
-use pg_format::{ClusterState, Major};
+use pg_format::{ClusterState, Major, postmaster_opts};
 
 use crate::config::Config;
 use crate::error::{Class, RewindError, TargetState};
@@ -33,7 +34,14 @@ pub fn start(
     let log = log_file(&config.target);
     let mut command = std::process::Command::new(pg_ctl);
     command.arg("start").arg("-W").arg("-s").arg("-D").arg(&config.target).arg("-l").arg(&log);
-    if let Some(file) = &config.config_file {
+    let major = directory.control().map(|control| control.file.major);
+    let settings = major
+        .ok()
+        .and_then(|major| settings::read(directory, major, config.config_file.as_deref()).ok());
+    let config_file = settings.map(|settings| settings.config_file);
+    // One inside the data directory is found by PostgreSQL itself.
+    let outside = config_file.filter(|file| !matches!(file, ConfigFile::Inside(_)));
+    if let Some(file) = outside.as_ref().and_then(ConfigFile::path) {
         // pg_ctl hands this to a shell.
         let quoted = file.display().to_string().replace('\'', r"'\''");
         command.arg("-o").arg(format!("-c config_file='{quoted}'"));
@@ -240,8 +248,7 @@ pub fn find_pg_ctl(
     }
     let options = directory.read_if_exists("postmaster.opts", 64 << 10).ok().flatten();
     let server = options.and_then(|text| {
-        let text = String::from_utf8_lossy(&text).into_owned();
-        text.split_whitespace().next().map(PathBuf::from)
+        postmaster_opts::program(&String::from_utf8_lossy(&text)).map(PathBuf::from)
     });
     let beside = server.and_then(|server| server.parent().map(|bin| bin.join("pg_ctl")));
     let usual = [

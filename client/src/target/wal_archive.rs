@@ -7,10 +7,17 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use data_dir::wal::{LocalWal, Segments};
 use parking_lot::Mutex;
+use pg_format::TimelineId;
 use pg_format::wal::SegmentName;
+
+/// Pauses before a `restore_command` that failed is run again.
+const RESTORE_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
+/// Histories that are looked for at most.
+const HISTORIES_TRIED_MAX: usize = 1000;
 
 /// Gets the segment of a number from the source; `None` if it does not have it.
 pub type FromSource<'a> = dyn Fn(u64) -> io::Result<Option<File>> + Send + Sync + 'a;
@@ -92,7 +99,11 @@ impl<'a> TargetWal<'a> {
                 file = open_if_exists(&archive.join(name.file_name(size)))?;
             }
             if let (None, Some(command)) = (&file, &self.elsewhere.restore_command) {
-                file = restore(command, &name.file_name(size), self.local.directory.path())?;
+                file = restore_with_patience(
+                    command,
+                    &name.file_name(size),
+                    self.local.directory.path(),
+                )?;
             }
             if let (None, Some((source, end))) = (&file, &self.elsewhere.source)
                 && number < *end
@@ -153,7 +164,35 @@ fn restore(command: &str, name: &str, pgdata: &Path) -> io::Result<Option<File>>
     shell.arg("-c").arg(&text).current_dir(pgdata).stdin(Stdio::null());
     // Its output must not mix with our results, and it must not see our secrets in its environment.
     shell.stdout(io::stderr()).env_remove("PGREJOIN_PRIMARY_CONNINFO");
-    if shell.status()?.success() { open_if_exists(&path) } else { Ok(None) }
+    // A command that cannot even be started may be mended by the time of the next segment.
+    if shell.status().is_ok_and(|status| status.success()) {
+        open_if_exists(&path)
+    } else {
+        Ok(None)
+    }
+}
+
+/// [`restore`], tried again after a moment: an archive behind a network may fail once.
+fn restore_with_patience(command: &str, name: &str, pgdata: &Path) -> io::Result<Option<File>> {
+    for pause in RESTORE_PAUSES {
+        if let Some(file) = restore(command, name, pgdata)? {
+            return Ok(Some(file));
+        }
+        std::thread::sleep(pause);
+    }
+    restore(command, name, pgdata)
+}
+
+/// The newest timeline above `timeline` whose history file the archive has, as recovery looks for it: one number after
+/// the other, until one is missing.
+pub fn newest_history(command: &str, timeline: TimelineId, pgdata: &Path) -> Option<TimelineId> {
+    let above = (timeline.get()..).skip(1).take(HISTORIES_TRIED_MAX);
+    let found = above.map_while(|number| {
+        let timeline = TimelineId::new(number).ok()?;
+        restore(command, &timeline.history_file_name(), pgdata).ok()??;
+        Some(timeline)
+    });
+    found.last()
 }
 
 /// Replaces `%f`, `%p`, `%r` and `%%` as the server does (`BuildRestoreCommand`).
@@ -181,6 +220,34 @@ fn expand(command: &str, name: &str, path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_values::put_file;
+
+    #[test]
+    fn a_command_that_fails_once_is_tried_again() {
+        let home = tempfile::tempdir().unwrap();
+        let archive = home.path().join("archive");
+        std::fs::create_dir(&archive).unwrap();
+        put_file(&archive.join("SEGMENT"), b"wal");
+        // It makes a file, and only where that is there does it answer.
+        let once = "test -e tried && cp archive/%f \"%p\" || { touch tried; false; }";
+        let restored = restore_with_patience(once, "SEGMENT", home.path()).unwrap();
+        assert!(restored.is_some());
+        assert!(
+            restore_with_patience("cp archive/%f \"%p\"", "OTHER", home.path()).unwrap().is_none()
+        );
+    }
+
+    #[test]
+    fn histories_are_looked_for_as_recovery_does() {
+        let home = tempfile::tempdir().unwrap();
+        let one = TimelineId::new(1).unwrap();
+        let newest = || newest_history("cp %f \"%p\"", one, home.path()).map(TimelineId::get);
+        assert_eq!(newest(), None);
+        put_file(&home.path().join("00000003.history"), b"1\t0/3000000\tx\n");
+        assert_eq!(newest(), None, "2 is missing");
+        put_file(&home.path().join("00000002.history"), b"1\t0/3000000\tx\n");
+        assert_eq!(newest(), Some(3));
+    }
 
     #[test]
     fn placeholders_are_expanded() {

@@ -180,7 +180,7 @@ impl<'a> Judge<'a> {
 
     fn resume(&self, state: &State, control: Control) -> Result<(), String> {
         let root = self.make(state);
-        let status = status::status(&root).map_err(|error| error.chain())?;
+        let status = status::status(&root).map_err(|error| error.chain())?.text;
         let must_not_start = status.contains("Do not start PostgreSQL");
         if must_not_start != (control == Control::None) {
             return Err(format!("status says: {status}"));

@@ -71,7 +71,7 @@ fn rewind_with_kills(world: &World, parted: &Parted, server: &Server) -> Ended {
         running.signal(Signal::KILL);
         running.wait();
         let status = state_command("status", target);
-        assert_eq!(status.code, 0, "{}", status.text);
+        assert!(status.code == 0 || status.code >= 10, "{}", status.text);
         if status.text.contains("has not finished") {
             assert!(!target.try_start(), "started in the middle of a rewind");
         }

@@ -494,10 +494,11 @@ fn another_protocol_version_is_refused() {
         certificate: refusal.pki.file("server.crt"),
         key: root_key(&refusal.pki),
         authority: refusal.pki.file("ca.crt"),
+        revocation: proto::tls::Revocation::default(),
     });
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = format!("https://{}", listener.local_addr().unwrap());
-    runtime.spawn(answer_as_another_version(listener, tls.unwrap()));
+    runtime.spawn(answer_as_another_version(listener, tls.unwrap().config));
     let rewind = Rewind::to(&refusal.pair.a, &address, &refusal.pki);
     refusal.refuse(rewind, 1, "it speaks protocol version 99");
 }
@@ -512,12 +513,12 @@ fn root_key(pki: &Pki) -> std::path::PathBuf {
 
 async fn answer_as_another_version(
     listener: tokio::net::TcpListener,
-    tls: tokio_rustls::rustls::ServerConfig,
+    tls: std::sync::Arc<tokio_rustls::rustls::ServerConfig>,
 ) {
     use http_body_util::StreamBody;
     use hyper::body::Frame;
     use hyper_util::rt::{TokioExecutor, TokioIo};
-    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(tls));
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
     while let Ok((stream, _)) = listener.accept().await {
         let stream = acceptor.accept(stream).await.expect("a client");
         let answer = hyper::service::service_fn(|_request| async {
@@ -534,4 +535,38 @@ async fn answer_as_another_version(
         let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         connection.serve_connection(TokioIo::new(stream), answer).await.ok();
     }
+}
+
+/// As `lost+found` of a file system whose root is the data directory.
+#[test]
+fn a_directory_that_nobody_may_read_and_is_not_postgres_stays() {
+    let refusal = Refusal::new();
+    let nodes = [&refusal.pair.a, &refusal.pair.b];
+    for node in nodes {
+        let directory = node.data.join("lost+found");
+        fs::create_dir(&directory).unwrap();
+        node.user.own(&directory);
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    let mirrored = refusal.rewind().args(["--extra-files", "mirror"]);
+    let before = Snapshot::of(&refusal.pair.a.data);
+    mirrored.refuse(3, "lost+found on the target cannot be read");
+    before.assert_same(&Snapshot::of(&refusal.pair.a.data));
+    let ended = refusal.rewind().following(&refusal.pair.b).succeed();
+    assert!(ended.text.contains("lost+found cannot be read and stays"), "{}", ended.text);
+    // What is PostgreSQL's is another matter, and the path is named.
+    for node in nodes {
+        fs::remove_dir(node.data.join("lost+found")).unwrap();
+    }
+    oracle::verify(&refusal.pair.a, &refusal.pair.b);
+}
+
+#[test]
+fn what_of_postgres_cannot_be_read_is_named() {
+    let refusal = Refusal::new();
+    let directory = refusal.pair.b.data.join("pg_multixact/members");
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o000)).unwrap();
+    refusal.refuse(refusal.rewind(), 1, "pg_multixact/members: Permission denied");
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).unwrap();
+    refusal.succeed();
 }

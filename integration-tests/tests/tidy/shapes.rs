@@ -10,9 +10,10 @@ use super::{assert_none, product};
 /// Fields of a struct at most.
 const FIELDS_MAX: usize = 10;
 /// Structs that may have more.
-const WIDE: [(&str, &str); 8] = [
+const WIDE: [(&str, &str); 9] = [
     ("Config", "each is an independent choice of the operator"),
     ("RewindArgs", "each is an option of the command line"),
+    ("Cli", "each is an option of the command line"),
     ("Manifest", "everything that a rewind changes, in one checked file"),
     ("Outcome", "everything that is reported"),
     ("Carriage", "everything that is counted of a transfer"),
@@ -151,7 +152,7 @@ fn functions_and_structs_are_plain() {
     // Texts of the command line's own parsers are shown to the operator by it.
     let faults = shapes.iter().flat_map(|shapes| &shapes.faults);
     let faults: Vec<String> =
-        faults.filter(|fault| !fault.starts_with("client/src/cli.rs")).cloned().collect();
+        faults.filter(|fault| !fault.contains("/src/cli.rs")).cloned().collect();
     assert_none(&faults, "no tuple parameters, no nested results, no wide structs");
     let is_needed = |name: &str| shapes.iter().any(|shapes| shapes.wide.iter().any(|w| w == name));
     let needless = WIDE.iter().filter(|(name, _)| !is_needed(name));

@@ -211,6 +211,7 @@ impl From<Item> for wire::Item {
                 digest: Bytes::copy_from_slice(&crc.to_le_bytes()),
             }),
             ItemBody::Change(change) => changes::body(change),
+            ItemBody::Waiting => Body::Waiting(wire::WaitingItem {}),
             ItemBody::End { vanished, bytes } => Body::End(wire::UnitEnd { vanished, bytes }),
         };
         Self { unit: item.unit, body: Some(body) }
@@ -258,6 +259,7 @@ impl TryFrom<wire::Item> for Item {
             Body::ChangedRelation(relation) => ItemBody::Change(changes::relation(&relation)),
             Body::ChangedDirectory(item) => ItemBody::Change(changes::directory(item)),
             Body::ChangesCovered(covered) => ItemBody::Change(changes::covered(&covered)),
+            Body::Waiting(wire::WaitingItem {}) => ItemBody::Waiting,
             Body::End(end) => ItemBody::End { vanished: end.vanished, bytes: end.bytes },
         };
         Ok(Self { unit, body })

@@ -3,8 +3,10 @@
 use pg_format::wal::SegmentName;
 use pg_format::{ControlFile, DataPath, Lsn, TimelineId};
 
+use crate::limits::{HISTORIES_MAX, TABLESPACES_MAX, WAL_SEGMENTS_MAX};
 use crate::model::{Description, FileEntry, Node, Role, Sealed, Tablespace};
 use crate::refusal::CallError;
+use crate::text::of_peer;
 use crate::{PROTOCOL_VERSION, wire};
 
 #[expect(clippy::needless_pass_by_value, reason = "used as map_err(invalid)")]
@@ -50,6 +52,9 @@ impl TryFrom<wire::Node> for Node {
             wire::Role::Stopped => Role::Stopped,
             wire::Role::Unspecified => return Err(invalid("the node has no role")),
         };
+        if node.histories.len() > HISTORIES_MAX {
+            return Err(invalid("the node has too many history files"));
+        }
         let histories: Result<Vec<_>, CallError> = node
             .histories
             .into_iter()
@@ -108,6 +113,13 @@ impl TryFrom<wire::DescribeReply> for Description {
             .node
             .ok_or_else(|| invalid("the description of the node is missing"))?
             .try_into()?;
+        let too_many = |what: &str| invalid(format!("it describes too many {what}"));
+        if reply.wal_segments.len() > WAL_SEGMENTS_MAX {
+            return Err(too_many("WAL segments"));
+        }
+        if reply.tablespaces.len() > TABLESPACES_MAX {
+            return Err(too_many("tablespaces"));
+        }
         let numbers = u64::MAX / node.control.wal_segment_size.bytes();
         let segments: Result<Vec<_>, CallError> = reply
             .wal_segments
@@ -121,7 +133,7 @@ impl TryFrom<wire::DescribeReply> for Description {
             .collect();
         let text = |text: String| (!text.is_empty()).then_some(text);
         Ok(Self {
-            program_version: reply.program_version,
+            program_version: of_peer(&reply.program_version),
             node,
             wal_segments: segments?,
             tablespaces: reply
@@ -129,7 +141,7 @@ impl TryFrom<wire::DescribeReply> for Description {
                 .into_iter()
                 .map(|space| Tablespace { oid: space.oid, location: text(space.location) })
                 .collect(),
-            congestion_control: text(reply.congestion_control),
+            congestion_control: text(of_peer(&reply.congestion_control)),
         })
     }
 }

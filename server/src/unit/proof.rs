@@ -48,22 +48,30 @@ pub(crate) fn answer(
     // Nothing is collected: replies leave as they are made, so memory has a bound and the
     // client sees that the work goes on.
     let mut failed = None;
-    let mut give = |body| match output.send(Item { unit, body }) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(refusal) => {
-            failed = Some(refusal);
-            ControlFlow::Break(())
+    let mut counted = first;
+    let mut give = |at: Lsn, body| {
+        // What was read up to here counts before its answer leaves.
+        output.read("proofs", at.distance_from(counted.min(at)));
+        counted = counted.max(at);
+        match output.send(Item { unit, body }) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(refusal) => {
+                failed = Some(refusal);
+                ControlFlow::Break(())
+            }
         }
     };
+    let size = context.segment_size;
     let end = if each_record {
         digest::records(wal, context, from, to, &mut |lsn, crc| {
-            give(ItemBody::RecordCrc { lsn, crc })
+            give(lsn, ItemBody::RecordCrc { lsn, crc })
         })
     } else {
         digest::digests(wal, context, from, to, &mut |segment| {
             let digest = PageHash::from_bytes(segment.digest);
             let (number, records) = (segment.number, segment.records);
-            give(ItemBody::SegmentDigest { number, records, digest })
+            let end = size.start_of(number).plus(size.bytes());
+            give(end.min(to), ItemBody::SegmentDigest { number, records, digest })
         })
     };
     let end = end.map_err(|error| node::internal("its WAL", &error))?;

@@ -16,6 +16,7 @@ use crate::error::{Class, RewindError};
 use crate::source::Session;
 use crate::source::connect::Connection;
 use crate::source::in_flight::is_finished;
+use crate::source::pace::Pace;
 use crate::source::requests::{LastAsked, Place, ask};
 
 /// Pause before a lost connection is made again: a server that refuses must not be hammered.
@@ -141,10 +142,13 @@ impl ConnectionWorker {
         let (outstanding, shared) = (Arc::clone(&self.outstanding), Arc::clone(&self.shared));
         let rate = self.session.rate().cloned();
         tokio::task::spawn_blocking(move || {
+            let mut pace = Pace::default();
             let mut check = |frame: &Frame| -> Result<(), RewindError> {
                 // While this waits, what is not taken fills the receive window, and the source waits too.
                 if let Some(rate) = &rate {
-                    rate.wait(frame.payload.len());
+                    let pause = rate.reserve(frame.payload.len());
+                    std::thread::sleep(pause);
+                    pace.excuse(pause);
                 }
                 let invalid = |error: &dyn std::error::Error| {
                     let message = format!("the source sent an invalid reply: {error}");
@@ -156,6 +160,7 @@ impl ConnectionWorker {
                     let message = "the source sent an empty frame";
                     return Err(RewindError::new(Class::Other, message));
                 }
+                pace.take(&items).map_err(|error| RewindError::transient(error.to_string()))?;
                 let done = {
                     let mut outstanding = lock(&outstanding);
                     let before = outstanding.cost();
@@ -165,9 +170,15 @@ impl ConnectionWorker {
                             shared.progress.ended.fetch_add(1, Ordering::Relaxed);
                         }
                     }
+                    if outstanding.is_empty() {
+                        pace.rest();
+                    }
                     before.saturating_sub(outstanding.cost())
                 };
-                shared.add_more(sink.receive(frame, &items)?);
+                // A sign of life is in a frame of its own, and nothing of it is kept.
+                if !items.iter().all(|item| matches!(item.body, ItemBody::Waiting)) {
+                    shared.add_more(sink.receive(frame, &items)?);
+                }
                 shared.progress.frames.fetch_add(1, Ordering::Relaxed);
                 shared.progress.progressed(done);
                 Ok(())

@@ -1,7 +1,7 @@
 //! Sessions with an in-memory source, and what is done when it is lost.
 
 use pg_format::{DataPath, Lsn};
-use proto::fetch::{BlockRange, ItemBody, UnitKind};
+use proto::fetch::{BlockRange, UnitKind};
 use proto::model::FileEntry;
 use proto::{Reason, Refusal};
 

@@ -256,7 +256,13 @@ fn the_server_drains_on_sigterm() {
     // What was being sent was sent, and every session has its line: who, what, how much.
     let session = log.lines().find(|line| line.contains("session ended") && line.contains("wal="));
     let session = session.unwrap_or_else(|| panic!("no session with data: {log}"));
-    for words in ["peer=\"client\"", "fingerprint=", "address=127.0.0.1:", "sent_bytes="] {
+    for words in [
+        "client=client",
+        "allowed_by=\"client\"",
+        "fingerprint=",
+        "address=127.0.0.1:",
+        "sent_bytes=",
+    ] {
         assert!(session.contains(words), "{words} is not in: {session}");
     }
     let server = Server::with(&pair.b, &pki, port, &[]);
@@ -306,8 +312,21 @@ fn a_signal_before_the_seal_leaves_the_target_as_it_was() {
         running.signal(signal);
         let ended = running.wait();
         assert_eq!(ended.code, code, "{}", ended.text);
+        // What came is kept, and is all that is new.
+        assert!(ended.text.contains("the fetched data is kept"), "{}", ended.text);
+        assert_eq!(state_command("status", &pair.a).code, 11);
+        assert_eq!(state_command("rollback", &pair.a).code, 0);
         before.assert_same(&Snapshot::of(&pair.a.data));
     }
+    let mut running = served.rewind(&pair.a).spawn();
+    running.wait_for("fetch");
+    sleep(Duration::from_secs(2));
+    assert_eq!(state_command("status", &pair.a).code, 10, "its run is alive");
+    running.signal(Signal::TERM);
+    running.wait();
+    let ended = served.rewind(&pair.a).following(&pair.b).succeed();
+    assert!(ended.text.contains("resuming the transfer of an earlier run"), "{}", ended.text);
+    oracle::verify(&pair.a, &pair.b);
 }
 
 #[test]
