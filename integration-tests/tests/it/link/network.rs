@@ -129,6 +129,15 @@ fn established(port: u16) -> usize {
         .count()
 }
 
+/// Bytes that were read for a session, by its line in the server's log.
+fn bytes_read(line: &str) -> u64 {
+    let amounts = line.split_whitespace().filter_map(|word| word.rsplit_once('='));
+    let of_data = amounts.filter(|(kind, _)| {
+        ["pages", "hashes", "files", "wal"].iter().any(|data| kind.ends_with(data))
+    });
+    of_data.map(|(_, bytes)| bytes.parse::<u64>().expect("a number")).sum()
+}
+
 #[test]
 fn every_connection_carries_its_share() {
     let pair = large_fork();
@@ -148,17 +157,13 @@ fn every_connection_carries_its_share() {
     assert_eq!(ended.code, 0, "{}", ended.text);
     // Five for data and one that asks questions.
     assert!(most >= 6, "{most} connections");
-    let sent: Vec<u64> = server
-        .log_text()
-        .lines()
-        .filter(|line| line.contains("pages="))
-        .filter_map(|line| {
-            line.rsplit_once("sent_bytes=")?.1.split_whitespace().next()?.parse().ok()
-        })
-        .collect();
-    let total: u64 = sent.iter().sum();
-    assert_eq!(sent.len(), 5, "{sent:?}");
-    assert!(sent.iter().all(|bytes| bytes * 10 >= total), "{sent:?}");
+    // What limits is the reading: of pages that come as differences few bytes travel.
+    let log = server.log_text();
+    let carrying = log.lines().filter(|line| line.contains("pages="));
+    let read: Vec<u64> = carrying.map(bytes_read).collect();
+    let total: u64 = read.iter().sum();
+    assert_eq!(read.len(), 5, "{log}");
+    assert!(read.iter().all(|bytes| bytes * 20 >= total), "{read:?}");
     oracle::verify(&pair.a, &pair.b);
 }
 
@@ -423,6 +428,9 @@ fn a_killed_comparison_goes_on_and_fetches_nothing_twice() {
 #[test]
 fn a_plan_for_another_life_of_the_source_is_made_anew() {
     let pair = large_fork();
+    // Whoever reads a new page sets hints in it: the update below is to change its own pages only.
+    pair.b.sql("vacuum bulk");
+    pair.b.sql("checkpoint");
     let served = Served::with(pair.home.path(), &pair.b, &["--max-rate", "3M"]);
     // By fork replay would rebuild most of the pages.
     let rewind = || served.rewind(&pair.a).following(&pair.b).args(["--strategy", "latest"]);
